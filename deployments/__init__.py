@@ -1,0 +1,1 @@
+"""Where it runs: schedules, work pools, images, and the local stand-in for AWS."""

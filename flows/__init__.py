@@ -1,0 +1,1 @@
+"""What runs: one module a flow, each with its command line (`python -m flows.NAME`)."""

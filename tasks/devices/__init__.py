@@ -1,0 +1,1 @@
+"""What the hardware is and how fast: a library that knows nothing of Prefect or MLflow."""

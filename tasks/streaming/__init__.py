@@ -1,0 +1,1 @@
+"""Object storage → batches: a library that knows nothing of Prefect or MLflow."""
