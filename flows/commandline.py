@@ -1,0 +1,139 @@
+"""A flow's signature, form and command line, derived from its parameter model in `tasks.parameters`.
+
+`parameters` gives a flow function the signature and the docstring that Prefect makes its form from; `run` is the
+command line: one clear line and exit code 2 for what cannot be started, 1 for what failed, 0 for what completed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from types import NoneType
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
+
+from pydantic import Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from tasks.errors import ConfigurationError
+from tasks.parameters import Parameters
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Model = TypeVar("Model", bound=Parameters)
+
+BOUNDS = {"ge": "at least {}", "gt": "more than {}", "le": "at most {}", "lt": "less than {}"}
+
+
+def parameters(model: type[Parameters]) -> Callable[[Function], Function]:
+    """Give a flow function that takes `**given` the flat, typed, bounded and described parameters of a model."""
+
+    def sign(function: Function) -> Function:
+        signature = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.get_default(call_default_factory=True),
+                annotation=Annotated[field.annotation, Field(description=field.description), *field.metadata],
+            )
+            for name, field in model.model_fields.items()
+        ]
+        function.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
+        function.__annotations__ = {each.name: each.annotation for each in signature}
+        described = "\n".join(f"    {name}: {field.description}" for name, field in model.model_fields.items())
+        function.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nArgs:\n{described}\n"
+        return function
+
+    return sign
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, without the usage of forty options above it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line and leave with exit code 2."""
+        self.exit(2, f"{self.prog}: {message} (--help lists every parameter)\n")
+
+
+def parser_for(model: type[Parameters], prog: str, description: str) -> argparse.ArgumentParser:
+    """A parser with one option for each field of the model: `--batch-size` for batch_size, lists comma-separated."""
+    parser = OneLineParser(
+        prog=prog,
+        description=description,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=110),
+    )
+    for name, field in model.model_fields.items():
+        option = "--" + name.replace("_", "-")
+        help_text = f"{field.description} [{'; '.join(_facts(field))}]".replace("%", "%%")
+        kind = _kind(field)
+        if kind is bool:
+            parser.add_argument(option, dest=name, action=argparse.BooleanOptionalAction, help=help_text)
+        elif get_origin(kind) is list:
+            parser.add_argument(option, dest=name, type=_names, metavar="A,B,…", help=help_text)
+        elif get_origin(kind) is Literal:
+            parser.add_argument(option, dest=name, metavar="|".join(get_args(kind)), help=help_text)
+        else:
+            parser.add_argument(option, dest=name, metavar=getattr(kind, "__name__", "value").upper(), help=help_text)
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _kind(field: FieldInfo) -> Any:
+    kinds = [kind for kind in get_args(field.annotation) if kind is not NoneType]
+    return kinds[0] if NoneType in get_args(field.annotation) and kinds else field.annotation
+
+
+def _facts(field: FieldInfo) -> list[str]:
+    default = field.get_default(call_default_factory=True)
+    bounds = [text.format(getattr(limit, key)) for limit in field.metadata for key, text in BOUNDS.items() if hasattr(limit, key)]
+    return [f"default: {'null' if default is None else default}", *bounds]
+
+
+def parse(model: type[Model], argv: Sequence[str] | None, prog: str, description: str) -> Model:
+    """The model made from command-line words; leaves with one line and exit code 2 where they are not valid."""
+    parser = parser_for(model, prog, description)
+    words = vars(parser.parse_args(argv))
+    try:
+        return model(**words)
+    except ValidationError as error:
+        parser.error(explain(error))
+
+
+def explain(error: ValidationError) -> str:
+    """One line for the first fault that pydantic found: the option, the offending value, what it should be."""
+    fault = error.errors()[0]
+    message = fault["msg"].removeprefix("Value error, ")
+    if not fault["loc"]:
+        return message
+    option = "--" + str(fault["loc"][0]).replace("_", "-")
+    return f"{option} {fault['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def run(
+    flow: Callable[..., Any],
+    model: type[Model],
+    prog: str,
+    check: Callable[[Model], Any],
+    argv: Sequence[str] | None = None,
+) -> NoReturn:
+    """Run a flow from a terminal and leave with its exit code.
+
+    `check` answers what can be answered before anything is started; it raises ConfigurationError.
+    """
+    description = inspect.cleandoc(flow.__doc__ or "").split("\n\nArgs:", maxsplit=1)[0]
+    given = parse(model, argv, prog, description)
+    try:
+        check(given)
+    except ConfigurationError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        sys.exit(2)
+    state = flow(**given.model_dump(), return_state=True)
+    if state.is_completed():
+        sys.exit(0)
+    print(f"{prog}: {state.message or state.name}", file=sys.stderr)
+    sys.exit(1)

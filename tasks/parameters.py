@@ -1,0 +1,173 @@
+"""Every parameter of every flow, defined once: name, type, bounds, default and the sentence that describes it.
+
+The flows' signatures, the forms in the Prefect UI, the command lines and their `--help`, and MLflow's params derive
+from the models below (`flows.commandline` does that). A model is frozen and knows its own cross-field rules; what needs
+the environment to be answered (which bucket, which region) is in `tasks.settings`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MODEL_PARAMETERS = ("iterations", "learning_rate", "gradient_norm", "standardise", "derive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """What a preset stands for; an explicit parameter wins over it.
+
+    A `learning_rate` of None is chosen from the first batch (see `tasks.learning.features.suit_learning_rate`).
+    """
+
+    iterations: int
+    learning_rate: float | None
+    gradient_norm: float
+    standardise: bool
+    derive: tuple[str, ...]
+
+
+PRESETS: dict[str, Preset] = {
+    "default": Preset(
+        iterations=50, learning_rate=None, gradient_norm=0.0, standardise=True, derive=("distance_km",)
+    ),
+    "notebook": Preset(iterations=50, learning_rate=0.03, gradient_norm=0.5, standardise=False, derive=()),
+}
+
+
+class Parameters(BaseModel):
+    """Base of all parameter models: frozen, closed, and finite where it is a number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Access(Parameters):
+    """Where the data is, and who asks for it."""
+
+    bucket_id: str | None = Field(
+        None,
+        pattern="^[0-9a-f]{32}$",
+        description="32 hexadecimal digits that name the bucket dc-taxi-{bucket_id}-{region}; "
+        "null: the environment's BUCKET_ID, else the file BUCKET_ID in the working directory.",
+    )
+    region: str | None = Field(
+        None,
+        pattern="^[a-z0-9-]+$",
+        description="AWS region of the bucket; null: AWS_DEFAULT_REGION, AWS_REGION or the profile's.",
+    )
+    bucket_owner: str | None = Field(
+        None,
+        pattern="^[0-9]{12}$",
+        description="AWS account that must own the bucket; null: the account of the caller.",
+    )
+    verify_identity: bool = Field(
+        True, description="Ask STS who the caller is; false for stores without STS (MinIO, Ceph, R2)."
+    )
+    anonymous: bool = Field(False, description="Read a public bucket without credentials.")
+
+
+class Source(Access):
+    """Which shards, and what stands in them."""
+
+    shards: str | None = Field(
+        None,
+        min_length=1,
+        description="Glob of the training shards (s3://bucket/path/part*.csv, file://, https://, a local path); "
+        "null: csv/dev/part*.csv in the bucket of bucket_id.",
+    )
+    test_shards: str | None = Field(
+        None,
+        min_length=1,
+        description="Glob of the shards that the model is judged on; null: csv/test/part*.csv with a bucket_id, "
+        "else none.",
+    )
+    meta_shards: str | None = Field(
+        None,
+        min_length=1,
+        description="Glob of the CSV with each shard's row count (id,count); null: .meta/shards beside the shards, "
+        "else the rows are counted.",
+    )
+    header: Literal["infer", "none"] = Field(
+        "infer", description="Whether each shard begins with a header line (infer) or with data (none)."
+    )
+    columns: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="The columns to read, by name, in this order; without a header, the names of all columns; "
+        "null: those of the first shard's header.",
+    )
+    target: str | None = Field(None, min_length=1, description="Column to predict; null: the first one.")
+    features: list[str] | None = Field(
+        None, min_length=1, description="Columns to predict it from; null: all others."
+    )
+    max_shards: int | None = Field(None, ge=1, description="Read the first so many shards only; null: all.")
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if self.shards and self.bucket_id:
+            raise ValueError("shards and bucket_id both say where the data is: leave one out")
+        for name, listed in (("columns", self.columns), ("features", self.features)):
+            if listed and len(set(listed)) < len(listed):
+                raise ValueError(f"{name} names a column twice: {','.join(listed)}")
+        if self.target and self.features and self.target in self.features:
+            raise ValueError(f"target {self.target!r} is among the features: leave it out of one of them")
+        for name in [self.target, *(self.features or [])]:
+            if name and self.columns and name not in self.columns:
+                raise ValueError(f"column {name!r} is used as target or feature and is not among columns: add it there")
+        if self.header == "none" and not self.columns:
+            raise ValueError("header is none, so nothing names the columns: list them in columns")
+        return self
+
+
+class Stream(Parameters):
+    """How rows become batches."""
+
+    batch_size: int = Field(2**20, ge=1, description="Rows in a batch, over all ranks together.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the initial weights and of the shuffling.")
+    num_workers: int = Field(
+        0, ge=0, le=64, description="DataLoader worker processes that read and decode; 0: threads of the trainer."
+    )
+
+
+class Model(Parameters):
+    """What is trained, and how."""
+
+    preset: Literal["default", "notebook"] = Field(
+        "default",
+        description="default: a model that converges; notebook: the numbers of the notebook that this replaces.",
+    )
+    iterations: int | None = Field(None, ge=1, description="Training iterations, one batch each; null: from the preset.")
+    learning_rate: float | None = Field(
+        None, gt=0, description="Step size of the optimiser; null: from the preset."
+    )
+    gradient_norm: float | None = Field(
+        None, ge=0, description="Gradients are clipped to this norm; 0: not clipped; null: from the preset."
+    )
+    standardise: bool | None = Field(
+        None, description="Train on features of mean 0 and deviation 1, folded back at the end; null: from the preset."
+    )
+    derive: list[str] | None = Field(
+        None,
+        description="Engineered features by name (distance_km); null: those of the preset whose columns are there.",
+    )
+    dtype: Literal["float64", "float32"] = Field("float64", description="Precision of batches and weights.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to train; auto: CUDA where there is one.")
+
+    def resolved(self) -> Preset:
+        """The five model parameters with every null replaced by its preset's value."""
+        preset = PRESETS[self.preset]
+        chosen = {name: getattr(self, name) for name in MODEL_PARAMETERS}
+        chosen["derive"] = None if self.derive is None else tuple(self.derive)
+        return Preset(**{name: getattr(preset, name) if value is None else value for name, value in chosen.items()})
+
+
+class Tracking(Parameters):
+    """Where the results go."""
+
+    experiment: str = Field("shardline", min_length=1, description="MLflow experiment that the run is recorded in.")
+
+
+class TrainingParameters(Tracking, Model, Stream, Source):
+    """All parameters of the training flow, flat, in the order of its form."""
