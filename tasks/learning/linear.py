@@ -1,0 +1,41 @@
+"""The linear model y = x · w + b: its first weights, and what it predicts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tasks.learning.features import Features
+
+
+def initial_weights(features: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Kaiming-uniform w [features, 1], then b [1, 1], from one seeded generator on the CPU.
+
+    The CPU's generator is used whatever the device, so that a GPU starts from the same weights.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    w = torch.nn.init.kaiming_uniform_(torch.empty(features, 1, dtype=dtype), generator=generator)
+    b = torch.nn.init.kaiming_uniform_(torch.empty(1, 1, dtype=dtype), generator=generator)
+    return w, b
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """Weights w [features, 1] and bias b [1, 1] in float64 for raw (not standardised) features."""
+
+    features: Features
+    w: Tensor
+    b: Tensor
+
+    def predict(self, batch: Tensor) -> Tensor:
+        """Predictions [rows, 1] in float64 for a [rows, columns] batch."""
+        return self.features.of(batch.double()) @ self.w + self.b
+
+    def describe(self) -> str:
+        """The weights as text, a line for each feature."""
+        names = (*self.features.names, "(bias)")
+        values = (*self.w.flatten().tolist(), self.b.item())
+        width = max(map(len, names))
+        return "\n".join(f"{name:<{width}}  {value:+.17g}" for name, value in zip(names, values, strict=True)) + "\n"

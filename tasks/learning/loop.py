@@ -1,0 +1,128 @@
+"""The training loop: batches in, one iteration's facts out, weights at the end.
+
+The loss curve depends on the batches, the seed and the settings alone. Where CPU and GPU wait for each other is marked.
+What is done with an iteration's facts (log line, MLflow, checkpoint) is the caller's.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tasks.errors import NonFiniteLossError, TrainingError
+from tasks.learning.batches import Prepared
+from tasks.learning.features import Features, Scaling, suit_learning_rate
+from tasks.learning.linear import LinearModel, initial_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the loss curve depends on, beside the batches."""
+
+    iterations: int
+    learning_rate: float | None
+    gradient_norm: float
+    seed: int
+    dtype: torch.dtype = torch.float64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Iteration:
+    """One iteration's facts; times are in seconds."""
+
+    iteration: int
+    mse: float
+    rows: int
+    wait_seconds: float
+    copy_seconds: float
+    compute_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """The notebook's figure: copying and computing, without waiting for data."""
+        return self.copy_seconds + self.compute_seconds
+
+    def __str__(self) -> str:
+        return f"Iteration: {self.iteration:03d}, Seconds/Iteration: {self.seconds:.3f} MSE: {self.mse:.2f}"
+
+
+class Trainer:
+    """A linear model in training: weights, optimiser and the number of the next iteration."""
+
+    def __init__(self, features: Features, scaling: Scaling, settings: Settings, device: torch.device) -> None:
+        w, b = initial_weights(len(features.names), settings.seed, settings.dtype)
+        self.features, self.scaling, self.settings, self.device = features, scaling, settings, device
+        self.w, self.b = w.to(device).requires_grad_(), b.to(device).requires_grad_()
+        self.learning_rate = settings.learning_rate
+        self.iteration = 0
+        self._optimizer: torch.optim.Optimizer | None = None
+
+    def step(self, batch: Prepared) -> Tensor:
+        """One iteration on a prepared batch; the mean squared error as a scalar tensor that may not be computed yet."""
+        if self._optimizer is None:
+            if self.learning_rate is None:
+                self.learning_rate = suit_learning_rate(batch.x)  # CPU and GPU synchronise here, once
+            self._optimizer = torch.optim.SGD([self.w, self.b], lr=self.learning_rate)
+        estimate = batch.x @ self.w + self.b
+        mse = torch.nn.functional.mse_loss(estimate, batch.y)
+        self._optimizer.zero_grad()
+        mse.backward()
+        if self.settings.gradient_norm:
+            torch.nn.utils.clip_grad_norm_([self.w, self.b], self.settings.gradient_norm)
+        self._optimizer.step()
+        self.iteration += 1
+        return mse.detach()
+
+    def model(self) -> LinearModel:
+        """The model of this moment, for raw features."""
+        return LinearModel(self.features, *self.scaling.fold(self.w, self.b))
+
+
+def train(trainer: Trainer, batches: Iterable[Prepared]) -> Iterator[Iteration]:
+    """Run the iterations that are left, yielding each one's facts when its loss is known.
+
+    Raises NonFiniteLossError at the first loss that is not a finite number, and TrainingError where the batches end
+    before the iterations do.
+    """
+    stream = iter(batches)
+    while trainer.iteration < trainer.settings.iterations:
+        iteration = trainer.iteration
+        try:
+            batch = next(stream)
+        except StopIteration:
+            raise TrainingError(
+                f"the stream ended before iteration {iteration}: {trainer.settings.iterations} iterations were asked for"
+            ) from None
+        began = time.perf_counter()
+        loss = trainer.step(batch)
+        mse = loss.item()  # CPU and GPU synchronise here
+        yield Iteration(
+            iteration=iteration,
+            mse=_finite(mse, iteration, batch, trainer),
+            rows=len(batch.x),
+            wait_seconds=batch.wait_seconds,
+            copy_seconds=batch.copy_seconds,
+            compute_seconds=batch.prepare_seconds + time.perf_counter() - began,
+        )
+
+
+def _finite(mse: float, iteration: int, batch: Prepared, trainer: Trainer) -> float:
+    if math.isfinite(mse):
+        return mse
+    first = iteration * len(batch.x)
+    raise NonFiniteLossError(
+        f"the mean squared error of iteration {iteration} (rows {first} to {first + len(batch.x) - 1} of the endless "
+        f"stream) is {mse}: the step size {trainer.learning_rate:g} is too large for these features; try a smaller "
+        "learning_rate, standardise=true, or a gradient_norm"
+    )
+
+
+def plain_settings(settings: Settings) -> dict[str, Any]:
+    """The settings as plain JSON types."""
+    return {**vars(settings), "dtype": str(settings.dtype).removeprefix("torch.")}
