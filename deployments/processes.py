@@ -1,0 +1,165 @@
+"""Child processes that never outlive the one who started them: servers on loopback, and the command they serve.
+
+Which servers there are, and how they are told their settings, stands in servers.py and standin.py.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tasks.errors import ConfigurationError
+
+LOOPBACK = "127.0.0.1"
+WATCHDOG = Path(__file__).with_name("watchdog.py")
+
+# What keeps Prefect, MLflow and whatever honours DO_NOT_TRACK from calling home; MLflow wants the literal "true".
+QUIET_ENVIRONMENT = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+}
+
+
+class Children:
+    """The child processes of a `with` block: all are stopped at its end, the latest first.
+
+    A watchdog stops them also where this process is killed and can't do it itself.
+    """
+
+    def __init__(self) -> None:
+        self._running: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Self:
+        self._watchdog = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(WATCHDOG)], stdin=subprocess.PIPE, start_new_session=True
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in reversed(self._running.copy()):
+            self.stop(process)
+        with contextlib.suppress(BrokenPipeError):
+            assert self._watchdog.stdin is not None
+            self._watchdog.stdin.close()
+        self._watchdog.wait()
+
+    def start_server(
+        self, command: Sequence[str], environment: Mapping[str, str], log: Path
+    ) -> subprocess.Popen[bytes]:
+        """Start a server in a session of its own, where no Ctrl-C reaches it; its output is appended to `log`."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return self._look_after(process)
+
+    def start_command(self, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        """Start a command that shares this process's terminal, output and process group."""
+        return self._look_after(subprocess.Popen(command, env=environment))
+
+    def stop(self, process: subprocess.Popen[bytes], grace_seconds: float = 10.0) -> int:
+        """Stop a process by SIGTERM, and by SIGKILL where it has not ended in time; its return code."""
+        if process.poll() is None:
+            _send(process, signal.SIGTERM)
+            try:
+                process.wait(grace_seconds)
+            except subprocess.TimeoutExpired:
+                _send(process, signal.SIGKILL)
+        code = process.wait()
+        if process in self._running:
+            self._running.remove(process)
+            self._tell_watchdog(f"-{process.pid}\n")
+        return code
+
+    def _look_after(self, process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+        self._running.append(process)
+        self._tell_watchdog(f"+{process.pid}\n")
+        return process
+
+    def _tell_watchdog(self, line: str) -> None:
+        assert self._watchdog.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._watchdog.stdin.write(line.encode())
+            self._watchdog.stdin.flush()
+
+
+def quiet_environment(base: Mapping[str, str]) -> dict[str, str]:
+    """`base` with nothing phoning home, and with loopback never asked for through a proxy."""
+    environment = {**base, **QUIET_ENVIRONMENT}
+    hosts = [host for host in base.get("NO_PROXY", base.get("no_proxy", "")).split(",") if host]
+    environment["NO_PROXY"] = environment["no_proxy"] = ",".join(dict.fromkeys([*hosts, LOOPBACK, "localhost"]))
+    return environment
+
+
+def find_port(preferred: int = 0) -> int:
+    """A free port on loopback: the preferred one where it is free, else any.
+
+    It is free now, not reserved: who starts a server on it checks that it came up, and asks for another where not.
+    """
+    for port in (preferred, 0):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                listener.bind((LOOPBACK, port))
+                return int(listener.getsockname()[1])
+    raise ConfigurationError(f"No free port on {LOOPBACK}: stop something that listens there.")
+
+
+def answers(url: str, timeout_seconds: float = 2.0) -> bool:
+    """Whether GET on the URL gives a 2xx now; no proxy is asked."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=timeout_seconds) as response:
+            return bool(200 <= response.status < 300)
+    except (OSError, urllib.error.URLError, ValueError):
+        return False
+
+
+def wait_for_server(process: subprocess.Popen[bytes], url: str, log: Path, timeout_seconds: float = 120.0) -> None:
+    """Wait until a server answers on its health URL.
+
+    Raises ConfigurationError, with the end of its log, where it ends or stays silent for `timeout_seconds`.
+    """
+    wait_until(lambda: process.poll() is not None or answers(url), timeout_seconds)
+    if process.poll() is not None or not answers(url):
+        code = process.poll()
+        fate = "did not answer" if code is None else f"ended with exit code {code}"
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        raise ConfigurationError(f"The server for {url} {fate}; the end of its log, {log}:\n{tail}")
+
+
+def wait_until(condition: Callable[[], bool], timeout_seconds: float, pause_seconds: float = 0.05) -> bool:
+    """Wait until the condition holds; whether it came to hold in time."""
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause_seconds)
+    return True
+
+
+def _send(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        if os.getpgid(process.pid) == process.pid:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)

@@ -1,0 +1,98 @@
+"""Fixtures that several test modules share: real servers on loopback, in an environment that is the tests' alone.
+
+`standin` and `aws` are the stand-in for AWS, `prefect_api` a Prefect server, `dctaxi` the 298 real rows. Servers are
+started when a test first asks for them, once a session.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deployments.generator import provide_data
+from deployments.local import fill
+from deployments.processes import Children, quiet_environment
+from deployments.servers import start_prefect
+from deployments.standin import StandIn
+
+ROWS = 5_000  # of the development set in the stand-in; the test set has a tenth
+DCTAXI = Path(__file__).parents[2] / "shared" / "data" / "dctaxi"
+FOREIGN_PREFIXES = ("AWS_", "PREFECT_", "MLFLOW_", "BUCKET_ID", "RANK", "WORLD_SIZE")
+
+# Before anything imports Prefect: no profile, server, credential or proxy of whoever runs the tests may reach them.
+for name in [name for name in os.environ if name.startswith(FOREIGN_PREFIXES)]:
+    del os.environ[name]
+_home = tempfile.TemporaryDirectory(prefix="shardline-tests-", ignore_cleanup_errors=True)
+os.environ.update(quiet_environment(os.environ))
+os.environ.update(
+    PREFECT_HOME=_home.name,
+    PREFECT_SERVER_ALLOW_EPHEMERAL_MODE="false",  # a flow called without the fixture fails at once, and says why
+    AWS_CONFIG_FILE=os.devnull,
+    AWS_SHARED_CREDENTIALS_FILE=os.devnull,
+    AWS_EC2_METADATA_DISABLED="true",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--long`, which `make test-all` gives."""
+    parser.addoption("--long", action="store_true", help="run the tests marked as long too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip the long tests, and say how to run them, unless `--long` is given."""
+    if config.getoption("--long"):
+        return
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="long: run by `make test-all`, or with --long"))
+
+
+@pytest.fixture(scope="session")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small generated set: csv/dev and csv/test under this folder."""
+    return provide_data(tmp_path_factory.mktemp("generated"), ROWS)[0]
+
+
+@pytest.fixture(scope="session")
+def standin(tmp_path_factory: pytest.TempPathFactory, generated: Path) -> Iterator[StandIn]:
+    """A running stand-in for AWS, with the small generated set in its bucket."""
+    with StandIn(tmp_path_factory.mktemp("standin") / "moto.log") as running:
+        fill(running, generated)
+        yield running
+
+
+@pytest.fixture
+def aws(standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """The environment of this test leads to the stand-in, with a user's keys and BUCKET_ID."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in standin.environment.items():
+        monkeypatch.setenv(name, value)
+    return standin
+
+
+@pytest.fixture(scope="session")
+def dctaxi() -> Path:
+    """The folder with the 298 real rows: train.csv, valid.csv, test.csv."""
+    if not DCTAXI.is_dir():
+        pytest.skip("the 298 real rows (../shared/data/dctaxi) are not at hand")
+    return DCTAXI
+
+
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API's URL of a real Prefect server on a database of its own, which flows called in tests use."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    home = tmp_path_factory.mktemp("prefect")
+    with Children() as children:
+        url = start_prefect(children, home, ui=False)
+        with temporary_settings({PREFECT_API_URL: url}), pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PREFECT_API_URL", url)
+            yield url
+            APILogWorker.instance().drain()  # what is sent after the server's end would be an error on the screen
+            EventsWorker.drain_all()
