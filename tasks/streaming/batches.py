@@ -1,0 +1,35 @@
+"""What a consumer gets: a batch, and how long it took to come."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds spent on one batch.
+
+    wait_seconds: that the consumer waited for it; the others went on in the background, on several threads:
+    fetch_seconds, decode_seconds: reading and decoding the shards that this batch was the first to need (thread-seconds)
+    assemble_seconds: putting its rows together
+    """
+
+    wait_seconds: float
+    fetch_seconds: float
+    decode_seconds: float
+    assemble_seconds: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one iteration: `tensor` of shape [rows, columns], with the `times` that it took."""
+
+    tensor: "torch.Tensor"
+    iteration: int
+    times: Times
+
+    @property
+    def wait_seconds(self) -> float:
+        return self.times.wait_seconds

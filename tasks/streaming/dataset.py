@@ -1,0 +1,143 @@
+"""`ObjectStorageDataset`: an iterable-style torch dataset over CSV shards in object storage."""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from tasks.errors import ConfigurationError
+from tasks.streaming.arithmetic import Sequencing, count_batches
+from tasks.streaming.batches import Batch, Times
+from tasks.streaming.contract import Contract, Header
+from tasks.streaming.loading import Loading
+from tasks.streaming.locating import locate
+from tasks.streaming.manifest import Manifest
+from tasks.streaming.patience import Patience
+from tasks.streaming.pipeline import Pipeline, Request
+from tasks.streaming.stores import open_store
+
+NUMPY_NAMES = {torch.float64: "float64", torch.float32: "float32"}
+IN_MEMORY = 2**26  # bytes of decoded rows; a larger shard is staged in a temporary file
+SMALLEST_WINDOW = 2**18
+
+
+class ObjectStorageDataset(IterableDataset[torch.Tensor]):
+    """Batches of exactly `batch_size` rows from CSV shards, as [rows, columns] tensors.
+
+    Batch i holds the rows [i·B, (i+1)·B) of the shards in order, wrapping at the end of the data (see `arithmetic.py`).
+    Plain iteration yields tensors; `batches()` yields them with their iteration and times; `times` are those of the last
+    batch that was handed out in this process.
+
+    shards: a glob, URI or path, several of them, or a Manifest
+    batch_size: rows of a batch over all ranks together
+    epochs: how often all rows are gone through, the last batch then being short; None: without end
+    header, columns, meta_shards, max_shards, storage_options, deadline_seconds, minimum_throughput: as in `locate`
+    shuffle, seed: a new order in each epoch, the same for every rank count, worker count and cache
+    rank, world_size: which part of each batch this process takes; None: from torch.distributed where it is initialised,
+        else from RANK and WORLD_SIZE, else all of it
+    start: the first iteration
+    dtype: torch.float64 or torch.float32
+    prefetch: batches made ready ahead
+
+    Under a DataLoader with K workers, worker k yields the whole batches k, k+K, …: no row twice, the order kept.
+    Raises ConfigurationError at once; errors of tasks/errors.py when located or read.
+    """
+
+    def __init__(
+        self,
+        shards: str | Sequence[str] | Manifest,
+        *,
+        batch_size: int = 2**20,
+        epochs: int | None = None,
+        header: Header = "infer",
+        columns: Sequence[str] | None = None,
+        meta_shards: str | None = None,
+        max_shards: int | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+        start: int = 0,
+        dtype: torch.dtype = torch.float64,
+        prefetch: int = 2,
+        storage_options: Mapping[str, Any] | None = None,
+        deadline_seconds: float = 60.0,
+        minimum_throughput: float = 2**20,
+    ) -> None:
+        super().__init__()
+        self.rank, self.world_size = _place(rank, world_size)
+        self.batch_size, self.epochs, self.start = batch_size, epochs, start
+        self.shuffle, self.seed, self.dtype, self.prefetch = shuffle, seed, dtype, prefetch
+        self._check()
+        if not isinstance(shards, Manifest):
+            shards = locate(
+                shards, meta_shards=meta_shards, header=header, columns=columns, max_shards=max_shards,
+                storage_options=storage_options, deadline_seconds=deadline_seconds, minimum_throughput=minimum_throughput,
+            )  # fmt: skip
+        self.manifest = shards
+        self.times: Times | None = None
+        self._storage_options = storage_options
+        self._patience = Patience(deadline_seconds, minimum_throughput)
+
+    def __len__(self) -> int:
+        """Batches that an iteration yields: ceil(epochs · rows / batch_size), less those before `start`."""
+        if self.epochs is None:
+            raise TypeError("an endless ObjectStorageDataset has no len(); set epochs")
+        return max(0, count_batches(self.manifest.rows, self.batch_size, self.epochs) - self.start)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for batch in self.batches():
+            yield batch.tensor
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches with their iterations and times. Closing the generator ends every thread."""
+        pipeline = iter(self._pipeline())
+        try:
+            while True:
+                began = time.perf_counter()
+                item = next(pipeline, None)
+                if item is None:
+                    return
+                waited = time.perf_counter() - began
+                self.times = Times(waited, item.fetch_seconds, item.decode_seconds, item.assemble_seconds)
+                yield Batch(torch.from_numpy(item.rows), item.iteration, self.times)
+        finally:
+            pipeline.close()  # type: ignore[attr-defined]
+
+    def _pipeline(self) -> Pipeline:
+        worker = get_worker_info()
+        first, step = (self.start, 1) if worker is None else (self.start + worker.id, worker.num_workers)
+        window = max(2 * self.batch_size, SMALLEST_WINDOW) if self.shuffle else None
+        store = open_store(self.manifest.shards[0].uri, self._storage_options, self._patience)
+        loading = Loading(
+            store, Contract.of(self.manifest), self._patience, NUMPY_NAMES[self.dtype], tempfile.gettempdir(), IN_MEMORY
+        )
+        request = Request(first, step, self.rank, self.world_size, self.batch_size, self.epochs, self.prefetch)
+        sequencing = Sequencing(self.manifest.counts, window=window, seed=self.seed)
+        return Pipeline(self.manifest, sequencing, loading, request, max(2, len(os.sched_getaffinity(0))))
+
+    def _check(self) -> None:
+        for name, least in (("batch_size", 1), ("start", 0), ("seed", 0), ("prefetch", 1)):
+            if getattr(self, name) < least:
+                raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        if self.epochs is not None and self.epochs < 1:
+            raise ConfigurationError(f"epochs is {self.epochs}; it must be at least 1, or None for an endless stream.")
+        if self.dtype not in NUMPY_NAMES:
+            raise ConfigurationError(f"dtype is {self.dtype}; it may be torch.float64 or torch.float32.")
+
+
+def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Rank and world size as given, else of torch.distributed, else of the environment, else 0 of 1."""
+    if (rank is None) != (world_size is None):
+        raise ConfigurationError(f"rank is {rank} and world_size {world_size}: give both, or neither.")
+    if rank is None or world_size is None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if not 0 <= rank < world_size:
+        raise ConfigurationError(f"rank is {rank}, world_size {world_size}; it must be 0 <= rank < world_size.")
+    return rank, world_size

@@ -1,0 +1,173 @@
+"""Bytes of a CSV shard → rows of numbers, strictly: what is not exactly the contract is an error, never a guess.
+
+Bytes are cut into blocks of whole lines, and each block is decoded by pyarrow on the calling thread. pyarrow lets pass
+an extra column, a duplicate column, nan, inf and numbers too large for a double; the header is compared in `contract.py`,
+and every number is tested for being finite here. Which line and cell is at fault is found out by `diagnosing.py`, on the
+failing block alone.
+"""
+
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tasks.errors import RowError
+from tasks.streaming.contract import BYTE_ORDER_MARK, Contract, name_columns, split_line
+
+if TYPE_CHECKING:
+    from numpy import float64
+    from numpy.typing import NDArray
+
+BLOCK_SIZE = 2**22
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Whole lines of a shard. line: the number of the first one, counted from 1. names: the shard's own columns."""
+
+    uri: str
+    line: int
+    names: tuple[str, ...]
+    data: bytes
+
+
+def decompress(uri: str, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The pieces as they are or, where they begin as gzip does, what they hold. Raises RowError for damaged gzip."""
+    iterator = iter(pieces)
+    head = b""
+    for piece in iterator:
+        head += piece
+        if len(head) >= len(GZIP_MAGIC):
+            break
+    if not head.startswith(GZIP_MAGIC):
+        if head:
+            yield head
+        yield from iterator
+        return
+    try:
+        yield from _gunzip(head, iterator)
+    except zlib.error as error:
+        raise RowError(f"{uri} begins like gzip, but cannot be decompressed: {error}. Write the shard again.") from error
+
+
+def _gunzip(head: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    """Every member of a gzip file, one after the other."""
+    member = zlib.decompressobj(wbits=31)
+    compressed = head
+    while True:
+        while compressed:
+            data = member.decompress(compressed, 2**20)
+            if data:
+                yield data
+            compressed = member.unconsumed_tail
+            if member.eof:
+                compressed = member.unused_data
+                member = zlib.decompressobj(wbits=31) if compressed.lstrip(b"\0") else member
+                if not compressed.lstrip(b"\0"):
+                    compressed = b""
+        piece = next(rest, None)
+        if piece is None:
+            break
+        compressed = piece
+        if member.eof and piece:
+            member = zlib.decompressobj(wbits=31)
+    if not member.eof:
+        raise zlib.error("the compressed data ends early")
+
+
+def cut_blocks(uri: str, pieces: Iterable[bytes], contract: Contract, block_size: int = BLOCK_SIZE) -> Iterator[Block]:
+    """Blocks of whole lines, without the header line, which is held against the contract first. Raises RowError."""
+    names: tuple[str, ...] | None = None
+    line = 1
+    gathered: list[bytes] = []
+    length = 0
+    for piece in decompress(uri, pieces):
+        gathered.append(piece)
+        length += len(piece)
+        if length < block_size and names is not None:
+            continue
+        data = b"".join(gathered)
+        end = data.rfind(b"\n") + 1
+        gathered, length = [data[end:]], len(data) - end
+        if end == 0:
+            continue
+        data = data[:end]
+        if names is None:
+            names, data, line = _take_header(uri, data, contract)
+        if data:
+            yield Block(uri, line, names, data)
+            line += data.count(b"\n")
+    data = b"".join(gathered)
+    if data and names is None:
+        names, data, line = _take_header(uri, data, contract)
+    if data and names is not None:
+        yield Block(uri, line, names, data)
+
+
+def _take_header(uri: str, data: bytes, contract: Contract) -> tuple[tuple[str, ...], bytes, int]:
+    """The shard's own column names, what follows its header line, and the number of the line that this begins with."""
+    data = data.removeprefix(BYTE_ORDER_MARK)
+    end = data.find(b"\n") + 1 or len(data)
+    cells = split_line(data[:end])
+    if contract.header is None:
+        if len(cells) != len(contract.columns):
+            raise RowError(
+                f"{uri}, line 1: {len(cells)} cells where {len(contract.columns)} columns are expected "
+                f"({', '.join(contract.columns)}). Correct the shard, or name its columns with `columns`."
+            )
+        return contract.columns, data, 1
+    contract.check_header(uri, cells)
+    return tuple(cells), data[end:], 2
+
+
+def decode_block(block: Block, columns: tuple[str, ...]) -> "list[NDArray[float64]]":
+    """The block's columns, in the contract's order, as float64. Raises RowError with the place of the first bad cell."""
+    try:
+        decoded = parse_lines(block.data, block.names, columns)
+    except ValueError as error:
+        from tasks.streaming.diagnosing import explain
+
+        raise explain(block, columns) from error
+    if not all(is_finite(column) for column in decoded):
+        from tasks.streaming.diagnosing import explain
+
+        raise explain(block, columns)
+    return decoded
+
+
+def parse_lines(data: bytes, names: tuple[str, ...], columns: tuple[str, ...]) -> "list[NDArray[float64]]":
+    """`columns` of whole lines of CSV whose own columns are `names`. Raises ValueError (pyarrow.ArrowInvalid)."""
+    import pyarrow
+    from pyarrow import csv
+
+    # Names by position, for a header's own names may need quoting or be empty.
+    positions = name_columns(len(names))
+    wanted = [positions[names.index(column)] for column in columns]
+    table = csv.read_csv(
+        pyarrow.BufferReader(pyarrow.py_buffer(data)),
+        read_options=csv.ReadOptions(column_names=positions, use_threads=False, block_size=max(len(data), 1) + 1),
+        parse_options=csv.ParseOptions(newlines_in_values=False, ignore_empty_lines=True),
+        convert_options=csv.ConvertOptions(
+            column_types=dict.fromkeys(wanted, pyarrow.float64()),
+            include_columns=wanted,
+            null_values=[],
+            strings_can_be_null=False,
+        ),
+    )
+    return [_join(column) for column in table.columns]
+
+
+def _join(column: Any) -> "NDArray[float64]":
+    chunks = column.chunks
+    if len(chunks) == 1:
+        return chunks[0].to_numpy(zero_copy_only=True)  # type: ignore[no-any-return]
+    return column.to_numpy()  # type: ignore[no-any-return]
+
+
+def is_finite(column: "NDArray[float64]") -> bool:
+    """Whether every number is finite. A sum is four times faster than isfinite, and finite only if all its terms are."""
+    import numpy as np
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(column.sum())) or bool(np.isfinite(column).all())

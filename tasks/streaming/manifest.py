@@ -1,0 +1,92 @@
+"""What was listed: the shards of one data set, as plain facts that can be stored, compared and read again.
+
+How a manifest comes about is in `locating.py`; that what is read equals what was listed is seen to in `transfer.py`.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from tasks.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One object with rows: its URI, size in bytes, ETag (quotes removed) and number of rows.
+
+    Where a scheme has no ETags (file, memory), `etag` is the MD5 of the content.
+    """
+
+    uri: str
+    size: int
+    etag: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The shards of one data set in reading order, none of them empty.
+
+    shards:  in natural order (part-2 before part-10)
+    columns: names of the columns that a batch holds, in its order
+    notes:   sentences for people about how the manifest came about
+    header:  the first shard's header line as it stands in the object; None where shards have no header line
+    """
+
+    shards: tuple[Shard, ...]
+    columns: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    header: tuple[str, ...] | None = field(default=None)
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Rows of each shard, in reading order."""
+        return tuple(shard.rows for shard in self.shards)
+
+    @cached_property
+    def rows(self) -> int:
+        """Rows of all shards together."""
+        return sum(self.counts)
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes of all shards together, as they lie in the store."""
+        return sum(shard.size for shard in self.shards)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over URI, size, ETag and rows of every shard, in order: equal data, equal fingerprint."""
+        digest = hashlib.sha256()
+        for shard in self.shards:
+            digest.update(repr((shard.uri, shard.size, shard.etag, shard.rows)).encode())
+        return digest.hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `from_dict` reads them back."""
+        return {
+            "fingerprint": self.fingerprint,
+            "rows": self.rows,
+            "size": self.size,
+            "columns": list(self.columns),
+            "header": None if self.header is None else list(self.header),
+            "notes": list(self.notes),
+            "shards": [vars(shard).copy() for shard in self.shards],
+        }
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> "Manifest":
+        """The manifest that `to_dict` wrote. Raises ConfigurationError where its fingerprint does not fit its shards."""
+        manifest = cls(
+            shards=tuple(Shard(s["uri"], int(s["size"]), s["etag"], int(s["rows"])) for s in facts["shards"]),
+            columns=tuple(facts["columns"]),
+            notes=tuple(facts.get("notes", ())),
+            header=None if facts.get("header") is None else tuple(facts["header"]),
+        )
+        if facts.get("fingerprint", manifest.fingerprint) != manifest.fingerprint:
+            raise ConfigurationError(
+                f"The manifest says that its fingerprint is {facts['fingerprint']}, but its shards give "
+                f"{manifest.fingerprint}: it was changed by hand or cut short. Locate the shards again."
+            )
+        return manifest

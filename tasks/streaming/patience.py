@@ -1,0 +1,89 @@
+"""How long to keep trying: one loop, one total deadline, for every request that this library makes.
+
+No other layer below retries (botocore is told not to), so attempts do not multiply. What counts as worth another attempt
+is said by the store that knows its errors, by raising `Interrupted`.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from tasks.errors import TransferError
+
+T = TypeVar("T")
+FIRST_PAUSE = 0.2  # seconds before the second attempt; doubled each time, with jitter
+LONGEST_PAUSE = 10.0
+
+
+class Interrupted(Exception):
+    """A request that failed in a way that may pass: a broken connection, throttling, a server's own fault."""
+
+
+class Stopped(Exception):
+    """The stream was closed while this work was going on."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long one object may take.
+
+    deadline_seconds: all attempts together, on top of the time that `minimum_throughput` allows for the bytes
+    minimum_throughput: bytes a second that a connection must bring, or it is given up and another one is opened
+    """
+
+    deadline_seconds: float = 60.0
+    minimum_throughput: float = 2**20
+
+    @property
+    def stall_seconds(self) -> float:
+        """How long a connection may bring nothing, or too little, before it is given up."""
+        return min(15.0, self.deadline_seconds / 4)
+
+    def seconds_for(self, size: int) -> float:
+        """The whole time for `size` bytes, retries included."""
+        return self.deadline_seconds + size / self.minimum_throughput
+
+
+class Attempts:
+    """Attempts at one thing, until its deadline: `again(error)` pauses before the next one, or raises TransferError."""
+
+    def __init__(self, what: str, seconds: float, stop: threading.Event | None = None) -> None:
+        self.what = what
+        self.seconds = seconds
+        self.ends = time.monotonic() + seconds
+        self.failed = 0
+        self._in_row = 0
+        self._stop = stop or threading.Event()
+
+    @property
+    def left(self) -> float:
+        return self.ends - time.monotonic()
+
+    def progress(self) -> None:
+        """Bytes came since the last failure: the next pause is a short one again."""
+        self._in_row = 0
+
+    def again(self, error: BaseException) -> None:
+        self.failed += 1
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self._in_row) * random.uniform(0.5, 1.0)
+        self._in_row += 1
+        if pause >= self.left:
+            raise TransferError(
+                f"{self.what}: gave up after {self.failed} failed attempts in {self.seconds:.0f} s; the last one: {error}. "
+                "Check the network and the store, or allow more time with deadline_seconds."
+            ) from error
+        if self._stop.wait(pause):
+            raise Stopped from error
+
+
+def persist(what: str, patience: Patience, call: Callable[[], T], stop: threading.Event | None = None) -> T:
+    """`call()`, again and again while it raises Interrupted, until the deadline; then TransferError."""
+    attempts = Attempts(what, patience.deadline_seconds, stop)
+    while True:
+        try:
+            return call()
+        except Interrupted as error:
+            attempts.again(error)
