@@ -90,7 +90,12 @@ def _kind(field: FieldInfo) -> Any:
 
 def _facts(field: FieldInfo) -> list[str]:
     default = field.get_default(call_default_factory=True)
-    bounds = [text.format(getattr(limit, key)) for limit in field.metadata for key, text in BOUNDS.items() if hasattr(limit, key)]
+    bounds = [
+        text.format(getattr(limit, key))
+        for limit in field.metadata
+        for key, text in BOUNDS.items()
+        if hasattr(limit, key)
+    ]
     return [f"default: {'null' if default is None else default}", *bounds]
 
 

@@ -30,9 +30,7 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    "default": Preset(
-        iterations=50, learning_rate=None, gradient_norm=0.0, standardise=True, derive=("distance_km",)
-    ),
+    "default": Preset(iterations=50, learning_rate=None, gradient_norm=0.0, standardise=True, derive=("distance_km",)),
     "notebook": Preset(iterations=50, learning_rate=0.03, gradient_norm=0.5, standardise=False, derive=()),
 }
 
@@ -99,9 +97,7 @@ class Source(Access):
         "null: those of the first shard's header.",
     )
     target: str | None = Field(None, min_length=1, description="Column to predict; null: the first one.")
-    features: list[str] | None = Field(
-        None, min_length=1, description="Columns to predict it from; null: all others."
-    )
+    features: list[str] | None = Field(None, min_length=1, description="Columns to predict it from; null: all others.")
     max_shards: int | None = Field(None, ge=1, description="Read the first so many shards only; null: all.")
 
     @model_validator(mode="after")
@@ -113,9 +109,9 @@ class Source(Access):
                 raise ValueError(f"{name} names a column twice: {','.join(listed)}")
         if self.target and self.features and self.target in self.features:
             raise ValueError(f"target {self.target!r} is among the features: leave it out of one of them")
-        for name in [self.target, *(self.features or [])]:
-            if name and self.columns and name not in self.columns:
-                raise ValueError(f"column {name!r} is used as target or feature and is not among columns: add it there")
+        for used in [self.target, *(self.features or [])]:
+            if used and self.columns and used not in self.columns:
+                raise ValueError(f"column {used!r} is used as target or feature and is not among columns: add it there")
         if self.header == "none" and not self.columns:
             raise ValueError("header is none, so nothing names the columns: list them in columns")
         return self
@@ -138,10 +134,10 @@ class Model(Parameters):
         "default",
         description="default: a model that converges; notebook: the numbers of the notebook that this replaces.",
     )
-    iterations: int | None = Field(None, ge=1, description="Training iterations, one batch each; null: from the preset.")
-    learning_rate: float | None = Field(
-        None, gt=0, description="Step size of the optimiser; null: from the preset."
+    iterations: int | None = Field(
+        None, ge=1, description="Training iterations, one batch each; null: from the preset."
     )
+    learning_rate: float | None = Field(None, gt=0, description="Step size of the optimiser; null: from the preset.")
     gradient_norm: float | None = Field(
         None, ge=0, description="Gradients are clipped to this norm; 0: not clipped; null: from the preset."
     )

@@ -75,7 +75,7 @@ def resolve_sources(given: Source) -> Sources:
     base = f"s3://dc-taxi-{bucket_id}-{region}/csv"
     return Sources(
         shards=f"{base}/dev/part*.csv",
-        test_shards=given.test_shards and _absolute(given.test_shards) or f"{base}/test/part*.csv",
+        test_shards=(given.test_shards and _absolute(given.test_shards)) or f"{base}/test/part*.csv",
         region=region,
         anonymous=given.anonymous,
     )
@@ -101,7 +101,7 @@ def configured_region() -> str | None:
     from botocore.exceptions import BotoCoreError
 
     try:
-        return boto3.Session().region_name
+        return str(boto3.Session().region_name or "") or None
     except BotoCoreError as error:
         raise ConfigurationError(f"the AWS configuration cannot be read: {error}") from error
 

@@ -61,18 +61,17 @@ class Trainer:
         self.w, self.b = w.to(device).requires_grad_(), b.to(device).requires_grad_()
         self.learning_rate = settings.learning_rate
         self.iteration = 0
-        self._optimizer: torch.optim.Optimizer | None = None
+        self._optimizer = torch.optim.SGD([self.w, self.b], lr=settings.learning_rate or 1.0)
 
     def step(self, batch: Prepared) -> Tensor:
         """One iteration on a prepared batch; the mean squared error as a scalar tensor that may not be computed yet."""
-        if self._optimizer is None:
-            if self.learning_rate is None:
-                self.learning_rate = suit_learning_rate(batch.x)  # CPU and GPU synchronise here, once
-            self._optimizer = torch.optim.SGD([self.w, self.b], lr=self.learning_rate)
+        if self.learning_rate is None:
+            self.learning_rate = suit_learning_rate(batch.x)  # CPU and GPU synchronise here, once
+            self._optimizer.param_groups[0]["lr"] = self.learning_rate
         estimate = batch.x @ self.w + self.b
         mse = torch.nn.functional.mse_loss(estimate, batch.y)
         self._optimizer.zero_grad()
-        mse.backward()
+        mse.backward()  # type: ignore[no-untyped-call]
         if self.settings.gradient_norm:
             torch.nn.utils.clip_grad_norm_([self.w, self.b], self.settings.gradient_norm)
         self._optimizer.step()
@@ -97,7 +96,7 @@ def train(trainer: Trainer, batches: Iterable[Prepared]) -> Iterator[Iteration]:
             batch = next(stream)
         except StopIteration:
             raise TrainingError(
-                f"the stream ended before iteration {iteration}: {trainer.settings.iterations} iterations were asked for"
+                f"the stream ended before iteration {iteration} of {trainer.settings.iterations}"
             ) from None
         began = time.perf_counter()
         loss = trainer.step(batch)

@@ -1,0 +1,139 @@
+"""The main job: verify → locate → preview → train → evaluate → report. `python -m flows.training --help` shows all.
+
+The flow's parameters are those of `tasks.parameters.TrainingParameters`; each step's policy is in its module in tasks/.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+
+from flows.commandline import parameters, run
+from tasks.credentials import Identity, verify_credentials
+from tasks.evaluation import evaluate_model
+from tasks.parameters import MODEL_PARAMETERS, TrainingParameters
+from tasks.reporting import report_run
+from tasks.settings import Sources, resolve_sources
+from tasks.shards import locate_shards, preview_batch
+from tasks.tracking import Run, page_in_prefect, tracked
+from tasks.training import train_model
+
+verify = task(name="verify credentials", cache_policy=NO_CACHE)(verify_credentials)
+
+
+@task(name="describe hardware", cache_policy=NO_CACHE)
+def describe_hardware() -> str:
+    from tasks.devices import describe
+
+    found = describe()
+    return f"{found.cpu.model}, {found.cpu.usable:g} cores usable"
+
+
+def name_run() -> str:
+    """A name that says what is trained on what: `default · 50 × 1048576 · s3://…/csv/dev`."""
+    given = TrainingParameters(**flow_run.parameters)
+    where = resolve_sources(given).shards.rpartition("/")[0]
+    return f"{given.preset} · {given.resolved().iterations} × {given.batch_size} · {where}"
+
+
+@flow(name="training", flow_run_name=name_run)
+@parameters(TrainingParameters)
+def train(**parameters: Any) -> str:
+    """Train a linear model on CSV shards in object storage, and say what it is worth."""
+    given = TrainingParameters(**parameters)
+    sources = resolve_sources(given)
+    identity = verify(
+        uris=sources.uris,
+        region=sources.region,
+        bucket_owner=given.bucket_owner,
+        verify_identity=given.verify_identity,
+        anonymous=given.anonymous,
+    )
+    manifest = locate_shards(sources, given)
+    test_manifest = locate_shards(sources, given, role="test") if sources.test_shards else None
+    preview = preview_batch(manifest, sources, given)
+    features = choose_features(manifest, given)
+    hardware = describe_hardware()
+    with tracked(
+        given.experiment, recorded(given, sources, features), tags_of(identity, manifest, sources)
+    ) as mlflow_run:
+        trained = train_model(manifest, features, sources, given, mlflow_run.run_id)
+        evaluation = evaluate_model(manifest, test_manifest, features, trained, sources, given, mlflow_run.run_id)
+        report_run(
+            mlflow_run, facts_of(sources, identity, manifest, preview, hardware, trained), manifest, trained, evaluation
+        )
+    summary = summarise(evaluation["verdict"], mlflow_run)
+    get_run_logger().info("%s", summary)
+    return summary
+
+
+def choose_features(manifest: dict[str, Any], given: TrainingParameters) -> dict[str, Any]:
+    """Target, raw and derived features as plain JSON types; ConfigurationError where a column is not there."""
+    from tasks.learning.features import Features
+
+    return Features.choose(
+        manifest["columns"],
+        target=given.target,
+        features=given.features,
+        derive=given.resolved().derive,
+        skip_missing=given.derive is None,
+    ).to_dict()
+
+
+def recorded(given: TrainingParameters, sources: Sources, features: dict[str, Any]) -> dict[str, Any]:
+    """The parameters as MLflow records them: every null that has been resolved is replaced by what it stands for."""
+    resolved = given.resolved()
+    return given.model_dump() | {
+        **{name: getattr(resolved, name) for name in MODEL_PARAMETERS},
+        "shards": sources.shards,
+        "test_shards": sources.test_shards,
+        "region": sources.region,
+        "target": features["target"],
+        "features": features["raw"],
+        "derive": features["derived"],
+    }
+
+
+def tags_of(identity: Identity, manifest: dict[str, Any], sources: Sources) -> dict[str, str]:
+    """Tags that a run is found by: the account, the shards and their fingerprint."""
+    return {
+        "aws.account": identity.account or "none",
+        "shardline.flow": "training",
+        "shardline.shards": sources.shards,
+        "shardline.fingerprint": manifest["fingerprint"],
+    }
+
+
+def facts_of(
+    sources: Sources,
+    identity: Identity,
+    manifest: dict[str, Any],
+    preview: dict[str, Any],
+    hardware: str,
+    trained: dict[str, Any],
+) -> dict[str, str]:
+    """What the report lists below its verdict."""
+    return {
+        "Shards": f"`{sources.shards}`: {len(manifest['shards'])}, {manifest['rows']:,} rows, "
+        f"fingerprint `{manifest['fingerprint'][:12]}`",
+        "Account": identity.account or identity.note,
+        "Batches": f"{preview['batch_shape']} of {preview['dtype']}",
+        "Hardware": hardware,
+        "Learning rate": f"{trained['learning_rate']:.6g}",
+    }
+
+
+def summarise(verdict: str, mlflow_run: Run) -> str:
+    """What the run's end says: the verdict, and where to look next."""
+    return f"""{verdict}
+  Prefect  {page_in_prefect() or "(a temporary server, gone with this run)"}
+  MLflow   {mlflow_run.url}
+  Both pages: `make ui`"""
+
+
+if __name__ == "__main__":
+    run(train, TrainingParameters, "flows.training", resolve_sources)

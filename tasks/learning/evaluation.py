@@ -1,0 +1,181 @@
+"""How good a model is: scores over streamed batches, and the exact least-squares model to hold it against."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tasks.errors import TrainingError
+from tasks.learning.features import Features
+from tasks.learning.linear import LinearModel
+
+MOST_TARGET_RANGES = 5
+
+
+class Moments:
+    """Centred sufficient statistics of [x, y] over streamed rows, in float64.
+
+    Rows are shifted by the mean of the first batch before products are summed, so that raw years and longitudes, whose
+    mean is thousands of times their deviation, lose no digits
+    (Chan, Golub, LeVeque 1983, The American Statistician 37:3).
+    """
+
+    def __init__(self, features: Features) -> None:
+        self.features, self.rows = features, 0
+        size = len(features.names) + 1
+        self._shift: Tensor | None = None
+        self._sum = torch.zeros(size, dtype=torch.float64)
+        self._products = torch.zeros(size, size, dtype=torch.float64)
+
+    def add(self, batch: Tensor) -> None:
+        """Take in a [rows, columns] batch."""
+        batch = batch.double()
+        rows = torch.cat([self.features.of(batch), self.features.target_of(batch)], dim=1)
+        if self._shift is None:
+            self._shift = rows.mean(dim=0)
+        rows = rows - self._shift
+        self._sum += rows.sum(dim=0)
+        self._products += rows.T @ rows
+        self.rows += len(rows)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the features, then of the target: [features + 1]."""
+        if self._shift is None:
+            raise TrainingError("no rows were streamed, so there is no mean")
+        return self._shift + self._sum / self.rows
+
+    @property
+    def covariance(self) -> Tensor:
+        """Population covariance of the features and the target: [features + 1, features + 1]."""
+        centre = self._sum / self.rows
+        return self._products / self.rows - torch.outer(centre, centre)
+
+    def exact(self) -> LinearModel:
+        """The least-squares model with a bias; the one of least norm where features depend on each other."""
+        covariance, mean = self.covariance, self.mean
+        deviation = covariance.diagonal().clamp(min=0).sqrt()[:-1]
+        # a constant column's deviation is rounding noise of its mean
+        usable = deviation > 1e-12 * mean[:-1].abs().clamp(min=torch.finfo(torch.float64).tiny)
+        deviation = torch.where(usable, deviation, torch.ones_like(deviation))
+        correlation = covariance[:-1, :-1] / torch.outer(deviation, deviation) * torch.outer(usable, usable)
+        against = (covariance[:-1, -1:] / deviation[:, None]) * usable[:, None]
+        solution = torch.linalg.lstsq(correlation, against, driver="gelsd").solution
+        w = solution / deviation[:, None]
+        return LinearModel(self.features, w, (mean[-1] - mean[:-1] @ w).reshape(1, 1))
+
+    def mean_model(self) -> LinearModel:
+        """The model that always guesses the mean of the target."""
+        w = torch.zeros(len(self.features.names), 1, dtype=torch.float64)
+        return LinearModel(self.features, w, self.mean[-1].reshape(1, 1))
+
+    def mse(self, model: LinearModel) -> float:
+        """Mean squared error of a model over the rows taken in."""
+        direction = torch.cat([-model.w, torch.ones(1, 1, dtype=torch.float64)])
+        offset = self.mean[-1] - self.mean[:-1] @ model.w - model.b
+        return float(direction.T @ self.covariance @ direction + offset**2)
+
+
+@dataclass
+class Score:
+    """Sums over rows from which a model's errors follow, for each group of rows; tensors are [groups] of float64."""
+
+    groups: int
+    rows: Tensor = field(init=False)
+    squared: Tensor = field(init=False)
+    absolute: Tensor = field(init=False)
+    target: Tensor = field(init=False)
+    target_squared: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "squared", "absolute", "target", "target_squared"):
+            setattr(self, name, torch.zeros(self.groups, dtype=torch.float64))
+
+    def add(self, error: Tensor, shifted_target: Tensor, group: Tensor) -> None:
+        """Take in rows: errors, targets less a constant near their mean, and group numbers; each [rows]."""
+        for name, values in (
+            ("rows", None),
+            ("squared", error**2),
+            ("absolute", error.abs()),
+            ("target", shifted_target),
+            ("target_squared", shifted_target**2),
+        ):
+            getattr(self, name).add_(torch.bincount(group, values, minlength=self.groups))
+
+    def facts(self, group: int | None = None) -> dict[str, float | None]:
+        """rows, mse, rmse, mae and r2 of one group or of all; r2 is None where the target is constant."""
+        rows, squared, absolute, target, target_squared = (
+            float(values.sum() if group is None else values[group])
+            for values in (self.rows, self.squared, self.absolute, self.target, self.target_squared)
+        )
+        if not rows:
+            return {"rows": 0, "mse": None, "rmse": None, "mae": None, "r2": None}
+        mse, variance = squared / rows, target_squared / rows - (target / rows) ** 2
+        constant = variance <= 1e-12 * (target_squared / rows)
+        return {
+            "rows": int(rows),
+            "mse": mse,
+            "rmse": math.sqrt(mse),
+            "mae": absolute / rows,
+            "r2": None if constant else 1 - mse / variance,
+        }
+
+
+def score(batches: Iterable[Tensor], models: Mapping[str, LinearModel]) -> dict[str, Any]:
+    """Score models on the same [rows, columns] batches: {"all": {model: facts}, "slices": [one row per slice]}.
+
+    Slices are by hour where there is an hour_integer column, and by range of the target (edges at the quintiles of the
+    first batch, the outer ranges open).
+    """
+    stream = iter(batches)
+    first = next(stream, None)
+    if first is None:
+        raise TrainingError("there are no rows to score the model on: test_shards name empty shards")
+    features = next(iter(models.values())).features
+    shift = features.target_of(first).double().mean()
+    edges = _target_edges(features.target_of(first).double().flatten())
+    by_hour = "hour_integer" in features.columns
+    totals = {name: Score(len(edges) + 1) for name in models}
+    hours = {name: Score(24) for name in models} if by_hour else {}
+    for batch in _chain(first, stream):
+        batch = batch.double()
+        target = features.target_of(batch).flatten().contiguous()
+        ranges = torch.bucketize(target, edges, right=True)
+        hour = batch[:, features.columns.index("hour_integer")].long().remainder(24) if by_hour else None
+        for name, model in models.items():
+            error = model.predict(batch).flatten() - target
+            totals[name].add(error, target - shift, ranges)
+            if hour is not None:
+                hours[name].add(error, target - shift, hour)
+    slices = [
+        {"slice": label, **{f"{name}_{key}": value for name in models for key, value in totals[name].facts(i).items()}}
+        for i, label in enumerate(_range_labels(features.target, edges.tolist()))
+    ] + [
+        {"slice": f"hour {i:02d}", **{f"{n}_{key}": value for n in models for key, value in hours[n].facts(i).items()}}
+        for i in range(24 if by_hour else 0)
+    ]
+    return {"all": {name: total.facts() for name, total in totals.items()}, "slices": slices}
+
+
+def _chain(first: Tensor, rest: Iterable[Tensor]) -> Iterable[Tensor]:
+    yield first
+    yield from rest
+
+
+def _target_edges(target: Tensor) -> Tensor:
+    """Distinct inner quintiles, rounded so that a person can read them."""
+    inner = torch.linspace(0, 1, MOST_TARGET_RANGES + 1, dtype=torch.float64)[1:-1]
+    sample = target[: 2**20]  # torch.quantile takes 2**24 values at most
+    edges: Tensor = torch.unique(torch.round(torch.quantile(sample, inner), decimals=2))
+    return edges
+
+
+def _range_labels(target: str, edges: list[float]) -> list[str]:
+    between = [f"{low:g} ≤ {target} < {high:g}" for low, high in itertools.pairwise(edges)]
+    return [f"{target} < {edges[0]:g}", *between, f"{target} ≥ {edges[-1]:g}"]

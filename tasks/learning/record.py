@@ -1,0 +1,248 @@
+"""The record of a run in MLflow: the only module of the libraries that knows MLflow.
+
+What a run leaves is written to a local outbox first, and metrics are sent from a thread in batches, so that no outage
+of the server loses one or slows the loop. `complete_outbox` sends what is missing, compares the server's history with
+the outbox, and only then is the run FINISHED.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from tasks.errors import TrackingError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+STATE = Path(".shardline")
+SEND_EVERY_ROWS = 500
+SEND_EVERY_SECONDS = 5.0
+MOST_METRICS_A_BATCH = 1000  # MLflow's own limit for log_batch
+MOST_PARAMETER_CHARACTERS = 6000  # MLflow's own limit
+REACHABLE_WITHIN_SECONDS = 20.0
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI where it is set, else a SQLite store under .shardline/ in the working directory."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(STATE / 'mlflow.db').absolute()}"
+
+
+def connect() -> MlflowClient:
+    """A client of the tracking store, which is there and answers; else TrackingError, within 30 s."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else it tells of every table that it makes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default of 7 blocks for four minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    uri = tracking_uri()
+    if urlsplit(uri).scheme in ("http", "https"):
+        _await_server(uri)
+    else:
+        STATE.mkdir(parents=True, exist_ok=True)
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    with translated(f"the MLflow store at {shown(uri)} does not answer"):
+        client.search_experiments(max_results=1)
+    return client
+
+
+def _await_server(uri: str) -> None:
+    """Raise TrackingError unless something accepts connections at the server's address within some seconds."""
+    import socket
+
+    address = urlsplit(uri)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    deadline = time.monotonic() + REACHABLE_WITHIN_SECONDS
+    while True:
+        try:
+            socket.create_connection((address.hostname or "", port), timeout=3).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise TrackingError(
+                    f"no MLflow server at {shown(uri)} ({error}): start it, or correct MLFLOW_TRACKING_URI; "
+                    "nothing was trained"
+                ) from error
+            time.sleep(1)
+
+
+def shown(uri: str) -> str:
+    """A URI for people: without the user and password that it may hold."""
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
+
+
+@contextmanager
+def translated(problem: str) -> Iterator[None]:
+    """MLflow's exceptions as TrackingError, cause kept."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        text = " ".join(str(error).split())[:400]
+        raise TrackingError(f"{problem}: {text}") from error
+
+
+def find_experiment(client: MlflowClient, name: str) -> str:
+    """The id of the experiment of this name; it is made, or restored from the bin, where it is not there."""
+    from mlflow.exceptions import MlflowException
+
+    existing = client.get_experiment_by_name(name)
+    if existing and existing.lifecycle_stage == "deleted":
+        client.restore_experiment(existing.experiment_id)
+    if existing:
+        return str(existing.experiment_id)
+    ours = not os.environ.get("MLFLOW_TRACKING_URI")
+    location = (STATE / "mlartifacts" / name.replace("/", "-")).absolute().as_uri() if ours else None
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except MlflowException:
+        created = client.get_experiment_by_name(name)  # another run may have made it in the meantime
+        if created is None:
+            raise
+        return str(created.experiment_id)
+
+
+def begin(
+    client: MlflowClient, *, experiment: str, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str]
+) -> str:
+    """Start a run with its parameters and tags; its id."""
+    from mlflow.entities import Param
+
+    with translated("the MLflow run cannot be started"):
+        run = client.create_run(find_experiment(client, experiment), run_name=name, tags=dict(tags))
+        run_id = str(run.info.run_id)
+        params = [Param(key, written(value)[:MOST_PARAMETER_CHARACTERS]) for key, value in parameters.items()]
+        client.log_batch(run_id, params=params)
+    return run_id
+
+
+def written(value: Any) -> str:
+    """A parameter's value as it is recorded: text as it is, all else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+class Outbox:
+    """What one run leaves (metrics, files, tags), kept in a local folder until MLflow has it all.
+
+    `metrics.jsonl` (a line an iteration), `artifacts/` (as they will stand in MLflow) and `tags.json`. The folder
+    outlives the process, so that a run whose server went away, or that was killed, can be completed later.
+    """
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id, self.path = run_id, outboxes() / run_id
+        (self.path / "artifacts").mkdir(parents=True, exist_ok=True)
+        self.rows = read_metrics(self.path)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Keep one step's metrics."""
+        timestamp = time.time_ns() // 1_000_000
+        line = json.dumps({"step": step, "timestamp": timestamp, "metrics": dict(metrics)}) + "\n"
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line)
+        self.rows.extend((key, float(value), timestamp, step) for key, value in metrics.items())
+
+    def file(self, path: str) -> Path:
+        """Where to write the artifact that will stand at this path in the run."""
+        target = self.path / "artifacts" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Keep tags for the run."""
+        path = self.path / "tags.json"
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        path.write_text(json.dumps({**kept, **tags}), encoding="utf-8")
+
+
+@contextmanager
+def sending(client: MlflowClient, outbox: Outbox) -> Iterator[None]:
+    """Send the outbox's metrics to MLflow from a thread while the block runs; what fails to go stays in the outbox."""
+    stop = threading.Event()
+
+    def send() -> None:
+        sent, began = 0, time.monotonic()
+        while not stop.wait(0.2):
+            due = len(outbox.rows) - sent >= SEND_EVERY_ROWS or time.monotonic() - began >= SEND_EVERY_SECONDS
+            if not due or sent == len(outbox.rows):
+                continue
+            part = outbox.rows[sent : sent + MOST_METRICS_A_BATCH]
+            with suppress(Exception):  # sent again next time, or by complete_outbox at the end
+                send_metrics(client, outbox.run_id, part)
+                sent += len(part)
+            began = time.monotonic()
+
+    sender = threading.Thread(target=send, name="mlflow-sender", daemon=True)
+    sender.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        sender.join(timeout=30)
+
+
+def outboxes() -> Path:
+    """The folder with an outbox for each run whose record is not complete."""
+    return (STATE / "outbox").absolute()
+
+
+def read_metrics(outbox: Path) -> list[tuple[str, float, int, int]]:
+    """The (key, value, timestamp in ms, step) rows of an outbox; a last line cut short by a kill is cut off."""
+    path = outbox / "metrics.jsonl"
+    if not path.exists():
+        return []
+    whole = path.read_bytes().rpartition(b"\n")
+    os.truncate(path, len(whole[0]) + len(whole[1]))
+    entries = [json.loads(line) for line in whole[0].splitlines()]
+    return [(k, float(v), entry["timestamp"], entry["step"]) for entry in entries for k, v in entry["metrics"].items()]
+
+
+def send_metrics(client: MlflowClient, run_id: str, rows: Sequence[tuple[str, float, int, int]]) -> None:
+    """Log rows in batches; identical rows are stored once, so sending them again is safe."""
+    from mlflow.entities import Metric
+
+    for at in range(0, len(rows), MOST_METRICS_A_BATCH):
+        client.log_batch(run_id, metrics=[Metric(*row) for row in rows[at : at + MOST_METRICS_A_BATCH]])
+
+
+def missing_rows(client: MlflowClient, run_id: str, rows: Sequence[tuple[str, float, int, int]]) -> list[Any]:
+    """The rows that the server's history does not have."""
+    stored = {
+        (metric.key, metric.value, metric.timestamp, metric.step)
+        for key in {row[0] for row in rows}
+        for metric in client.get_metric_history(run_id, key)
+    }
+    return [row for row in rows if row not in stored]
+
+
+def complete_outbox(client: MlflowClient, outbox: Path, status: str) -> None:
+    """Send an outbox until MLflow has all of it, end its run, delete it; else TrackingError, and the outbox stays."""
+    run_id = outbox.name
+    rows = read_metrics(outbox)
+    with translated(f"record incomplete: what MLflow lacks of run {run_id} is kept in {outbox}"):
+        missing = missing_rows(client, run_id, rows)
+        send_metrics(client, run_id, missing)
+        still = missing_rows(client, run_id, rows) if missing else []
+        if still:
+            raise TrackingError(
+                f"record incomplete: MLflow has {len(rows) - len(still)} of {len(rows)} metrics of run {run_id}; "
+                f"they are kept in {outbox}"
+            )
+        client.log_artifacts(run_id, str(outbox / "artifacts"))
+        tags = outbox / "tags.json"
+        for key, value in json.loads(tags.read_text(encoding="utf-8")).items() if tags.exists() else ():
+            client.set_tag(run_id, key, value)
+        client.set_terminated(run_id, status)
+    shutil.rmtree(outbox)

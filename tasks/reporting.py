@@ -1,0 +1,73 @@
+"""The last step: one artifact that a person reads, the curve, and the files that make a run repeatable."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from tasks.tracking import Run
+
+
+@task(name="report", cache_policy=NO_CACHE)
+def report_run(
+    run: Run,
+    facts: dict[str, Any],
+    manifest: dict[str, Any],
+    trained: dict[str, Any],
+    evaluation: dict[str, Any],
+) -> str:
+    """Write the report into Prefect (markdown artifact) and MLflow (description, curve, manifest); the report."""
+    from tasks.learning.figures import draw_curve
+    from tasks.learning.record import Outbox
+
+    outbox = Outbox(run.run_id)
+    curve = [row[1] for row in sorted(outbox.rows, key=lambda row: row[3]) if row[0] == "mse"]
+    reference = evaluation["train_mse"]
+    draw_curve(curve, reference, outbox.file("figures/curve.png"))
+    small = draw_curve(curve, reference, None, small=True)
+    outbox.file("manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    text = "\n\n".join(
+        [
+            f"**{evaluation['verdict']}**",
+            scores_table(evaluation),
+            where_time_went(trained),
+            "\n".join(f"- **{name}**: {value}" for name, value in facts.items()),
+        ]
+    )
+    outbox.tag({"mlflow.note.content": text, "shardline.verdict": evaluation["verdict"]})
+    outbox.file("report.md").write_text(text, encoding="utf-8")
+    picture = f"![MSE by iteration](data:image/png;base64,{base64.b64encode(small).decode()})"
+    create_markdown_artifact(
+        key="report",
+        description="What was trained, what it is worth, and where the time went",
+        markdown=f"{text}\n\n{picture}\n\n[This run in MLflow]({run.url})",
+    )
+    return text
+
+
+def scores_table(evaluation: dict[str, Any]) -> str:
+    """The three models beside each other on the same rows, as a markdown table."""
+    names = {"trained": "trained", "exact": "exact least squares", "mean": "always the mean"}
+    lines = [f"| model ({evaluation['rows_of']} rows) | MSE | RMSE | MAE | R² |", "|---|---:|---:|---:|---:|"]
+    for key, name in names.items():
+        facts = evaluation["all"][key]
+        r2 = "–" if facts["r2"] is None else f"{facts['r2']:.4f}"
+        lines.append(f"| {name} | {facts['mse']:.6g} | {facts['rmse']:.6g} | {facts['mae']:.6g} | {r2} |")
+    return "\n".join(lines)
+
+
+def where_time_went(trained: dict[str, Any]) -> str:
+    """One paragraph: iterations, time, and what share of it was waiting for data, copying and computing."""
+    parts = {"waiting for data": "wait_seconds", "copying": "copy_seconds", "computing": "compute_seconds"}
+    total = sum(trained[key] for key in parts.values()) or 1.0
+    shares = ", ".join(f"{name} {trained[key]:.2f} s ({trained[key] / total:.0%})" for name, key in parts.items())
+    bound = max(parts, key=lambda name: trained[parts[name]])
+    return (
+        f"{trained['iterations']} iterations over {trained['rows']:,} rows in {trained['seconds']:.1f} s on "
+        f"{trained['device']}: {shares}. The run was bound by {bound}."
+    )

@@ -1,0 +1,153 @@
+"""Steps that find the shards and look at their first rows, before anything is trained on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.logging import get_run_logger
+from prefect.tasks import Task
+
+from tasks.errors import ShardlineError
+from tasks.parameters import Source, TrainingParameters
+from tasks.settings import Sources
+
+MOST_SHARDS_IN_A_TABLE = 100
+PREVIEWED_ROWS = 1000
+SHOWN_ROWS = 5
+
+
+async def may_succeed_later(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether a failed attempt is worth another: only errors that say so of themselves are."""
+    error = await state.aresult(raise_on_failure=False)
+    return isinstance(error, ShardlineError) and error.retryable
+
+
+@task(
+    name="locate shards",
+    task_run_name="locate {role} shards",
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=[1, 5],
+    retry_condition_fn=may_succeed_later,
+)
+def locate_shards(sources: Sources, given: Source, role: str = "training") -> dict[str, Any]:
+    """List the training or test shards and yield their manifest as plain JSON types; a table artifact shows them."""
+    from tasks.streaming import locate
+
+    uri = sources.shards if role == "training" else str(sources.test_shards)
+    manifest = locate(
+        uri,
+        meta_shards=given.meta_shards if role == "training" else None,
+        header="infer" if given.header == "infer" else None,
+        columns=given.columns,
+        max_shards=given.max_shards,
+        storage_options=sources.storage_options(uri),
+    )
+    logger = get_run_logger()
+    logger.info(
+        "%s: %d shards, %s rows, %s, fingerprint %s",
+        uri,
+        len(manifest.shards),
+        f"{manifest.rows:,}",
+        readable_bytes(manifest.size),
+        manifest.fingerprint[:12],
+    )
+    for note in manifest.notes:
+        logger.info("%s", note)
+    first = manifest.shards[:MOST_SHARDS_IN_A_TABLE]
+    create_table_artifact(
+        key=f"{role}-shards",
+        table=[{"shard": s.uri, "rows": s.rows, "bytes": s.size, "etag": s.etag} for s in first],
+        description="\n".join(
+            [
+                f"**{role.capitalize()} shards** of `{uri}`: {len(manifest.shards)} shards, {manifest.rows:,} rows, "
+                f"{readable_bytes(manifest.size)}; fingerprint `{manifest.fingerprint}`",
+                *(["", f"The table shows the first {len(first)}."] if len(first) < len(manifest.shards) else []),
+                *(f"- {note}" for note in manifest.notes),
+            ]
+        ),
+    )
+    plain: dict[str, Any] = manifest.to_dict()
+    return plain
+
+
+@task(
+    name="preview batch",
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=[1, 5],
+    retry_condition_fn=may_succeed_later,
+)
+def preview_batch(
+    manifest: dict[str, Any],
+    sources: Sources,
+    given: TrainingParameters,
+    statistics: dict[str, dict[str, float]] | None = None,
+) -> dict[str, Any]:
+    """Read the first rows and hold them against the contract: columns, dtype and, where stated, ranges.
+
+    A markdown artifact shows the shape and dtype of the training batch, each column's range and five rows, and warns
+    where a column leaves the range that `.meta/stats` states.
+    """
+    from tasks.streaming import Manifest, ObjectStorageDataset
+
+    located = Manifest.from_dict(manifest)
+    dataset = ObjectStorageDataset(
+        located,
+        batch_size=min(PREVIEWED_ROWS, located.rows),
+        epochs=1,
+        storage_options=sources.storage_options(sources.shards),
+    )
+    batch = next(iter(dataset))
+    facts = {
+        "columns": list(located.columns),
+        "dtype": str(batch.dtype).removeprefix("torch."),
+        "batch_shape": [given.batch_size, batch.shape[1]],
+        "previewed_rows": len(batch),
+    }
+    low, high = batch.min(dim=0).values.tolist(), batch.max(dim=0).values.tolist()
+    outside = [
+        f"column {name} runs from {least:g} to {most:g}, and .meta/stats states {stated['min']:g} to {stated['max']:g}"
+        for name, least, most in zip(located.columns, low, high, strict=True)
+        if (stated := (statistics or {}).get(name)) and not stated["min"] <= least <= most <= stated["max"]
+    ]
+    for fault in outside:
+        get_run_logger().warning("The statistics are of other data: %s", fault)
+    rows = [
+        f"| {name} | {least:.6f} | {most:.6f} | " + " | ".join(f"{value:g}" for value in column) + " |"
+        for name, least, most, column in zip(
+            located.columns, low, high, batch[:SHOWN_ROWS].T.double().tolist(), strict=True
+        )
+    ]
+    shown = min(SHOWN_ROWS, len(batch))
+    create_markdown_artifact(
+        key="preview",
+        description="The first rows against the data contract",
+        markdown="\n".join(
+            [
+                f"Training batches are **{given.batch_size:,} × {batch.shape[1]}** tensors of **{facts['dtype']}**. "
+                f"Ranges are of the first {len(batch):,} rows"
+                + (", and within those of `.meta/stats`." if statistics and not outside else "."),
+                *(f"- ⚠ {fault}" for fault in outside),
+                "",
+                "| column | min | max | " + " | ".join(f"row {i}" for i in range(shown)) + " |",
+                "|---|---:|---:|" + "---:|" * shown,
+                *rows,
+            ]
+        ),
+    )
+    get_run_logger().info("Batches of shape %s, dtype %s", facts["batch_shape"], facts["dtype"])
+    return facts
+
+
+def readable_bytes(size: float) -> str:
+    """A number of bytes as people write it, in powers of 1024."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

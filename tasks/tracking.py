@@ -1,0 +1,100 @@
+"""The life of a run in MLflow beside its flow run in Prefect: opened, linked both ways, ended with its status."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+
+from tasks.errors import TrackingError
+
+VERSIONS_OF = ("prefect", "torch", "mlflow", "s3fs", "boto3", "pyarrow", "numpy")
+LOCAL_MLFLOW_PAGES = "http://127.0.0.1:5000"  # where `make ui` serves a store that has no server of its own
+
+
+@dataclass(frozen=True)
+class Run:
+    """An MLflow run: its id, its name, and the address of its page."""
+
+    run_id: str
+    name: str
+    url: str
+
+
+@contextmanager
+def tracked(experiment: str, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[Run]:
+    """Open an MLflow run around the block; it ends FINISHED with a complete record, FAILED or KILLED.
+
+    Raises TrackingError where MLflow does not answer at the start (nothing was done), or its record stays incomplete.
+    """
+    from tasks.learning import record
+
+    client = record.connect()
+    name = str(flow_run.name or "run")
+    run_id = record.begin(client, experiment=experiment, name=name, parameters=parameters, tags={**context(), **tags})
+    run = Run(run_id, name, page_of(record.tracking_uri(), client.get_run(run_id).info.experiment_id, run_id))
+    get_run_logger().info("Recording in MLflow: %s", run.url)
+    outbox = record.Outbox(run_id)
+    try:
+        yield run
+    except BaseException as error:
+        # Ctrl-C, SIGTERM and a cancelled flow arrive as BaseException: somebody stopped the run
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        outbox.tag({"shardline.error": f"{type(error).__name__}: {error}"[:5000]})
+        try:
+            record.complete_outbox(client, outbox.path, status)
+        except TrackingError as incomplete:
+            get_run_logger().warning("%s", incomplete)
+        raise
+    record.complete_outbox(client, outbox.path, "FINISHED")
+
+
+def page_of(uri: str, experiment_id: str, run_id: str) -> str:
+    """The address of a run's page: on the tracking server, else where `make ui` serves the local store."""
+    from tasks.learning.record import shown
+
+    base = shown(uri).rstrip("/") if urlsplit(uri).scheme in ("http", "https") else LOCAL_MLFLOW_PAGES
+    return f"{base}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
+def context() -> dict[str, str]:
+    """Tags that say where, by what and from which code a run was made."""
+    tags = {f"version.{name}": version(name) for name in VERSIONS_OF}
+    tags["version.python"] = platform.python_version()
+    tags["host.name"] = platform.node()
+    tags |= code()
+    if flow_run.id:
+        tags["prefect.flow_run_id"] = str(flow_run.id)
+        tags["prefect.flow_run_name"] = str(flow_run.name)
+        tags["prefect.flow_run_url"] = page_in_prefect()
+    return tags
+
+
+def page_in_prefect() -> str:
+    """The address of this flow run's page; empty where its server is a temporary one, which ends with the run."""
+    from prefect.settings import PREFECT_UI_URL
+
+    return str(flow_run.ui_url or "") if PREFECT_UI_URL.value() else ""
+
+
+def code() -> dict[str, str]:
+    """The git commit of this code and whether it was changed since; nothing where it is not a checkout."""
+    root = Path(__file__).parent.parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return {"mlflow.source.git.commit": git("rev-parse", "HEAD"), "git.changed": str(bool(changed)).lower()}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
