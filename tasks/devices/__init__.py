@@ -1,18 +1,43 @@
 """What the hardware is and how fast: a library that knows nothing of Prefect or MLflow.
 
-`describe` says what there is.
+`describe` says what there is; `measure` times the jobs that `plan_jobs` lays out into figures; `compare_devices` and
+`compare_runs` set figures against each other; `predict` says what they mean for a training iteration; plots draws them.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tasks.devices.description import Cpu, CudaDevice, Hardware, Memory, Torch, describe
+    from tasks.devices.comparison import Ratio, compare_devices, compare_runs, find_win
+    from tasks.devices.description import Hardware, describe
+    from tasks.devices.measurement import Figure, measure
+    from tasks.devices.planning import PLANS, Plan, choose_devices, plan_jobs
+    from tasks.devices.prediction import Prediction, StreamRates, predict
 
-__all__ = ["Cpu", "CudaDevice", "Hardware", "Memory", "Torch", "describe"]
+__all__ = [
+    "PLANS",
+    "Figure",
+    "Hardware",
+    "Plan",
+    "Prediction",
+    "Ratio",
+    "StreamRates",
+    "choose_devices",
+    "compare_devices",
+    "compare_runs",
+    "describe",
+    "find_win",
+    "measure",
+    "plan_jobs",
+    "predict",
+]
 
 _HOMES = {
-    "description": ("Cpu", "CudaDevice", "Hardware", "Memory", "Torch", "describe"),
+    "comparison": ("Ratio", "compare_devices", "compare_runs", "find_win"),
+    "description": ("Hardware", "describe"),
+    "measurement": ("Figure", "measure"),
+    "planning": ("PLANS", "Plan", "choose_devices", "plan_jobs"),
+    "prediction": ("Prediction", "StreamRates", "predict"),
 }
 
 

@@ -1,0 +1,84 @@
+"""How long a training iteration should take, from measured rates: streamed, and with the data resident on the device.
+
+The rates come from measurement and, for the stream, from whoever has measured it. The model is a pipeline whose stages
+overlap, unless they share a resource: then they take turns, and the busiest resource sets the pace.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from tasks.devices.measurement import Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamRates:
+    """What the stream does alone: `fetch` bytes/s, `decode` rows/s; a row is `row_bytes` long there, `columns` here."""
+
+    fetch: float
+    decode: float
+    row_bytes: float
+    columns: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stage of an iteration: the seconds that it keeps a resource busy."""
+
+    name: str
+    resource: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Seconds an iteration, as predicted and, where it was, as `measured`."""
+
+    data: Literal["streamed", "resident"]
+    device: str
+    rows: int
+    stages: tuple[Stage, ...]
+    seconds: float
+    bottleneck: str
+    measured: float | None = None
+
+
+def predict(
+    figures: Iterable[Figure], device: str, rows: int, rates: StreamRates | None = None, dtype: str = "float64"
+) -> list[Prediction]:
+    """Predict an iteration of `rows` rows on a device: streamed, where the stream's rates are known, and resident.
+
+    The step's and the copy's measured rates are taken to hold for other batch sizes. Empty where the step was not
+    measured; without the copy's figure no streamed prediction is made for an accelerator.
+    """
+    measured = {(figure.name, figure.device, figure.dtype): figure for figure in figures}
+    step = measured.get(("step", device, dtype))
+    if step is None:
+        return []
+    stages = [Stage(name="step", resource=device, seconds=rows / step.rate)]
+    predictions = [_overlap("resident", device, rows, stages)]
+    copy = measured.get(("host_to_device_pinned", device, "float64"))
+    if rates is None or (device != "cpu" and copy is None):
+        return predictions
+    if copy is not None:
+        stages.insert(0, Stage(name="copy", resource="link", seconds=rows * rates.columns * 8 / copy.rate))
+    stages.insert(0, Stage(name="decode", resource="cpu", seconds=rows / rates.decode))
+    stages.insert(0, Stage(name="fetch", resource="network", seconds=rows * rates.row_bytes / rates.fetch))
+    return [_overlap("streamed", device, rows, stages), *predictions]
+
+
+def _overlap(data: Literal["streamed", "resident"], device: str, rows: int, stages: list[Stage]) -> Prediction:
+    """Stages on one resource add up; the busiest resource's sum is the iteration's time."""
+    busy: dict[str, float] = {}
+    for stage in stages:
+        busy[stage.resource] = busy.get(stage.resource, 0.0) + stage.seconds
+    busiest = max(busy, key=lambda resource: busy[resource])
+    longest = max((stage for stage in stages if stage.resource == busiest), key=lambda stage: stage.seconds)
+    return Prediction(
+        data=data,
+        device=device,
+        rows=rows,
+        stages=tuple(stages),
+        seconds=busy[busiest],
+        bottleneck=longest.name,
+    )

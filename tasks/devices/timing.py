@@ -1,0 +1,108 @@
+"""How long a kernel takes: torch.utils.benchmark's adaptive timer over a clock that may be injected.
+
+What is timed stands in kernels, and what the times come to in measurement.
+"""
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from statistics import quantiles
+
+Kernel = Callable[[], object]
+Clock = Callable[[], float]
+
+NOISY_SPREAD = 0.1  # torch.utils.benchmark's own bound, from which it warns of fluctuations
+FEWEST_SAMPLES = 4  # fewer have no quartiles
+# Involuntary context switches a second and thread. On two quiet cores some 25 were counted, beside a busy process
+# 100-200, where matrix products took twice to twenty times as long, sometimes with a spread of 1 %.
+PREEMPTED_RATE = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long one figure may take: at least `shortest` and at most `longest` seconds of samples."""
+
+    shortest: float
+    longest: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Seconds a call: the median of the samples and their quartiles `low` and `high`; each sample is many `calls`."""
+
+    seconds: float
+    low: float
+    high: float
+    samples: int
+    calls: int
+    preempted: bool = False
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range over the median: 0.02 means that half of the samples lie within 2 %."""
+        return (self.high - self.low) / self.seconds
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the figure is too noisy to use: spread, too few samples, or threads that others kept from running."""
+        return self.spread > NOISY_SPREAD or self.samples < FEWEST_SAMPLES or self.preempted
+
+
+def count_preemptions() -> int:
+    """Return how often this process's threads were made to wait for others, since it began."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def time_kernel(
+    kernel: Kernel,
+    patience: Patience,
+    clock: Clock = time.perf_counter,
+    count_preemptions: Callable[[], int] = count_preemptions,
+) -> Timing:
+    """Time a kernel until its spread is a third of what is noisy, or patience ends.
+
+    Two calls warm it up (memory is touched, code loaded), and the search for the number of calls that makes the clock's
+    own cost negligible does so further. Calls of one sample follow each other without waiting, so on an accelerator the
+    figure is throughput, not latency; `clock` must wait for the device (see `make_clock`).
+    """
+    import torch
+    from torch.utils.benchmark import Timer
+
+    kernel()
+    kernel()
+    clock()
+    threads = torch.get_num_threads()
+    timer = Timer("kernel()", globals={"kernel": kernel}, timer=clock, num_threads=threads)
+    preemptions = count_preemptions()
+    measured = timer.adaptive_autorange(
+        threshold=NOISY_SPREAD / 3, min_run_time=patience.shortest, max_run_time=patience.longest
+    )
+    preemptions = count_preemptions() - preemptions
+    accepted = PREEMPTED_RATE * threads * sum(measured.times) * measured.number_per_run
+    return summarise(
+        measured.times,
+        calls=measured.number_per_run,
+        preempted=preemptions > max(accepted, len(measured.times) / 4),  # a quarter of the samples moves a quartile
+    )
+
+
+def summarise(times: list[float], calls: int = 1, preempted: bool = False) -> Timing:
+    """Return median and quartiles of the samples' seconds a call; one sample is its own quartiles."""
+    low, median, high = quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
+    return Timing(seconds=median, low=low, high=high, samples=len(times), calls=calls, preempted=preempted)
+
+
+def make_clock(device: str) -> Clock:
+    """Return a clock that reads the time when all work given to the device is done."""
+    if device == "cpu":
+        return time.perf_counter
+    return partial(_wait_and_read, device)
+
+
+def _wait_and_read(device: str) -> float:
+    import torch
+
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
