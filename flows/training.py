@@ -53,15 +53,16 @@ def train(**parameters: Any) -> str:
         verify_identity=given.verify_identity,
         anonymous=given.anonymous,
     )
-    manifest = locate_shards(sources, given)
-    test_manifest = locate_shards(sources, given, role="test") if sources.test_shards else None
-    preview = preview_batch(manifest, sources, given)
+    located = locate_shards(sources, given)
+    manifest, statistics = located["manifest"], located["statistics"]
+    test_manifest = locate_shards(sources, given, role="test")["manifest"] if sources.test_shards else None
+    preview = preview_batch(manifest, sources, given, statistics)
     features = choose_features(manifest, given)
     hardware = describe_hardware()
     with tracked(
         given.experiment, recorded(given, sources, features), tags_of(identity, manifest, sources)
     ) as mlflow_run:
-        trained = train_model(manifest, features, sources, given, mlflow_run.run_id)
+        trained = train_model(manifest, features, sources, given, mlflow_run.run_id, statistics)
         evaluation = evaluate_model(manifest, test_manifest, features, trained, sources, given, mlflow_run.run_id)
         report_run(
             mlflow_run, facts_of(sources, identity, manifest, preview, hardware, trained), manifest, trained, evaluation

@@ -35,8 +35,12 @@ async def may_succeed_later(_task: Task[..., Any], _run: TaskRun, state: State[A
     retry_condition_fn=may_succeed_later,
 )
 def locate_shards(sources: Sources, given: Source, role: str = "training") -> dict[str, Any]:
-    """List the training or test shards and yield their manifest as plain JSON types; a table artifact shows them."""
-    from tasks.streaming import locate
+    """List the training or test shards; a table artifact shows them. Returns plain JSON types:
+
+    {"manifest": as Manifest.to_dict, "statistics": {column: {count, mean, stddev, min, max}}, empty where nobody wrote
+    them or where they are of other rows}.
+    """
+    from tasks.streaming import locate, read_statistics
 
     uri = sources.shards if role == "training" else str(sources.test_shards)
     manifest = locate(
@@ -71,8 +75,12 @@ def locate_shards(sources: Sources, given: Source, role: str = "training") -> di
             ]
         ),
     )
-    plain: dict[str, Any] = manifest.to_dict()
-    return plain
+    statistics = read_statistics(manifest, sources.storage_options(uri))
+    counted = {stated["count"] for stated in statistics.values()}
+    if statistics and counted != {manifest.rows} and not given.max_shards:
+        logger.warning(".meta/stats is of %s rows, the shards have %d: left unused", counted, manifest.rows)
+        statistics = {}
+    return {"manifest": manifest.to_dict(), "statistics": statistics}
 
 
 @task(

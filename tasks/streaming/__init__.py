@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from tasks.streaming.dataset import ObjectStorageDataset
     from tasks.streaming.locating import locate
     from tasks.streaming.manifest import Manifest, Shard
+    from tasks.streaming.statistics import read_statistics
 
-__all__ = ["Batch", "Manifest", "ObjectStorageDataset", "Shard", "Times", "locate"]
+__all__ = ["Batch", "Manifest", "ObjectStorageDataset", "Shard", "Times", "locate", "read_statistics"]
 
 _HOMES = {
     "Batch": "batches",
@@ -24,6 +25,7 @@ _HOMES = {
     "Shard": "manifest",
     "Times": "batches",
     "locate": "locating",
+    "read_statistics": "statistics",
 }
 
 

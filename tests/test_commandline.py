@@ -1,0 +1,96 @@
+"""The command line, the flow's signature and Prefect's form: three views of one parameter model."""
+
+import subprocess
+import sys
+
+import pytest
+from prefect.utilities.callables import parameter_schema
+
+from flows.commandline import parse
+from flows.training import train
+from tasks.parameters import PRESETS, TrainingParameters
+
+
+def parsed(*words):
+    return parse(TrainingParameters, words, "flows.training", "")
+
+
+def test_options_become_parameters_with_their_types():
+    given = parsed("--batch-size", "64", "--features", "a, b", "--no-verify-identity", "--learning-rate", "1e-3")
+    assert (given.batch_size, given.features, given.verify_identity, given.learning_rate) == (
+        64,
+        ["a", "b"],
+        False,
+        1e-3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--batch-size", "0"], "--batch-size '0': input should be greater than or equal to 1"),
+        (
+            ["--batch-size", "many"],
+            "--batch-size 'many': input should be a valid integer, unable to parse string as an integer",
+        ),
+        (["--device", "tpu"], "--device 'tpu': input should be 'auto', 'cpu' or 'cuda'"),
+        (["--learning-rate", "nan"], "--learning-rate 'nan': input should be a finite number"),
+        (["--gradient-norm", "-1"], "--gradient-norm '-1': input should be greater than or equal to 0"),
+        (["--bucket-id", "xyz"], "--bucket-id 'xyz': string should match pattern '^[0-9a-f]{32}$'"),
+        (["--no-such-thing", "1"], "unrecognized arguments: --no-such-thing 1"),
+        (["--batch", "64"], "unrecognized arguments: --batch 64"),
+        (["--columns", "a,b,a"], "columns names a column twice: a,b,a"),
+        (["--target", "a", "--features", "a,b"], "target 'a' is among the features: leave it out of one of them"),
+        (
+            ["--columns", "a,b", "--target", "c"],
+            "column 'c' is used as target or feature and is not among columns: add it there",
+        ),
+        (["--header", "none"], "header is none, so nothing names the columns: list them in columns"),
+        (
+            ["--bucket-id", "0" * 32, "--shards", "x*.csv"],
+            "shards and bucket_id both say where the data is: leave one out",
+        ),
+    ],
+)
+def test_what_is_not_valid_is_one_line_and_exit_code_2(words, message, capsys):
+    with pytest.raises(SystemExit) as left:
+        parsed(*words)
+    assert left.value.code == 2
+    assert capsys.readouterr().err == f"flows.training: {message} (--help lists every parameter)\n"
+
+
+def test_help_shows_each_parameter_with_default_bounds_and_sentence(capsys):
+    with pytest.raises(SystemExit):
+        parsed("--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    for name, field in TrainingParameters.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in shown
+        assert " ".join((field.description or "").split()) in shown
+    assert "[default: 1048576; at least 1]" in shown
+
+
+def test_the_form_shows_what_help_shows():
+    properties = parameter_schema(train).properties
+    assert list(properties) == list(TrainingParameters.model_fields)
+    for name, field in TrainingParameters.model_fields.items():
+        assert properties[name]["description"] == field.description
+        assert properties[name].get("default") == field.default
+    assert properties["batch_size"]["minimum"] == 1
+    assert properties["device"]["enum"] == ["auto", "cpu", "cuda"]
+
+
+def test_an_explicit_value_wins_over_the_preset_and_null_does_not():
+    resolved = TrainingParameters(preset="notebook", learning_rate=0.5, iterations=None).resolved()
+    assert (resolved.learning_rate, resolved.iterations) == (0.5, PRESETS["notebook"].iterations)
+
+
+def test_a_gradient_norm_of_zero_wins_over_the_preset():
+    assert TrainingParameters(preset="notebook", gradient_norm=0).resolved().gradient_norm == 0
+
+
+def test_unconfigured_it_exits_2_names_make_train_and_starts_nothing(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "flows.training"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "make train" in done.stderr
+    assert list(tmp_path.iterdir()) == []
