@@ -66,7 +66,7 @@ class Access(Parameters):
     anonymous: bool = Field(False, description="Read a public bucket without credentials.")
 
 
-class Source(Access):
+class Shards(Access):
     """Which shards, and what stands in them."""
 
     shards: str | None = Field(
@@ -74,12 +74,6 @@ class Source(Access):
         min_length=1,
         description="Glob of the training shards (s3://bucket/path/part*.csv, file://, https://, a local path); "
         "null: csv/dev/part*.csv in the bucket of bucket_id.",
-    )
-    test_shards: str | None = Field(
-        None,
-        min_length=1,
-        description="Glob of the shards that the model is judged on; null: csv/test/part*.csv with a bucket_id, "
-        "else none.",
     )
     meta_shards: str | None = Field(
         None,
@@ -117,6 +111,17 @@ class Source(Access):
         return self
 
 
+class Source(Shards):
+    """The shards to train on, and those to be judged on."""
+
+    test_shards: str | None = Field(
+        None,
+        min_length=1,
+        description="Glob of the shards that the model is judged on; null: csv/test/part*.csv with a bucket_id, "
+        "else none.",
+    )
+
+
 class Stream(Parameters):
     """How rows become batches."""
 
@@ -127,7 +132,16 @@ class Stream(Parameters):
     )
 
 
-class Model(Parameters):
+class Device(Parameters):
+    """Which hardware computes."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="Where to compute; auto: CUDA where there is one. A benchmark measures the CPU beside it.",
+    )
+
+
+class Model(Device):
     """What is trained, and how."""
 
     preset: Literal["default", "notebook"] = Field(
@@ -148,8 +162,13 @@ class Model(Parameters):
         None,
         description="Engineered features by name (distance_km); null: those of the preset whose columns are there.",
     )
+    resident_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="Data that takes no more than this stays prepared in the device's memory after its first pass; "
+        "0: never; null: a quarter of what is free.",
+    )
     dtype: Literal["float64", "float32"] = Field("float64", description="Precision of batches and weights.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to train; auto: CUDA where there is one.")
 
     def resolved(self) -> Preset:
         """The five model parameters with every null replaced by its preset's value."""
@@ -167,3 +186,23 @@ class Tracking(Parameters):
 
 class TrainingParameters(Tracking, Model, Stream, Source):
     """All parameters of the training flow, flat, in the order of its form."""
+
+
+class BenchmarkParameters(Tracking, Device, Shards):
+    """All parameters of the benchmarking flow, flat, in the order of its form."""
+
+    mode: Literal["quick", "standard", "thorough"] = Field(
+        "standard", description="How much is measured, how often repeated: for seconds, two minutes or a quarter hour."
+    )
+    max_size: int | None = Field(
+        None,
+        ge=1,
+        le=2**34,
+        description="Most elements of the vectors in a + b; null: 2**22 in quick mode, else 2**27.",
+    )
+    time_budget: float | None = Field(
+        None, gt=0, description="Seconds after which no further figure is begun; null: 10, 120 or 900, by mode."
+    )
+    against: str | None = Field(
+        None, pattern="^[0-9a-f]{32}$", description="MLflow run id of an earlier benchmark to be compared with."
+    )
