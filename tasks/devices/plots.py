@@ -21,7 +21,14 @@ SMALLEST = 16  # sizes in the close-up
 INK, PAPER, GRID = "#222222", "#fcfcfa", "#d9d9d4"
 # Okabe and Ito's colours, which colour-blind people tell apart (https://jfly.uni-koeln.de/color/).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-STAGES = {"fetch": "#56B4E9", "decode": "#E69F00", "copy": "#CC79A7", "step": "#009E73"}
+STAGES = {  # of an iteration, in their order
+    "fetch": "#56B4E9",
+    "receive": "#0072B2",
+    "decode": "#E69F00",
+    "prepare": "#F0E442",
+    "copy": "#CC79A7",
+    "step": "#009E73",
+}
 STYLES = {"float64": ("-", "o"), "float32": ("--", "s"), "bfloat16": (":", "^"), "float16": ("-.", "D")}
 NAMES = {
     "copy": "copy  c = a",
@@ -204,7 +211,7 @@ def _draw_rates(axes: "Axes", figures: Sequence[Figure], labels: Sequence[str], 
         )
         text = units.format_data(float(f"{figure.rate:.3g}"))
         if figure.limit:
-            axes.vlines(figure.limit, place - 0.3, place + 0.3, color=INK, linewidth=2.5)
+            axes.vlines(figure.limit, place - 0.2, place + 0.2, color=INK, linewidth=2.5)
             text += f", {figure.rate / figure.limit:.0%} of limit"
         text += ", too noisy" if figure.noisy else ""
         axes.annotate(

@@ -13,12 +13,18 @@ from tasks.devices.measurement import Figure
 
 @dataclass(frozen=True, kw_only=True)
 class StreamRates:
-    """What the stream does alone: `fetch` bytes/s, `decode` rows/s; a row is `row_bytes` long there, `columns` here."""
+    """What the stages before a step do, each alone on the whole machine.
+
+    `fetch` in bytes/s of the shards, `receive` in bytes/s that all cores together could take in (what fetching costs the
+    processor), `decode` and `prepare` in rows/s. A row has `row_bytes` bytes in the shards and `numbers` on the device.
+    """
 
     fetch: float
+    receive: float
     decode: float
+    prepare: float
     row_bytes: float
-    columns: int
+    numbers: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +61,21 @@ def predict(
     step = measured.get(("step", device, dtype))
     if step is None:
         return []
-    stages = [Stage(name="step", resource=device, seconds=rows / step.rate)]
-    predictions = [_overlap("resident", device, rows, stages)]
+    stepping = Stage(name="step", resource=device, seconds=rows / step.rate)
+    resident = _overlap("resident", device, rows, [stepping])
     copy = measured.get(("host_to_device_pinned", device, "float64"))
     if rates is None or (device != "cpu" and copy is None):
-        return predictions
+        return [resident]
+    size = rows * rates.row_bytes
+    stages = [
+        Stage(name="fetch", resource="network", seconds=size / rates.fetch),
+        Stage(name="receive", resource="cpu", seconds=size / rates.receive),
+        Stage(name="decode", resource="cpu", seconds=rows / rates.decode),
+        Stage(name="prepare", resource="cpu", seconds=rows / rates.prepare),
+    ]
     if copy is not None:
-        stages.insert(0, Stage(name="copy", resource="link", seconds=rows * rates.columns * 8 / copy.rate))
-    stages.insert(0, Stage(name="decode", resource="cpu", seconds=rows / rates.decode))
-    stages.insert(0, Stage(name="fetch", resource="network", seconds=rows * rates.row_bytes / rates.fetch))
-    return [_overlap("streamed", device, rows, stages), *predictions]
+        stages.append(Stage(name="copy", resource="link", seconds=rows * rates.numbers * 8 / copy.rate))
+    return [_overlap("streamed", device, rows, [*stages, stepping]), resident]
 
 
 def _overlap(data: Literal["streamed", "resident"], device: str, rows: int, stages: list[Stage]) -> Prediction:

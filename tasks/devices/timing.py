@@ -88,6 +88,31 @@ def time_kernel(
     )
 
 
+def time_passes(kernel: Kernel, seconds: float, clock: Clock = time.perf_counter) -> Timing:
+    """Time a kernel that may take seconds a call, such as a pass over the network, within about so many seconds.
+
+    The first call warms up, unless it alone takes half of the time: then it is the only sample.
+    """
+    began = clock()
+    kernel()
+    first = clock() - began
+    if first > seconds / 2:
+        return summarise([first])
+    times: list[float] = []
+    while clock() - began < seconds:
+        start = clock()
+        kernel()
+        times.append(clock() - start)
+    return summarise(times)
+
+
+def summarise_stream(times: list[float], blocks: int = 5) -> Timing:
+    """Summarise iterations that come in bursts, as a shard's batches do: the samples are means of consecutive blocks."""
+    length = max(1, len(times) // blocks)
+    means = [sum(times[start : start + length]) / length for start in range(0, len(times) - length + 1, length)]
+    return summarise(means, calls=length)
+
+
 def summarise(times: list[float], calls: int = 1, preempted: bool = False) -> Timing:
     """Return median and quartiles of the samples' seconds a call; one sample is its own quartiles."""
     low, median, high = quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
