@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
@@ -36,14 +36,14 @@ def train_model(
     import torch
 
     from tasks.learning import record
-    from tasks.learning.batches import prepare
+    from tasks.learning.batches import Preparation, free_bytes, stay_resident
     from tasks.learning.features import Features
     from tasks.learning.loop import Iteration, Settings, Trainer, train
 
     chosen, device = Features.from_dict(features), training_device(given.device)
     resolved = given.resolved()
-    stream = open_stream(manifest, sources, given, pin_memory=device.type == "cuda")
-    batches, scaling = chosen_scaling(stream, chosen, resolved.standardise, statistics)
+    stream = open_stream(manifest, sources, given)
+    batches, scaling = choose_scaling(stream, chosen, resolved.standardise, statistics)
     settings = Settings(
         iterations=resolved.iterations,
         learning_rate=resolved.learning_rate,
@@ -52,11 +52,14 @@ def train_model(
         dtype=getattr(torch, given.dtype),
     )
     trainer = Trainer(chosen, scaling, settings, device)
+    preparation = Preparation(features=chosen, scaling=scaling, dtype=settings.dtype, device=device)
+    resident_bytes = given.resident_bytes if given.resident_bytes is not None else free_bytes(device) // 4
+    prepared = stay_resident(preparation.stream(batches), sum(s["rows"] for s in manifest["shards"]), resident_bytes)
     outbox, logger = record.Outbox(run_id), get_run_logger()
     done: list[Iteration] = []
     progress, began = Progress(resolved.iterations), time.perf_counter()
     with record.sending(record.connect(), outbox):
-        for iteration in train(trainer, prepare(batches, chosen, scaling, settings.dtype, device)):
+        for iteration in train(trainer, prepared):
             outbox.log(iteration.iteration, metrics_of(iteration))
             logger.info("%s", iteration)
             done.append(iteration)
@@ -91,9 +94,7 @@ def training_device(asked: str) -> Any:
     return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def open_stream(
-    manifest: dict[str, Any], sources: Sources, given: TrainingParameters, *, pin_memory: bool = False
-) -> Iterable[Tensor]:
+def open_stream(manifest: dict[str, Any], sources: Sources, given: TrainingParameters) -> Iterable[Tensor]:
     """The endless stream of [batch_size, columns] batches, through a DataLoader where there are worker processes."""
     import torch
     from torch.utils.data import DataLoader
@@ -106,24 +107,22 @@ def open_stream(
         dtype=torch.float64,
         storage_options=sources.storage_options(sources.shards),
     )
-    if not given.num_workers and not pin_memory:
-        return dataset
-    return DataLoader(dataset, batch_size=None, num_workers=given.num_workers, pin_memory=pin_memory)
+    return DataLoader(dataset, batch_size=None, num_workers=given.num_workers) if given.num_workers else dataset
 
 
-def chosen_scaling(
+def choose_scaling(
     stream: Iterable[Tensor],
     features: Features,
     standardise: bool,
     statistics: dict[str, dict[str, float]] | None,
-) -> tuple[Iterable[Tensor], Any]:
+) -> tuple[Iterator[Tensor], Any]:
     """How features are scaled, from `.meta/stats` and the first batch, and the stream with that batch put back."""
     import itertools
 
     from tasks.learning.features import Scaling
 
     if not standardise:
-        return stream, Scaling.none(len(features.names))
+        return iter(stream), Scaling.none(len(features.names))
     batches = iter(stream)
     first = next(batches)
     stated = statistics or {}

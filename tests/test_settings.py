@@ -59,7 +59,8 @@ def test_nothing_configured_names_every_remedy(tmp_path):
         resolved(region="us-east-1")
     assert str(raised.value) == (
         "no shards to read: give --shards 's3://bucket/path/part*.csv', or --bucket-id (or BUCKET_ID in the "
-        f"environment, or a file BUCKET_ID in {tmp_path}); `make train` runs on generated shards with nothing configured"
+        f"environment, or a file BUCKET_ID in {tmp_path}); "
+        "`make train` runs on generated shards with nothing configured"
     )
 
 

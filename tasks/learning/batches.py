@@ -1,19 +1,22 @@
 """Batches of columns → batches of features and target on the training device.
 
-Preparation (choosing, deriving, standardising, converting) happens once for each row that is streamed; what fits in
-memory stays prepared on the device, and later passes over the data take no stream at all.
+Preparation (choosing, deriving, standardising, converting) happens once for each row that is streamed. What fits into
+`resident_bytes` stays prepared on the device after its first pass, and later passes take no stream at all.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tasks.learning.features import Features, Scaling
+
+ALIGNMENT = 64  # bytes; torch's own on CPU. Sums of a slice that begins elsewhere differ in their last bits
 
 
 @dataclass(frozen=True)
@@ -27,19 +30,92 @@ class Prepared:
     prepare_seconds: float = 0.0
 
 
-def prepare(
-    batches: Iterable[Tensor], features: Features, scaling: Scaling, dtype: torch.dtype, device: torch.device
-) -> Iterator[Prepared]:
-    """Prepare [rows, columns] batches as they come."""
-    stream = iter(batches)
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """How batches of columns become what the model sees."""
+
+    features: Features
+    scaling: Scaling
+    dtype: torch.dtype
+    device: torch.device
+
+    def stream(self, batches: Iterator[Tensor]) -> Iterator[Prepared]:
+        """Prepare [rows, columns] batches as they come."""
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            arrived = time.perf_counter()
+            x, y = self._choose(batch)
+            chosen = time.perf_counter()
+            x, y = self._move(x), self._move(y)
+            yield Prepared(x, y, arrived - began, time.perf_counter() - chosen, chosen - arrived)
+
+    def _choose(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and target in tensors of their own, so that their alignment does not depend on the batch's."""
+        x = self.scaling.apply(self.features.of(batch)).to(self.dtype)
+        x = x.clone(memory_format=torch.contiguous_format) if x.data_ptr() % ALIGNMENT or not x.is_contiguous() else x
+        return x, self.features.target_of(batch).to(self.dtype).clone(memory_format=torch.contiguous_format)
+
+    def _move(self, values: Tensor) -> Tensor:
+        if self.device.type != "cuda":
+            return values
+        # from pinned memory the copy runs beside the step before, which is not waited for
+        return values.pin_memory().to(self.device, non_blocking=True)
+
+
+def stay_resident(prepared: Iterator[Prepared], rows: int, resident_bytes: int) -> Iterator[Prepared]:
+    """The endless stream of batches over `rows` rows in their fixed order, without the stream once all rows were seen.
+
+    The batches equal the stream's to the last bit. Where the rows take more than `resident_bytes`, or the stream has
+    none, it is passed on as it is.
+    """
+    first = next(prepared, None)
+    if first is None:
+        return
+    needed = rows * (first.x.shape[1] + 1) * first.x.element_size()
+    if needed > resident_bytes:
+        yield first
+        yield from prepared
+        return
+    x, y = first.x.new_empty(rows, first.x.shape[1]), first.y.new_empty(rows, 1)
+    size, at = len(first.x), 0
+    with closing(prepared):  # type: ignore[type-var]
+        batch: Prepared | None = first
+        while batch is not None:
+            new = min(size, rows - at)
+            x[at : at + new], y[at : at + new] = batch.x[:new], batch.y[:new]
+            yield batch
+            at += size
+            if at >= rows:
+                break
+            batch = next(prepared, None)
+        else:
+            return
     while True:
         began = time.perf_counter()
-        batch = next(stream, None)
-        if batch is None:
-            return
-        arrived = time.perf_counter()
-        x, y = scaling.apply(features.of(batch)).to(dtype), features.target_of(batch).to(dtype)
-        prepared = time.perf_counter()
-        x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-        copied = time.perf_counter()
-        yield Prepared(x, y, arrived - began, copied - prepared, prepared - arrived)
+        batch_x, batch_y = _wrapped(x, at % rows, size), _wrapped(y, at % rows, size)
+        yield Prepared(batch_x, batch_y, copy_seconds=time.perf_counter() - began)
+        at += size
+
+
+def _wrapped(table: Tensor, start: int, size: int) -> Tensor:
+    """`size` rows of a table from `start`, wrapping at its end; a view where that is bit for bit safe."""
+    part = table[start : start + size]
+    if len(part) == size:
+        return part if part.data_ptr() % ALIGNMENT == 0 else part.clone()
+    parts, left = [part], size - len(part)
+    while left > 0:
+        parts.append(table[:left])
+        left -= len(parts[-1])
+    return torch.cat(parts)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of the device that is free now, in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)

@@ -89,25 +89,51 @@ def train(trainer: Trainer, batches: Iterable[Prepared]) -> Iterator[Iteration]:
     Raises NonFiniteLossError at the first loss that is not a finite number, and TrainingError where the batches end
     before the iterations do.
     """
-    stream = iter(batches)
+    stream, late = iter(batches), trainer.device.type == "cuda"
+    launched: list[Launched] = []
     while trainer.iteration < trainer.settings.iterations:
-        iteration = trainer.iteration
-        try:
-            batch = next(stream)
-        except StopIteration:
+        batch = next(stream, None)
+        if batch is None:
             raise TrainingError(
-                f"the stream ended before iteration {iteration} of {trainer.settings.iterations}"
-            ) from None
-        began = time.perf_counter()
-        loss = trainer.step(batch)
-        mse = loss.item()  # CPU and GPU synchronise here
-        yield Iteration(
-            iteration=iteration,
-            mse=_finite(mse, iteration, batch, trainer),
-            rows=len(batch.x),
-            wait_seconds=batch.wait_seconds,
-            copy_seconds=batch.copy_seconds,
-            compute_seconds=batch.prepare_seconds + time.perf_counter() - began,
+                f"the stream ended before iteration {trainer.iteration} of {trainer.settings.iterations}"
+            )
+        launched.append(Launched(trainer, batch))
+        if len(launched) > late:
+            yield launched.pop(0).facts()
+    for last in launched:
+        yield last.facts()
+
+
+class Launched:
+    """An iteration whose step was started; on a GPU its loss is fetched while the next one runs."""
+
+    def __init__(self, trainer: Trainer, batch: Prepared) -> None:
+        self.trainer, self.batch, self.iteration = trainer, batch, trainer.iteration
+        self.began = self._mark()
+        self.loss = trainer.step(batch)
+        self.ended = self._mark()
+
+    def _mark(self) -> float | torch.cuda.Event:
+        if self.trainer.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()  # type: ignore[no-untyped-call]
+        return event
+
+    def facts(self) -> Iteration:
+        """What is known when the step has ended; waits for that."""
+        mse = self.loss.item()  # CPU and GPU synchronise here
+        if isinstance(self.began, float) and isinstance(self.ended, float):
+            seconds = self.ended - self.began
+        else:
+            seconds = self.began.elapsed_time(self.ended) / 1000  # type: ignore[union-attr, arg-type]
+        return Iteration(
+            iteration=self.iteration,
+            mse=_finite(mse, self.iteration, self.batch, self.trainer),
+            rows=len(self.batch.x),
+            wait_seconds=self.batch.wait_seconds,
+            copy_seconds=self.batch.copy_seconds,
+            compute_seconds=self.batch.prepare_seconds + seconds,
         )
 
 

@@ -1,0 +1,237 @@
+"""The learning library: features, scaling, the loop, residency, evaluation; each against an independent computation."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.errors import ConfigurationError, NonFiniteLossError, TrainingError
+from tasks.learning.batches import Preparation, stay_resident
+from tasks.learning.evaluation import Moments, score
+from tasks.learning.features import Features, Scaling, distance_km, suit_learning_rate
+from tasks.learning.linear import LinearModel, initial_weights
+from tasks.learning.loop import Settings, Trainer, train
+
+TAXI = (
+    "fareamount_double",
+    "origin_block_latitude_double",
+    "origin_block_longitude_double",
+    "destination_block_latitude_double",
+    "destination_block_longitude_double",
+    "year_integer",
+    "month_integer",
+    "dow_integer",
+    "hour_integer",
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def trips():
+    """1,003 taxi-like rows, [1003, 9] float64: raw years and longitudes, a fare that follows the distance."""
+    draw = np.random.default_rng(7)
+    size = 1003
+    places = [draw.uniform(low, high, size) for low, high in [(38.82, 38.99), (-77.11, -76.92)] * 2]
+    when = [draw.integers(low, high, size) for low, high in [(2015, 2020), (1, 13), (1, 8), (0, 24)]]
+    fare = 3.25 + 1.35 * distance_km(*map(torch.from_numpy, places)).numpy() + draw.normal(0, 2, size)
+    return torch.from_numpy(np.column_stack([fare, *places, *when]).astype(np.float64))
+
+
+def endless(rows, size):
+    for first in itertools.count(step=size):
+        yield rows[torch.arange(first, first + size) % len(rows)]
+
+
+def trained(rows, size, features, settings, *, standardise=True, resident_bytes=0):
+    scaling = Scaling.of(features.of(rows[:size])) if standardise else Scaling.none(len(features.names))
+    trainer = Trainer(features, scaling, settings, CPU)
+    preparation = Preparation(features=features, scaling=scaling, dtype=settings.dtype, device=CPU)
+    batches = stay_resident(preparation.stream(endless(rows, size)), len(rows), resident_bytes)
+    return trainer, [iteration.mse for iteration in train(trainer, batches)]
+
+
+DEFAULT = Settings(iterations=50, learning_rate=None, gradient_norm=0, seed=0)
+
+
+def test_distance_is_the_great_circles():
+    # Union Station to Dulles airport, by the spherical law of cosines
+    place = [math.radians(degrees) for degrees in (38.8977, -77.0064, 38.9531, -77.4565)]
+    cosine = math.sin(place[0]) * math.sin(place[2]) + math.cos(place[0]) * math.cos(place[2]) * math.cos(
+        place[3] - place[1]
+    )
+    found = distance_km(*(torch.tensor([math.degrees(angle)], dtype=torch.float64) for angle in place))
+    assert found.item() == pytest.approx(6371.0088 * math.acos(cosine), rel=1e-9)
+    assert distance_km(*torch.zeros(4, 1, dtype=torch.float64)).item() == 0
+
+
+def test_the_target_is_the_first_column_and_the_features_all_others_unless_named():
+    assert Features.choose(["y", "a", "b"]).names == ("a", "b")
+    chosen = Features.choose(["a", "y", "b"], target="y", features=["b", "a"])
+    batch = torch.tensor([[1.0, 2.0, 3.0]])
+    assert (chosen.target_of(batch).tolist(), chosen.of(batch).tolist()) == ([[2.0]], [[3.0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"target": "z"}, "no column 'z' in the shards: they have y, a"),
+        ({"features": ["z"]}, "no column 'z' in the shards: they have y, a"),
+        ({"derive": ["speed"]}, "derive names 'speed': it can be distance_km, hour_sine, hour_cosine"),
+        (
+            {"derive": ["hour_sine"]},
+            "derive names 'hour_sine', which is made of hour_integer: the shards have no hour_integer",
+        ),
+    ],
+)
+def test_a_column_or_derivation_that_is_not_there_is_named(words, message):
+    with pytest.raises(ConfigurationError) as raised:
+        Features.choose(["y", "a"], **words)
+    assert str(raised.value) == message
+
+
+def test_a_presets_derivation_is_left_out_where_its_columns_are_not_there():
+    assert Features.choose(["y", "a"], derive=["distance_km"], skip_missing=True).names == ("a",)
+    assert Features.choose(TAXI, derive=["distance_km"], skip_missing=True).names[-1] == "distance_km"
+
+
+def test_constant_columns_get_scale_1():
+    x = torch.tensor([[1.0, 2017.1, 0.0]] * 7, dtype=torch.float64)
+    assert Scaling.of(x).scale.tolist() == [1, 1, 1]
+
+
+def test_folded_weights_predict_raw_rows_as_the_trained_ones_predict_standardised_rows(trips):
+    features = Features.choose(TAXI, derive=["distance_km"])
+    x = features.of(trips)
+    scaling = Scaling.of(x)
+    w, b = initial_weights(9, seed=3)
+    raw_w, raw_b = scaling.fold(w, b)
+    assert torch.allclose(x @ raw_w + raw_b, scaling.apply(x) @ w + b, rtol=1e-9, atol=1e-9)
+
+
+def test_known_statistics_replace_those_of_the_first_batch():
+    scaling = Scaling.of(torch.rand(5, 2, dtype=torch.float64), known={1: (10.0, 4.0)})
+    assert (scaling.mean[1].item(), scaling.scale[1].item()) == (10.0, 4.0)
+
+
+def test_the_suited_step_converges_where_twice_and_a_bit_diverges():
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(500, 4)))
+    design = torch.cat([x, torch.ones(500, 1, dtype=torch.float64)], 1)
+    step = suit_learning_rate(x)
+    largest = torch.linalg.matrix_norm(torch.eye(5, dtype=torch.float64) - step * 2 / 500 * design.T @ design, 2)
+    assert largest <= 1 + 1e-12
+    assert torch.linalg.matrix_norm(torch.eye(5) - 2.1 * step * 2 / 500 * design.T @ design, 2) > 1
+
+
+def test_the_same_seed_gives_the_same_curve_to_the_last_bit(trips):
+    features = Features.choose(TAXI)
+    assert trained(trips, 100, features, DEFAULT)[1] == trained(trips, 100, features, DEFAULT)[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_default_settings_come_within_one_percent_of_the_exact_model(trips, dtype):
+    features = Features.choose(TAXI, derive=["distance_km"])
+    settings = Settings(iterations=50, learning_rate=None, gradient_norm=0, seed=0, dtype=dtype)
+    trainer, _ = trained(trips, len(trips), features, settings)
+    moments = Moments(features)
+    moments.add(trips)
+    assert moments.mse(trainer.model()) < 1.01 * moments.mse(moments.exact())
+
+
+@pytest.mark.parametrize("size", [1, 64, 100, 1003, 1500])
+def test_resident_batches_give_the_streamed_curve_to_the_last_bit(trips, size):
+    features = Features.choose(TAXI, derive=["distance_km"])
+    streamed, kept = (trained(trips, size, features, DEFAULT, resident_bytes=b)[1] for b in (0, 2**30))
+    assert streamed == kept
+
+
+def test_resident_data_takes_the_stream_once_only(trips):
+    taken = []
+
+    def counted():
+        for batch in endless(trips, 100):
+            taken.append(len(batch))
+            yield batch
+
+    preparation = Preparation(features=Features.choose(TAXI), scaling=Scaling.none(8), dtype=torch.float64, device=CPU)
+    batches = stay_resident(preparation.stream(counted()), len(trips), 2**30)
+    assert len(list(itertools.islice(batches, 50))) == 50
+    assert len(taken) == 11
+
+
+def test_data_that_does_not_fit_is_streamed(trips):
+    preparation = Preparation(features=Features.choose(TAXI), scaling=Scaling.none(8), dtype=torch.float64, device=CPU)
+    needed = len(trips) * 9 * 8
+    for allowed, waits in ((needed, False), (needed - 1, True)):
+        batches = stay_resident(preparation.stream(endless(trips, 1003)), len(trips), allowed)
+        _, second = next(batches), next(batches)
+        assert (second.wait_seconds > 0) == waits
+
+
+def test_a_stream_that_ends_early_is_an_error(trips):
+    features = Features.choose(TAXI)
+    preparation = Preparation(features=features, scaling=Scaling.none(8), dtype=torch.float64, device=CPU)
+    trainer = Trainer(features, Scaling.none(8), DEFAULT, CPU)
+    with pytest.raises(TrainingError, match="the stream ended before iteration 2 of 50"):
+        list(train(trainer, preparation.stream(iter([trips, trips]))))
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_place_and_what_to_try(trips):
+    settings = Settings(iterations=50, learning_rate=1e6, gradient_norm=0, seed=0)
+    with pytest.raises(
+        NonFiniteLossError, match=r"iteration \d+ \(rows \d+ to \d+ of .* is (inf|nan): .* learning_rate"
+    ):
+        trained(trips, 100, Features.choose(TAXI), settings, standardise=False)
+
+
+def test_the_exact_model_is_numpys_to_nine_digits_on_raw_years_and_longitudes(trips):
+    features = Features.choose(TAXI, derive=["distance_km"])
+    moments = Moments(features)
+    for batch in trips.split(97):
+        moments.add(batch)
+    design = torch.cat([features.of(trips), torch.ones(len(trips), 1, dtype=torch.float64)], 1).numpy()
+    expected, *_ = np.linalg.lstsq(design, trips[:, :1].numpy(), rcond=None)
+    assert np.allclose(moments.exact().w.numpy(), expected[:-1], rtol=1e-9, atol=0)
+    assert moments.exact().b.item() == pytest.approx(expected[-1].item(), rel=1e-9)
+
+
+def test_the_exact_model_leaves_out_constant_columns_and_shares_among_dependent_ones():
+    draw = torch.from_numpy(np.random.default_rng(1).normal(size=(200, 1)))
+    y = 3 * draw + 2
+    rows = torch.cat([y, draw, draw, torch.full_like(draw, 2017.1)], dim=1)
+    moments = Moments(Features.choose(["y", "a", "b", "c"]))
+    moments.add(rows)
+    assert torch.allclose(moments.exact().w.flatten(), torch.tensor([1.5, 1.5, 0], dtype=torch.float64))
+    assert moments.mse(moments.exact()) == pytest.approx(0, abs=1e-12)
+
+
+def test_scores_are_what_numpy_computes(trips):
+    features = Features.choose(TAXI)
+    w, b = initial_weights(8, seed=5)
+    models = {"trained": LinearModel(features, w, b)}
+    facts = score(trips.split(100), models)["all"]["trained"]
+    y, predicted = trips[:, 0].numpy(), (trips[:, 1:] @ w + b).flatten().numpy()
+    assert facts["rows"] == len(trips)
+    assert facts["mse"] == pytest.approx(np.mean((predicted - y) ** 2), rel=1e-12)
+    assert facts["mae"] == pytest.approx(np.mean(np.abs(predicted - y)), rel=1e-12)
+    assert facts["r2"] == pytest.approx(1 - np.mean((predicted - y) ** 2) / np.var(y), rel=1e-9)
+
+
+def test_slices_partition_the_rows_by_hour_and_by_fare(trips):
+    features = Features.choose(TAXI)
+    moments = Moments(features)
+    moments.add(trips)
+    slices = score(trips.split(100), {"mean": moments.mean_model()})["slices"]
+    hours = {each["slice"]: each["mean_rows"] for each in slices if each["slice"].startswith("hour")}
+    assert hours == {f"hour {h:02d}": int((trips[:, 8] == h).sum()) for h in range(24)}
+    assert sum(each["mean_rows"] for each in slices) == 2 * len(trips)
+
+
+def test_r2_of_a_constant_target_is_null(trips):
+    rows = trips.clone()
+    rows[:, 0] = 3.25
+    features = Features.choose(TAXI)
+    moments = Moments(features)
+    moments.add(rows)
+    assert score([rows], {"mean": moments.mean_model()})["all"]["mean"]["r2"] is None
