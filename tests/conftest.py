@@ -90,7 +90,7 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     home = tmp_path_factory.mktemp("prefect")
     with Children() as children:
-        url = start_prefect(children, home, ui=False)
+        url = start_prefect(children, home)
         with temporary_settings({PREFECT_API_URL: url}), pytest.MonkeyPatch.context() as patch:
             patch.setenv("PREFECT_API_URL", url)
             yield url

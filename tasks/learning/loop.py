@@ -116,8 +116,8 @@ class Launched:
     def _mark(self) -> float | torch.cuda.Event:
         if self.trainer.device.type != "cuda":
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
         return event
 
     def facts(self) -> Iteration:

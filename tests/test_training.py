@@ -1,0 +1,195 @@
+"""The training flow on the real engine: the notebook's figures, the record it leaves, the errors it ends with."""
+
+import json
+import shutil
+from pathlib import Path
+
+import boto3
+import pytest
+from mlflow import MlflowClient
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from safetensors.numpy import load_file
+
+from flows.training import train
+from tasks.learning import record
+
+# MSE by iteration of the notebook's own loop over kaen 1.0.1.31, on the three files of ../shared/data/dctaxi
+REFERENCE = {
+    64: {
+        0: "1.6019307436e+06",
+        1: "1.5046519068e+06",
+        2: "1.3873220217e+06",
+        3: "1.3702350551e+06",
+        4: "1.3140468577e+06",
+        48: "8.7203651643e+02",
+        49: "5.2621146273e+02",
+    },
+    1000: {0: "1.5831469320e+06", 1: "1.5018692876e+06", 2: "1.4351177616e+06"},
+}
+
+pytestmark = pytest.mark.usefixtures("prefect_api", "workplace")
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A working directory of its own, where the default MLflow store is made once for this module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("workplace"))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield Path.cwd()
+
+
+@pytest.fixture(scope="module")
+def real_shards(dctaxi, tmp_path_factory):
+    """The 298 real rows as shards in the order train, valid, test."""
+    folder = tmp_path_factory.mktemp("dctaxi")
+    for number, name in enumerate(("train", "valid", "test")):
+        shutil.copy(dctaxi / f"{name}.csv", folder / f"part-{number:05d}.csv")
+    return folder
+
+
+def run_flow(**given):
+    """Run the flow; the MLflow run that it left."""
+    state = train(**given, return_state=True)
+    client = MlflowClient(tracking_uri=record.tracking_uri())
+    runs = client.search_runs(
+        [client.get_experiment_by_name("shardline").experiment_id],
+        filter_string=f"tags.`prefect.flow_run_id` = '{state.state_details.flow_run_id}'",
+    )
+    return state, client, runs[0] if runs else None
+
+
+def curve(client, run):
+    history = sorted(client.get_metric_history(run.info.run_id, "mse"), key=lambda metric: metric.step)
+    assert [metric.step for metric in history] == list(range(len(history)))
+    return [metric.value for metric in history]
+
+
+def assert_is_the_reference(mse, batch_size):
+    assert {step: f"{mse[step]:.10e}" for step in REFERENCE[batch_size]} == REFERENCE[batch_size]
+
+
+@pytest.mark.parametrize("batch_size", [64, 1000])
+def test_the_notebooks_curve_on_the_real_rows_as_local_files(batch_size, real_shards):
+    state, client, run = run_flow(shards=f"file://{real_shards}/part*.csv", preset="notebook", batch_size=batch_size)
+    assert state.is_completed(), state.message
+    assert_is_the_reference(curve(client, run), batch_size)
+
+
+@pytest.mark.parametrize("batch_size", [64, 1000])
+def test_the_notebooks_curve_on_the_real_rows_over_s3(batch_size, real_shards, aws):
+    client = boto3.client("s3")
+    for path in real_shards.iterdir():
+        client.upload_file(str(path), aws.bucket, f"real/{path.name}")
+    state, mlflow, run = run_flow(shards=f"s3://{aws.bucket}/real/part*.csv", preset="notebook", batch_size=batch_size)
+    assert state.is_completed(), state.message
+    assert_is_the_reference(curve(mlflow, run), batch_size)
+
+
+@pytest.fixture(scope="module")
+def default_run(standin, workplace):
+    """One run of the default preset on the stand-in's generated shards."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in standin.environment.items():
+            patch.setenv(name, value)
+        yield run_flow(batch_size=2048)
+
+
+def test_the_default_preset_completes_on_generated_shards(default_run):
+    state, _, run = default_run
+    assert state.is_completed(), state.message
+    assert run.info.status == "FINISHED"
+
+
+def test_the_default_model_is_within_one_percent_of_the_exact_one(default_run):
+    metrics = default_run[2].data.metrics
+    assert metrics["test_mse"] < 1.01 * metrics["test_mse_exact_model"]
+    assert metrics["test_r2"] > 0.4
+
+
+def test_parameters_are_recorded_as_they_were_resolved(default_run):
+    params = default_run[2].data.params
+    assert (params["preset"], params["iterations"], params["batch_size"]) == ("default", "50", "2048")
+    assert json.loads(params["derive"]) == ["distance_km"]
+    assert params["shards"].endswith("/csv/dev/part*.csv")
+    assert json.loads(params["features"])[0] == "origin_block_latitude_double"
+
+
+def test_every_iteration_has_each_metric_once(default_run):
+    _, client, run = default_run
+    for name in ("mse", "seconds_per_iteration", "wait_seconds", "copy_seconds", "compute_seconds", "rows_per_second"):
+        steps = sorted(metric.step for metric in client.get_metric_history(run.info.run_id, name))
+        assert steps == list(range(50)), name
+
+
+def test_tags_say_whose_data_which_data_and_by_what(default_run, standin):
+    tags = default_run[2].data.tags
+    assert tags["aws.account"] == "123456789012"
+    assert len(tags["shardline.fingerprint"]) == 64
+    assert tags["version.torch"].startswith("2.13.")
+    assert len(tags["mlflow.source.git.commit"]) == 40
+    assert "explains" in tags["shardline.verdict"]
+    assert tags["prefect.flow_run_url"].endswith(tags["prefect.flow_run_id"])
+
+
+def test_weights_are_kept_as_safetensors_and_as_text(default_run, tmp_path):
+    _, client, run = default_run
+    folder = Path(client.download_artifacts(run.info.run_id, "weights", str(tmp_path)))
+    weights = load_file(folder / "weights.safetensors")
+    assert (weights["w"].shape, weights["b"].shape, str(weights["w"].dtype)) == ((9, 1), (1, 1), "float64")
+    assert "distance_km" in (folder / "weights.txt").read_text()
+
+
+def test_the_manifest_and_the_curve_are_kept(default_run, tmp_path):
+    _, client, run = default_run
+    folder = Path(client.download_artifacts(run.info.run_id, "", str(tmp_path)))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert sum(shard["rows"] for shard in manifest["shards"]) == 5000
+    assert (folder / "figures" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "report.md").is_file()
+
+
+def test_prefect_shows_the_artifacts_in_reading_order(default_run):
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(
+            artifact_filter=ArtifactFilter(
+                flow_run_id=ArtifactFilterFlowRunId(any_=[default_run[0].state_details.flow_run_id])
+            )
+        )
+    keys = [artifact.key for artifact in sorted(found, key=lambda artifact: artifact.created)]
+    assert keys == ["identity", "training-shards", "test-shards", "preview", "progress", "slices", "report"]
+
+
+def test_nothing_is_left_in_the_outbox(default_run, workplace):
+    assert list((workplace / ".shardline" / "outbox").iterdir()) == []
+
+
+def test_a_wrong_secret_key_ends_the_run_before_anything_is_trained(aws, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    state, _, run = run_flow()
+    assert state.is_failed()
+    assert "SignatureDoesNotMatch" in state.message
+    assert run is None
+
+
+def test_a_missing_column_is_named_before_anything_is_trained(aws):
+    state, _, run = run_flow(target="fare")
+    assert state.is_failed()
+    assert "no column 'fare' in the shards: they have fareamount_double, " in state.message
+    assert run is None
+
+
+def test_a_loss_that_is_not_finite_fails_the_run_at_its_iteration(aws):
+    state, client, run = run_flow(preset="notebook", batch_size=64, gradient_norm=0, learning_rate=1e3)
+    assert state.is_failed()
+    assert run.info.status == "FAILED"
+    assert "the mean squared error of iteration" in state.message
+    assert len(client.get_metric_history(run.info.run_id, "mse")) > 0
+
+
+def test_worker_processes_change_nothing_of_the_curve(aws):
+    _, client, alone = run_flow(batch_size=512, iterations=12)
+    state, _, helped = run_flow(batch_size=512, iterations=12, num_workers=2)
+    assert state.is_completed(), state.message
+    assert curve(client, helped) == curve(client, alone)
