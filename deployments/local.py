@@ -1,13 +1,186 @@
-"""Runs a command with whatever it lacks on this machine: `python -m deployments.local -- COMMAND…`."""
+"""Runs a command with what this machine lacks for it: `python -m deployments.local -- COMMAND…`.
 
-from collections.abc import Callable
+With no BUCKET_ID, no AWS credentials and no shards named, it starts a stand-in for AWS, filled with generated shards
+(standin.py, generator.py). Where no Prefect server is configured it uses the one of `make ui` (pages.py), or starts one
+(servers.py) and stops it when everything is recorded (recording.py). The command's exit code is passed on, signals
+reach it, and everything started here ends with it.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 
-from deployments.generator import list_files
-from deployments.standin import StandIn
+from deployments.generator import ROWS, list_files, provide_data
+from deployments.processes import Children, quiet_environment
+from deployments.progress import Progress, say
+from deployments.recording import wait_until_recorded
+from deployments.servers import HOME, PREFECT_PORT, configured_prefect, find_pages, start_prefect
+from deployments.standin import REGION, StandIn
+from tasks.errors import ConfigurationError, ShardlineError
 
 UPLOADS_AT_ONCE = 4
+# With one of these the command knows its data, or who asks for it: no stand-in then.
+OWN_DATA = ("--shards", "--bucket-id", "--aws-block")
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Runner:
+    """Runs one command and passes on to it the signals that this process gets; without one they end this process."""
+
+    def __init__(self) -> None:
+        self._command: subprocess.Popen[bytes] | None = None
+        for number in FORWARDED:
+            signal.signal(number, self._receive)
+
+    def run(self, children: Children, command: Sequence[str], environment: Mapping[str, str]) -> int:
+        """Run the command to its end; its exit code, 128 + N where signal N killed it, 127 where there is none."""
+        try:
+            self._command = children.start_command(command, environment)
+        except OSError as error:
+            raise ConfigurationError(f"{command[0]!r} cannot be run: {error.strerror}") from error
+        code = self._command.wait()
+        children.stop(self._command)
+        self._command = None
+        return code if code >= 0 else 128 - code
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        if self._command is None:
+            raise SystemExit(128 + number)
+        if number != signal.SIGINT or not _has_terminal():  # the terminal sends Ctrl-C to the command too
+            self._command.send_signal(number)
+
+
+def _has_terminal() -> bool:
+    """Whether this process is in the foreground of a terminal, and so shares its Ctrl-C with the command."""
+    try:
+        with open("/dev/tty") as terminal:  # noqa: PTH123
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    except OSError:
+        return False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the command's exit code, or 2 with one line where nothing could be run."""
+    options = _parse(argv)
+    runner = Runner()
+    try:
+        with Children() as children, ExitStack() as stack:
+            return _run(options, runner, children, stack)
+    except ShardlineError as error:
+        print(f"deployments.local: {error}", file=sys.stderr)
+        return 2
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m deployments.local",
+        usage="%(prog)s [--rows N] [--seed N] -- COMMAND…",
+        description="Run a command with the stand-in for AWS and the Prefect server that it may need.",
+    )
+    parser.add_argument("--rows", type=int, default=ROWS, help="rows to generate for the stand-in [%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the generated rows [%(default)s]")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="what to run, after --")
+    options = parser.parse_args(argv)
+    options.command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not options.command:
+        parser.error("no command: give it after --")
+    return options
+
+
+def _run(options: argparse.Namespace, runner: Runner, children: Children, stack: ExitStack) -> int:
+    began = time.monotonic()
+    environment = quiet_environment(os.environ)
+    api, own_server = configured_prefect(), None
+    pages = None if api else find_pages(HOME)
+    if pages:
+        api = pages.prefect_api
+        say(f"Prefect: the server of `make ui`, {api.removesuffix('/api')}; let it run until this has ended.")
+    with ThreadPoolExecutor(1) as pool:
+        if api is None:
+            own_server = pool.submit(start_prefect, children, HOME, preferred_port=PREFECT_PORT)
+        if needs_standin(options.command, os.environ):
+            environment = _without_aws(environment) | _start_standin(options, stack).environment
+        if own_server:
+            api = own_server.result()
+    assert api is not None
+    environment["PREFECT_API_URL"] = api
+    before, started = time.monotonic() - began, datetime.now(UTC)
+    code = runner.run(children, options.command, environment)
+    ended = time.monotonic()
+    if own_server and not wait_until_recorded(api, started):
+        say("Prefect: a run had not ended when its process did; it stays as running on Prefect's page.")
+    stack.close()
+    children.stop_all()
+    if own_server:
+        say(f"Servers: {before:.1f} s to start, {time.monotonic() - ended:.1f} s to record all and stop. See: make ui")
+    return code
+
+
+def needs_standin(command: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """Whether nothing says where the command's data is: no BUCKET_ID, no AWS credentials, no option that names it."""
+    named = any(word == option or word.startswith(f"{option}=") for word in command for option in OWN_DATA)
+    has_bucket = bool(environment.get("BUCKET_ID")) or Path("BUCKET_ID").is_file()
+    return not named and not has_bucket and not has_credentials(environment)
+
+
+def has_credentials(environment: Mapping[str, str]) -> bool:
+    """Whether boto3's chain finds credentials, without asking the network: the machine's own role is not looked for.
+
+    A container's role and a profile that leads to a role or to single sign-on count as credentials, unasked.
+    """
+    if any(environment.get(f"AWS_CONTAINER_CREDENTIALS_{kind}_URI") for kind in ("RELATIVE", "FULL")):
+        return True
+    import botocore.exceptions
+    import botocore.session
+
+    session = botocore.session.Session()
+    resolver = session.get_component("credential_provider")
+    resolver.remove("iam-role")
+    try:
+        return resolver.load_credentials() is not None
+    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError):
+        return True  # there are some, and they are faulty: the command says what is wrong with them
+
+
+def _without_aws(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if not name.startswith("AWS_")}
+
+
+def _start_standin(options: argparse.Namespace, stack: ExitStack) -> StandIn:
+    """The stand-in, filled; says that it is one."""
+    say("No BUCKET_ID, no AWS credentials, no shards: this runs on a stand-in for AWS, with generated taxi trips.")
+    began = time.monotonic()
+    with Progress("Generating rows") as progress:
+        folder, made = provide_data(HOME / "generated", options.rows, options.seed, progress)
+    generated = time.monotonic()
+    standin = stack.enter_context(StandIn(HOME / "logs" / "standin.log", region=_region(options.command)))
+    with Progress("Uploading bytes") as progress:
+        fill(standin, folder, progress)
+    origin = f"generated in {generated - began:.1f} s" if made else "generated earlier"
+    say(
+        f"Stand-in: {options.rows:,} rows, {origin}, uploaded to s3://{standin.bucket} in "
+        f"{time.monotonic() - generated:.1f} s."
+    )
+    return standin
+
+
+def _region(command: Sequence[str]) -> str:
+    """The region that the command names for its bucket, else the stand-in's own."""
+    for word, following in zip(command, [*command[1:], ""], strict=True):
+        if word == "--region" and following:
+            return following
+        if word.startswith("--region="):
+            return word.removeprefix("--region=")
+    return REGION
 
 
 def fill(standin: StandIn, folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
@@ -29,3 +202,7 @@ def fill(standin: StandIn, folder: Path, progress: Callable[[int, int], None] | 
             done += size
             if progress:
                 progress(done, total)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

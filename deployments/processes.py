@@ -9,13 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tasks.errors import ConfigurationError
 
@@ -34,11 +35,14 @@ QUIET_ENVIRONMENT = {
 class Children:
     """The child processes of a `with` block: all are stopped at its end, the latest first.
 
-    A watchdog stops them also where this process is killed and can't do it itself.
+    A watchdog stops them also where this process is killed and can't do it itself. Servers may be started from several
+    threads; at the end of the block a start is refused.
     """
 
     def __init__(self) -> None:
         self._running: list[subprocess.Popen[bytes]] = []
+        self._lock = threading.RLock()
+        self._ended = False
 
     def __enter__(self) -> Self:
         self._watchdog = subprocess.Popen(
@@ -49,32 +53,37 @@ class Children:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for process in reversed(self._running.copy()):
-            self.stop(process)
+        self.stop_all()
         with contextlib.suppress(BrokenPipeError):
             assert self._watchdog.stdin is not None
             self._watchdog.stdin.close()
         self._watchdog.wait()
 
+    def stop_all(self) -> None:
+        """Stop all processes, the latest first; none can be started any more."""
+        with self._lock:
+            self._ended = True
+        for process in reversed(self._running.copy()):
+            self.stop(process)
+
     def start_server(
         self, command: Sequence[str], environment: Mapping[str, str], log: Path
     ) -> subprocess.Popen[bytes]:
-        """Start a server in a session of its own, where no Ctrl-C reaches it; its output is appended to `log`."""
+        """Start a server in a session of its own, where no Ctrl-C reaches it; its output goes to `log`."""
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:
-            process = subprocess.Popen(
+        with log.open("wb") as output:
+            return self._start(
                 command,
-                env=environment,
+                environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        return self._look_after(process)
 
     def start_command(self, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         """Start a command that shares this process's terminal, output and process group."""
-        return self._look_after(subprocess.Popen(command, env=environment))
+        return self._start(command, environment)
 
     def stop(self, process: subprocess.Popen[bytes], grace_seconds: float = 10.0) -> int:
         """Stop a process by SIGTERM, and by SIGKILL where it has not ended in time; its return code."""
@@ -85,14 +94,19 @@ class Children:
             except subprocess.TimeoutExpired:
                 _send(process, signal.SIGKILL)
         code = process.wait()
-        if process in self._running:
-            self._running.remove(process)
-            self._tell_watchdog(f"-{process.pid}\n")
+        with self._lock:
+            if process in self._running:
+                self._running.remove(process)
+                self._tell_watchdog(f"-{process.pid}\n")
         return code
 
-    def _look_after(self, process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
-        self._running.append(process)
-        self._tell_watchdog(f"+{process.pid}\n")
+    def _start(self, command: Sequence[str], environment: Mapping[str, str], **how: Any) -> subprocess.Popen[bytes]:
+        with self._lock:
+            if self._ended:
+                raise InterruptedError(f"{command[0]} is not started any more: its servers are being stopped")
+            process = subprocess.Popen(command, env=environment, **how)
+            self._running.append(process)
+            self._tell_watchdog(f"+{process.pid}\n")
         return process
 
     def _tell_watchdog(self, line: str) -> None:
@@ -132,6 +146,28 @@ def answers(url: str, timeout_seconds: float = 2.0) -> bool:
             return bool(200 <= response.status < 300)
     except (OSError, urllib.error.URLError, ValueError):
         return False
+
+
+def start_on_free_port(
+    start: Callable[[int], subprocess.Popen[bytes]], health: str, log: Path, children: Children, preferred: int = 0
+) -> int:
+    """Start a server on a free port and wait until it answers there; its port.
+
+    A port that was free can be lost to another process before the server listens on it: it is tried again elsewhere.
+    `start` gets the port; `health` is the path that answers when the server is up. Raises ConfigurationError.
+    """
+    for last_attempt in (False, False, True):
+        port = find_port(preferred)
+        process = start(port)
+        try:
+            wait_for_server(process, f"http://{LOOPBACK}:{port}{health}", log)
+        except ConfigurationError:
+            children.stop(process)
+            if last_attempt:
+                raise
+        else:
+            return port
+    raise AssertionError("the last attempt returns or raises")
 
 
 def wait_for_server(process: subprocess.Popen[bytes], url: str, log: Path, timeout_seconds: float = 120.0) -> None:

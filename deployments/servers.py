@@ -1,50 +1,114 @@
 """Prefect's and MLflow's servers on loopback, over the databases under `.shardline/`, and how to find those that run.
 
-Child processes as such stand in processes.py; the stand-in for AWS in standin.py. The settings that Prefect and MLflow
-read from the environment by themselves (authentication, another database) are left to them.
+Child processes as such stand in processes.py; the stand-in for AWS in standin.py. Every setting that Prefect and MLflow
+read from the environment by themselves is left to them, and what is set there wins over what is set here.
 """
 
+import fcntl
+import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from subprocess import Popen
 
-from deployments.processes import LOOPBACK, Children, find_port, quiet_environment, wait_for_server
-from tasks.errors import ConfigurationError
+from deployments.processes import LOOPBACK, Children, answers, quiet_environment, start_on_free_port
 
-PREFECT_PORT = 4200
+HOME = Path(".shardline")
+PREFECT_PORT = 4200  # the usual ones, so that links in yesterday's logs work while `make ui` runs today
 MLFLOW_PORT = 5000
-ATTEMPTS = 3  # a port found free can be lost to another process before the server listens on it
+PREFECT_SETTINGS = {
+    # The defaults keep events and task runs in memory for seconds, and a server that stops early loses them.
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "0.5",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+}
 
 
-def start_prefect(
-    children: Children, home: Path, environment: Mapping[str, str] | None = None, *, ui: bool = True, port: int = 0
-) -> str:
+@dataclass(frozen=True)
+class Pages:
+    """Where `make ui` serves Prefect's API and MLflow's pages."""
+
+    prefect_api: str
+    mlflow: str
+
+
+def start_prefect(children: Children, home: Path, *, preferred_port: int = 0) -> str:
     """Start Prefect's server on the database `home/prefect.db`; the URL of its API once it answers.
 
     Raises ConfigurationError, with the end of its log, where it does not come up.
     """
-    base = os.environ if environment is None else environment
-    settings = {
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home.resolve()}/prefect.db",
-        # The defaults keep events and task runs in memory for seconds, and a server that stops early loses them.
-        "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "0.5",
-        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
-    }
-    for attempt in range(ATTEMPTS):
-        chosen = find_port(port)
-        url = f"http://{LOOPBACK}:{chosen}/api"
-        command = [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(chosen)]
-        command.append("--ui" if ui else "--no-ui")
-        server_environment = quiet_environment({**settings, **base, "PREFECT_SERVER_UI_API_URL": url})
-        log = home / "logs" / "prefect-server.log"
-        process = children.start_server(command, server_environment, log)
+    database = f"sqlite+aiosqlite:///{home.resolve()}/prefect.db"
+    log = home / "logs" / "prefect-server.log"
+    environment = quiet_environment(
+        {"PREFECT_SERVER_DATABASE_CONNECTION_URL": database, **PREFECT_SETTINGS, **os.environ}
+    )
+
+    def start(port: int) -> Popen[bytes]:
+        command = [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(port)]
+        url = f"http://{LOOPBACK}:{port}/api"
+        return children.start_server(command, {**environment, "PREFECT_SERVER_UI_API_URL": url}, log)
+
+    port = start_on_free_port(start, "/api/health", log, children, preferred_port)
+    return f"http://{LOOPBACK}:{port}/api"
+
+
+def start_mlflow(children: Children, home: Path, store: str, *, preferred_port: int = 0) -> str:
+    """Start MLflow's server over a store, such as `sqlite:///…`; its URL once it answers.
+
+    One worker and no job execution: two processes instead of fourteen. Raises ConfigurationError.
+    """
+    log = home / "logs" / "mlflow-server.log"
+    environment = quiet_environment({"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ})
+
+    def start(port: int) -> Popen[bytes]:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port)]
+        command += ["--workers", "1", "--backend-store-uri", store]
+        command += ["--artifacts-destination", (home / "mlartifacts").resolve().as_uri()]
+        return children.start_server(command, environment, log)
+
+    port = start_on_free_port(start, "/health", log, children, preferred_port)
+    return f"http://{LOOPBACK}:{port}"
+
+
+def configured_prefect() -> str | None:
+    """The API's URL that Prefect itself would use: of the environment, a .env or prefect.toml file, or the profile."""
+    url = os.environ.get("PREFECT_API_URL")
+    if url:
+        return url
+    from prefect.settings import get_current_settings
+
+    return get_current_settings().api.url
+
+
+@contextmanager
+def announce(home: Path, pages: Pages) -> Iterator[None]:
+    """Let others find these pages for as long as the block runs; see `find_pages`."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "pages.json").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(json.dumps(asdict(pages)))
+        file.flush()
         try:
-            wait_for_server(process, f"{url}/health", log)
-        except ConfigurationError:
-            children.stop(process)
-            if attempt + 1 == ATTEMPTS:
-                raise
-        else:
-            return url
-    raise AssertionError("unreachable")
+            yield
+        finally:
+            file.truncate(0)
+
+
+def find_pages(home: Path) -> Pages | None:
+    """The pages that a `make ui` over the same databases serves now, else None.
+
+    The lock on the file goes with the process that holds it, so a file left by a killed one does not mislead.
+    """
+    try:
+        with (home / "pages.json").open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pages = Pages(**json.loads(file.read()))
+                return pages if answers(f"{pages.prefect_api}/health") else None
+    except (OSError, ValueError, TypeError):
+        return None
+    return None

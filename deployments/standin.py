@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import Popen
 from types import TracebackType
 from typing import Any, Self
 
-from deployments.processes import LOOPBACK, Children, find_port, wait_for_server
-from tasks.errors import ConfigurationError
+from deployments.processes import LOOPBACK, Children, start_on_free_port
 
 REGION = "us-east-1"
 BUCKET_ID = "c0ffee00d0c0dc0ab5ab1e0f5ca1ab1e"  # a name as the real ones: 32 hexadecimal digits
@@ -130,22 +130,16 @@ class StandIn(AbstractContextManager["StandIn"]):
         return session.client(service, endpoint_url=self.endpoint, config=config)
 
     def _start(self) -> str:
-        """Start moto's server on a free port; its URL. A port lost to another process is tried again elsewhere."""
+        """Start moto's server on a free port; its URL."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MOTO_"))}
         environment["INITIAL_NO_AUTH_ACTION_COUNT"] = str(FREE_ACTIONS)
-        for attempt in range(3):
-            url = f"http://{LOOPBACK}:{(port := find_port())}"
+
+        def start(port: int) -> Popen[bytes]:
             command = [sys.executable, "-m", "moto.server", "-H", LOOPBACK, "-p", str(port)]
-            process = self._children.start_server(command, environment, self._log)
-            try:
-                wait_for_server(process, f"{url}/moto-api/data.json", self._log)
-            except ConfigurationError:
-                self._children.stop(process)
-                if attempt == 2:
-                    raise
-            else:
-                return url
-        raise AssertionError("unreachable")
+            return self._children.start_server(command, environment, self._log)
+
+        port = start_on_free_port(start, "/moto-api/data.json", self._log, self._children)
+        return f"http://{LOOPBACK}:{port}"
 
     def _create_user(self, name: str, policy: Mapping[str, Any], by: Keys) -> Keys:
         iam = self.client("iam", by)
