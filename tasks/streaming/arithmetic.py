@@ -1,11 +1,12 @@
-"""Which rows a batch holds: pure functions of (counts, batch size, rank, world size, seed, iteration), and nothing else.
+"""Which rows a batch holds: a pure function of (counts, batch size, rank, world size, seed, iteration).
 
 Positions are counted over an endless sequence of epochs, N rows each. Batch i of B rows covers the positions
-[i·B, (i+1)·B); rank r of W takes the rows [r·b/W, (r+1)·b/W), rounded down, of a batch of b rows (b < B only in the last
-batch of a finite number of epochs). This is the row formula of kaen 1.0.1.31 with shard_size = B/W.
+[i·B, (i+1)·B); rank r of W takes the rows [r·b/W, (r+1)·b/W), rounded down, of a batch of b rows (b < B only in the
+last batch of a finite number of epochs). This is the row formula of kaen 1.0.1.31 with shard_size = B/W.
 
-Shuffled, an epoch's shards are permuted, and its rows are permuted inside consecutive windows of a fixed number of rows.
-The permutations come from Philox's raw bits, which NumPy promises not to change (NEP 19), seeded by (seed, epoch, window).
+Shuffled, an epoch's shards are permuted, and its rows are permuted inside consecutive windows of a fixed number of
+rows. The permutations come from Philox's raw bits, which NumPy promises not to change (NEP 19), seeded by (seed, epoch,
+window).
 """
 
 from bisect import bisect_right

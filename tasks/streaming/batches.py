@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 class Times:
     """Seconds spent on one batch.
 
-    wait_seconds: that the consumer waited for it; the others went on in the background, on several threads:
-    fetch_seconds, decode_seconds: reading and decoding the shards that this batch was the first to need (thread-seconds)
+    wait_seconds: that the consumer waited for it; the others passed in the background, added up over threads:
+    fetch_seconds: reading, and hashing what was read, of the shards that this batch was the first to need
+    decode_seconds: decoding them, or opening and checking them in the cache
     assemble_seconds: putting its rows together
     """
 

@@ -18,14 +18,16 @@ class Contract:
 
     columns: the columns that a batch holds, in its order
     header:  the first shard's header line; None where shards have none
+    drops_bad_rows: whether lines that break the contract are left out, rather than being an error
     """
 
     columns: tuple[str, ...]
     header: tuple[str, ...] | None
+    drops_bad_rows: bool = False
 
     @classmethod
-    def of(cls, manifest: Manifest) -> "Contract":
-        return cls(manifest.columns, manifest.header)
+    def of(cls, manifest: Manifest, *, drops_bad_rows: bool = False) -> "Contract":
+        return cls(manifest.columns, manifest.header, drops_bad_rows)
 
     def check_header(self, uri: str, found: Sequence[str]) -> None:
         """Raises RowError where a shard's header lacks a column, repeats one, or has one that nobody expects.
@@ -36,7 +38,9 @@ class Contract:
         for column in self.columns:
             if column not in found:
                 hint = "It seems to have no header line. " if is_numeric(found) else ""
-                raise RowError(f"{uri}, line 1: column {column!r} is missing; found {', '.join(found)}. {hint}{_REMEDY}")
+                raise RowError(
+                    f"{uri}, line 1: column {column!r} is missing; found {', '.join(found)}. {hint}{_REMEDY}"
+                )
         repeated = sorted({name for name in found if list(found).count(name) > 1})
         if repeated:
             raise RowError(f"{uri}, line 1: column {repeated[0]!r} stands in the header more than once. {_REMEDY}")
@@ -55,7 +59,10 @@ _REMEDY = "Correct the shard, or leave it out of the glob."
 def split_line(line: bytes) -> list[str]:
     """The cells of one line of CSV, without quotes, byte order mark and line end."""
     text = line.removeprefix(BYTE_ORDER_MARK).rstrip(b"\r\n").decode("utf-8", errors="replace")
-    return next(csv.reader([text]), [])
+    try:
+        return next(csv.reader([text]), [])
+    except csv.Error:  # a carriage return amid the line
+        return text.split(",")
 
 
 def is_numeric(cells: Sequence[str]) -> bool:

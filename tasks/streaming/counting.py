@@ -1,9 +1,10 @@
-"""Rows by reading: for shards without metadata, and the MD5 for schemes without ETags."""
+"""Rows by reading: for shards without metadata; and the MD5 that stands for the ETag where a scheme has none."""
 
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from tasks.streaming import parquet
 from tasks.streaming.decoding import decompress
 from tasks.streaming.patience import Patience
 from tasks.streaming.stores import Listed, Store
@@ -14,65 +15,82 @@ READERS = 8
 
 
 def count_rows(
-    store: Store, listed: list[Listed], header: tuple[str, ...] | None, patience: Patience, *, limit: int | None
+    store: Store, listed: list[Listed], *, has_header: bool, limit: int | None, patience: Patience
 ) -> list[tuple[Listed, int]]:
-    """Each shard with its number of rows (lines that are not empty, less the header line).
+    """Each shard, with its ETag, and its number of rows: lines that are not empty, less the header line.
 
-    Where the scheme has no ETag, the MD5 of what was read takes its place. With a limit, reading ends after so many
-    shards with rows.
+    With a limit, reading ends after so many shards with rows. Of Parquet shards only the footer is read.
     """
 
     def count(entry: Listed) -> tuple[Listed, int]:
+        if parquet.is_parquet(entry.uri):
+            return entry, parquet.read_footer(store, entry, patience)[1]
         digest = hashlib.md5(usedforsecurity=False)
-        rows = _count_lines(entry, _hashed(read_object(store, entry, patience), digest)) if entry.size else 0
-        etag = entry.etag or digest.hexdigest()
-        return Listed(entry.uri, entry.size, etag), max(0, rows - (header is not None))
+        lines = _count_lines(entry.uri, _hash(read_object(store, entry, patience), digest))
+        return Listed(entry.uri, entry.size, entry.etag or digest.hexdigest()), max(0, lines - has_header)
 
-    found: list[tuple[Listed, int]] = []
     with ThreadPoolExecutor(READERS, thread_name_prefix="shardline-count") as pool:
         if limit is None:
             return list(pool.map(count, listed))
-        for entry in listed:
-            if sum(1 for _, rows in found if rows) < limit:
-                found.append(count(entry))
+    found: list[tuple[Listed, int]] = []
+    for entry in listed:
+        found.append(count(entry))
+        limit -= found[-1][1] > 0
+        if not limit:
+            break
     return found
 
 
-def first_line(store: Store, entry: Listed, patience: Patience) -> bytes:
-    """The first line of a shard, of which 64 KiB are read; b"" where it is empty."""
-    pieces = read_object(store, entry, patience, first=FIRST_BYTES)
+def read_first_line(store: Store, entry: Listed, patience: Patience) -> bytes:
+    """The first line of a shard, of which 64 KiB are read at most; b"" where it is empty."""
     head = b""
-    try:
-        for data in decompress(entry.uri, pieces):
-            head += data
-            if b"\n" in data:
-                break
-    except Exception:
-        if not head:
-            raise
+    for data in _without_ending(decompress(entry.uri, read_object(store, entry, patience, end=FIRST_BYTES))):
+        head += data
+        if b"\n" in data:
+            break
     return head[: head.find(b"\n") + 1] or head
 
 
 def hash_content(store: Store, entry: Listed, patience: Patience) -> str:
     """The MD5 (hex) of the object, for schemes that have no ETag."""
     digest = hashlib.md5(usedforsecurity=False)
-    for _ in _hashed(read_object(store, entry, patience), digest):
+    for _ in _hash(read_object(store, entry, patience), digest):
         pass
     return digest.hexdigest()
 
 
-def _hashed(pieces: Iterator[bytes], digest: "hashlib._Hash") -> Iterator[bytes]:
+def _without_ending(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The pieces as far as they go: the first bytes of a gzip file are no whole gzip file."""
+    from tasks.errors import RowError
+
+    try:
+        yield from pieces
+    except RowError:
+        return
+
+
+def _hash(pieces: Iterator[bytes], digest: "hashlib._Hash") -> Iterator[bytes]:
     for data in pieces:
         digest.update(data)
         yield data
 
 
-def _count_lines(entry: Listed, pieces: Iterator[bytes]) -> int:
+def _count_lines(uri: str, pieces: Iterator[bytes]) -> int:
     """Lines that are not empty; a last line without a line end counts."""
     lines = 0
     before = b"\n"
-    for data in decompress(entry.uri, pieces):
-        joined = before + data.replace(b"\r", b"")
-        lines += data.count(b"\n") - joined.count(b"\n\n")
-        before = joined[-1:]
+    for data in decompress(uri, pieces):
+        data = data.replace(b"\r", b"")
+        lines += data.count(b"\n") - _count_pairs(before, data)
+        before = data[-1:] or before
     return lines + (before != b"\n")
+
+
+def _count_pairs(before: bytes, data: bytes) -> int:
+    """Line ends that follow a line end: those of empty lines."""
+    pairs = int(before == b"\n" and data[:1] == b"\n")
+    at = data.find(b"\n\n")
+    while at >= 0:
+        pairs += 1
+        at = data.find(b"\n\n", at + 1)
+    return pairs

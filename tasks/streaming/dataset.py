@@ -1,10 +1,10 @@
 """`ObjectStorageDataset`: an iterable-style torch dataset over CSV shards in object storage."""
 
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -12,25 +12,28 @@ from torch.utils.data import IterableDataset, get_worker_info
 from tasks.errors import ConfigurationError
 from tasks.streaming.arithmetic import Sequencing, count_batches
 from tasks.streaming.batches import Batch, Times
+from tasks.streaming.cache import Cache
 from tasks.streaming.contract import Contract, Header
 from tasks.streaming.loading import Loading
 from tasks.streaming.locating import locate
 from tasks.streaming.manifest import Manifest
 from tasks.streaming.patience import Patience
 from tasks.streaming.pipeline import Pipeline, Request
+from tasks.streaming.quarantine import set_bad_rows_aside
 from tasks.streaming.stores import open_store
 
 NUMPY_NAMES = {torch.float64: "float64", torch.float32: "float32"}
 IN_MEMORY = 2**26  # bytes of decoded rows; a larger shard is staged in a temporary file
 SMALLEST_WINDOW = 2**18
+LOADERS = 2 * len(os.sched_getaffinity(0))  # one fetches while another decodes
 
 
 class ObjectStorageDataset(IterableDataset[torch.Tensor]):
     """Batches of exactly `batch_size` rows from CSV shards, as [rows, columns] tensors.
 
     Batch i holds the rows [i·B, (i+1)·B) of the shards in order, wrapping at the end of the data (see `arithmetic.py`).
-    Plain iteration yields tensors; `batches()` yields them with their iteration and times; `times` are those of the last
-    batch that was handed out in this process.
+    Plain iteration yields tensors; `batches()` yields them with their iteration and times; `times` are those of the
+    last batch that was handed out in this process.
 
     shards: a glob, URI or path, several of them, or a Manifest
     batch_size: rows of a batch over all ranks together
@@ -42,6 +45,11 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
     start: the first iteration
     dtype: torch.float64 or torch.float32
     prefetch: batches made ready ahead
+    cache: keep decoded shards on local disk, and read them from there the next time
+    cache_dir: where (and where bad rows are listed); None: $XDG_CACHE_HOME/shardline or ~/.cache/shardline
+    cache_bytes: how much the cache may hold; None: four fifths of what the disk has free
+    on_bad_rows: "error" raises at a row that breaks the contract; "quarantine" goes through all shards once, now,
+        leaves out such rows, counts them (`bad_rows`) and lists them in a CSV file (`bad_rows_file`)
 
     Under a DataLoader with K workers, worker k yields the whole batches k, k+K, …: no row twice, the order kept.
     Raises ConfigurationError at once; errors of tasks/errors.py when located or read.
@@ -57,6 +65,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         columns: Sequence[str] | None = None,
         meta_shards: str | None = None,
         max_shards: int | None = None,
+        on_bad_rows: Literal["error", "quarantine"] = "error",
         shuffle: bool = False,
         seed: int = 0,
         rank: int | None = None,
@@ -64,6 +73,9 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         start: int = 0,
         dtype: torch.dtype = torch.float64,
         prefetch: int = 2,
+        cache: bool = False,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_bytes: int | None = None,
         storage_options: Mapping[str, Any] | None = None,
         deadline_seconds: float = 60.0,
         minimum_throughput: float = 2**20,
@@ -71,17 +83,32 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         super().__init__()
         self.rank, self.world_size = _place(rank, world_size)
         self.batch_size, self.epochs, self.start = batch_size, epochs, start
+        self.on_bad_rows = on_bad_rows
         self.shuffle, self.seed, self.dtype, self.prefetch = shuffle, seed, dtype, prefetch
         self._check()
         if not isinstance(shards, Manifest):
             shards = locate(
-                shards, meta_shards=meta_shards, header=header, columns=columns, max_shards=max_shards,
-                storage_options=storage_options, deadline_seconds=deadline_seconds, minimum_throughput=minimum_throughput,
-            )  # fmt: skip
-        self.manifest = shards
+                shards,
+                meta_shards=meta_shards,
+                header=header,
+                columns=columns,
+                max_shards=max_shards,
+                storage_options=storage_options,
+                deadline_seconds=deadline_seconds,
+                minimum_throughput=minimum_throughput,
+            )
         self.times: Times | None = None
-        self._storage_options = storage_options
+        self.bad_rows, self.bad_rows_file = 0, None
+        self._folder = Path(cache_dir).expanduser() if cache_dir is not None else _default_folder()
+        self._cache, self._cache_bytes = cache, cache_bytes
         self._patience = Patience(deadline_seconds, minimum_throughput)
+        self._store = open_store(shards.shards[0].uri, storage_options, self._patience)
+        self._contract = Contract.of(shards, drops_bad_rows=on_bad_rows == "quarantine")
+        self.manifest = shards
+        if self._contract.drops_bad_rows:
+            self.manifest, self.bad_rows, self.bad_rows_file = set_bad_rows_aside(
+                shards, self._loading(None), self._folder / "quarantine", LOADERS
+            )
 
     def __len__(self) -> int:
         """Batches that an iteration yields: ceil(epochs · rows / batch_size), less those before `start`."""
@@ -112,13 +139,15 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         worker = get_worker_info()
         first, step = (self.start, 1) if worker is None else (self.start + worker.id, worker.num_workers)
         window = max(2 * self.batch_size, SMALLEST_WINDOW) if self.shuffle else None
-        store = open_store(self.manifest.shards[0].uri, self._storage_options, self._patience)
-        loading = Loading(
-            store, Contract.of(self.manifest), self._patience, NUMPY_NAMES[self.dtype], tempfile.gettempdir(), IN_MEMORY
-        )
         request = Request(first, step, self.rank, self.world_size, self.batch_size, self.epochs, self.prefetch)
         sequencing = Sequencing(self.manifest.counts, window=window, seed=self.seed)
-        return Pipeline(self.manifest, sequencing, loading, request, max(2, len(os.sched_getaffinity(0))))
+        dtype, cache = NUMPY_NAMES[self.dtype], None
+        if self._cache:
+            cache = Cache(self._folder, self.manifest.shards, self._contract, dtype, limit=self._cache_bytes)
+        return Pipeline(self.manifest, sequencing, self._loading(cache), request, LOADERS)
+
+    def _loading(self, cache: Cache | None) -> Loading:
+        return Loading(self._store, self._contract, self._patience, NUMPY_NAMES[self.dtype], IN_MEMORY, cache)
 
     def _check(self) -> None:
         for name, least in (("batch_size", 1), ("start", 0), ("seed", 0), ("prefetch", 1)):
@@ -126,6 +155,8 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
                 raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
         if self.epochs is not None and self.epochs < 1:
             raise ConfigurationError(f"epochs is {self.epochs}; it must be at least 1, or None for an endless stream.")
+        if self.on_bad_rows not in ("error", "quarantine"):
+            raise ConfigurationError(f"on_bad_rows is {self.on_bad_rows!r}; it may be 'error' or 'quarantine'.")
         if self.dtype not in NUMPY_NAMES:
             raise ConfigurationError(f"dtype is {self.dtype}; it may be torch.float64 or torch.float32.")
 
@@ -141,3 +172,7 @@ def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if not 0 <= rank < world_size:
         raise ConfigurationError(f"rank is {rank}, world_size {world_size}; it must be 0 <= rank < world_size.")
     return rank, world_size
+
+
+def _default_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "shardline"

@@ -1,11 +1,12 @@
 """Bytes of a CSV shard → rows of numbers, strictly: what is not exactly the contract is an error, never a guess.
 
 Bytes are cut into blocks of whole lines, and each block is decoded by pyarrow on the calling thread. pyarrow lets pass
-an extra column, a duplicate column, nan, inf and numbers too large for a double; the header is compared in `contract.py`,
-and every number is tested for being finite here. Which line and cell is at fault is found out by `diagnosing.py`, on the
-failing block alone.
+an extra column, a duplicate column, nan, inf and numbers too large for a double: the header is compared in
+`contract.py`, and every number is tested for being finite here. Which line and cell is at fault is found out by
+`diagnosing.py`, on the failing block alone.
 """
 
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,11 +16,11 @@ from tasks.errors import RowError
 from tasks.streaming.contract import BYTE_ORDER_MARK, Contract, name_columns, split_line
 
 if TYPE_CHECKING:
-    from numpy import float64
     from numpy.typing import NDArray
 
 BLOCK_SIZE = 2**22
 GZIP_MAGIC = b"\x1f\x8b"
+BLANK = re.compile(rb"[\r\n]*")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ def decompress(uri: str, pieces: Iterable[bytes]) -> Iterator[bytes]:
     try:
         yield from _gunzip(head, iterator)
     except zlib.error as error:
-        raise RowError(f"{uri} begins like gzip, but cannot be decompressed: {error}. Write the shard again.") from error
+        raise RowError(
+            f"{uri} begins like gzip, but cannot be decompressed: {error}. Write the shard again."
+        ) from error
 
 
 def _gunzip(head: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
@@ -121,32 +124,23 @@ def _take_header(uri: str, data: bytes, contract: Contract) -> tuple[tuple[str, 
     return tuple(cells), data[end:], 2
 
 
-def decode_block(block: Block, columns: tuple[str, ...]) -> "list[NDArray[float64]]":
-    """The block's columns, in the contract's order, as float64. Raises RowError with the place of the first bad cell."""
-    try:
-        decoded = parse_lines(block.data, block.names, columns)
-    except ValueError as error:
-        from tasks.streaming.diagnosing import explain
+def parse_lines(data: bytes, names: tuple[str, ...], columns: tuple[str, ...], dtype: str) -> "list[NDArray[Any]]":
+    """`columns` of whole lines of CSV whose own columns are `names`; every number is finite.
 
-        raise explain(block, columns) from error
-    if not all(is_finite(column) for column in decoded):
-        from tasks.streaming.diagnosing import explain
-
-        raise explain(block, columns)
-    return decoded
-
-
-def parse_lines(data: bytes, names: tuple[str, ...], columns: tuple[str, ...]) -> "list[NDArray[float64]]":
-    """`columns` of whole lines of CSV whose own columns are `names`. Raises ValueError (pyarrow.ArrowInvalid)."""
+    Raises ValueError (pyarrow.ArrowInvalid where the text is at fault).
+    """
+    import numpy as np
     import pyarrow
     from pyarrow import csv
 
-    # Names by position, for a header's own names may need quoting or be empty.
+    if BLANK.fullmatch(data):
+        return [np.empty(0, dtype=dtype) for _ in columns]
+    # By position, for a header's own names may be empty, or need quoting.
     positions = name_columns(len(names))
     wanted = [positions[names.index(column)] for column in columns]
     table = csv.read_csv(
-        pyarrow.BufferReader(pyarrow.py_buffer(data)),
-        read_options=csv.ReadOptions(column_names=positions, use_threads=False, block_size=max(len(data), 1) + 1),
+        pyarrow.BufferReader(data),
+        read_options=csv.ReadOptions(column_names=positions, use_threads=False, block_size=len(data) + 1),
         parse_options=csv.ParseOptions(newlines_in_values=False, ignore_empty_lines=True),
         convert_options=csv.ConvertOptions(
             column_types=dict.fromkeys(wanted, pyarrow.float64()),
@@ -155,19 +149,15 @@ def parse_lines(data: bytes, names: tuple[str, ...], columns: tuple[str, ...]) -
             strings_can_be_null=False,
         ),
     )
-    return [_join(column) for column in table.columns]
+    return [_check_finite(column.to_numpy(), dtype) for column in table.columns]
 
 
-def _join(column: Any) -> "NDArray[float64]":
-    chunks = column.chunks
-    if len(chunks) == 1:
-        return chunks[0].to_numpy(zero_copy_only=True)  # type: ignore[no-any-return]
-    return column.to_numpy()  # type: ignore[no-any-return]
-
-
-def is_finite(column: "NDArray[float64]") -> bool:
-    """Whether every number is finite. A sum is four times faster than isfinite, and finite only if all its terms are."""
+def _check_finite(column: "NDArray[Any]", dtype: str) -> "NDArray[Any]":
+    """The column as `dtype`. A sum is finite only if all its terms are, and some times faster than isfinite."""
     import numpy as np
 
     with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(column.sum())) or bool(np.isfinite(column).all())
+        column = column.astype(dtype, copy=False)
+        if not np.isfinite(column.sum()) and not np.isfinite(column).all():
+            raise ValueError("a number is not finite")
+    return column

@@ -2,16 +2,18 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import RowCountError
+from tasks.streaming.cache import Cache
 from tasks.streaming.contract import Contract
-from tasks.streaming.decoding import cut_blocks, decode_block
+from tasks.streaming.diagnosing import BadLine, decode_csv
 from tasks.streaming.manifest import Shard
+from tasks.streaming.parquet import decode_parquet, is_parquet
 from tasks.streaming.patience import Patience
-from tasks.streaming.staging import Staging
+from tasks.streaming.staging import MemoryStaging, Staging, explain_full_disk, stage_in_temporary_file
 from tasks.streaming.stores import Listed, Store
 from tasks.streaming.transfer import read_object
 
@@ -30,48 +32,98 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Loading:
-    """How shards of one data set are loaded. folder: where the rows of large shards are staged; large: in bytes."""
+    """How the shards of one data set are loaded.
+
+    large: bytes of decoded rows above which a shard is staged in a file
+    """
 
     store: Store
     contract: Contract
     patience: Patience
     dtype: str
-    folder: str
     large: int
+    cache: Cache | None = None
 
     def load(self, shard: Shard, stop: threading.Event) -> Loaded:
-        """Fetches, decodes and verifies: size, ETag, MD5, header, every cell, number of rows. Raises ShardError."""
+        """The shard's rows: from the cache, else fetched, decoded and verified. Raises ShardError, ClosedError."""
+        watch = _Stopwatch()
+        rows = self._load_through_cache(self.cache, shard, stop, watch) if self.cache else None
+        if rows is None:
+            rows = self._load_into_staging(shard, stop, watch)
+        return Loaded(rows, watch.inside, time.perf_counter() - watch.began - watch.inside)
+
+    def _load_through_cache(
+        self, cache: Cache, shard: Shard, stop: threading.Event, watch: "_Stopwatch"
+    ) -> "NDArray[Any] | None":
+        rows = cache.open(shard)
+        if rows is not None:
+            return rows
+        try:
+            with cache.reserve(shard, stop) as staging:
+                if staging is not None:
+                    self._fill(staging, shard, stop, watch)
+                    cache.store(shard, staging)
+        except OSError as error:
+            if not cache.give_up(error):
+                raise
+            return None
+        return cache.open(shard)
+
+    def _load_into_staging(self, shard: Shard, stop: threading.Event, watch: "_Stopwatch") -> "NDArray[Any]":
         import numpy as np
 
-        began = time.perf_counter()
         width = len(self.contract.columns)
-        is_large = shard.rows * width * np.dtype(self.dtype).itemsize > self.large
-        staging = Staging(shard.rows, width, self.dtype, folder=self.folder if is_large else None)
-        fetching = _Stopwatch(read_object(self.store, Listed(shard.uri, shard.size, shard.etag), self.patience, stop=stop))
-        surplus = 0
-        for block in cut_blocks(shard.uri, fetching, self.contract):
-            surplus += staging.append(decode_block(block, self.contract.columns))
-        if surplus or staging.filled != shard.rows:
+        if shard.rows * width * np.dtype(self.dtype).itemsize <= self.large:
+            return self._fill(MemoryStaging(shard.rows, width, self.dtype), shard, stop, watch)
+        staging = stage_in_temporary_file(width, self.dtype)
+        try:
+            return self._fill(staging, shard, stop, watch)
+        except OSError as error:
+            raise explain_full_disk(error) from error
+        finally:
+            staging.close()
+
+    def _fill(self, staging: Staging, shard: Shard, stop: threading.Event, watch: "_Stopwatch") -> "NDArray[Any]":
+        for _ in self.decode(shard, staging.append, stop, watch):
+            pass  # bad lines were reported when the shards were surveyed
+        if staging.rows != shard.rows:
             raise RowCountError(
-                f"{shard.uri}: {staging.filled + surplus} rows, but {shard.rows} are stated for it. "
+                f"{shard.uri}: {staging.rows} rows, but {shard.rows} are stated for it. "
                 "Correct the metadata, or remove it so that the shards are counted by reading."
             )
-        return Loaded(staging.array, fetching.seconds, time.perf_counter() - began - fetching.seconds)
+        return staging.finish()
+
+    def decode(
+        self,
+        shard: Shard,
+        take: "Callable[[list[NDArray[Any]]], None]",
+        stop: threading.Event,
+        watch: "_Stopwatch | None" = None,
+    ) -> Iterator[BadLine]:
+        """Hands each block's columns to `take`; yields bad lines where they are to be dropped, else raises RowError.
+
+        What was handed out counts only once the iteration has ended without an error.
+        """
+        listed = Listed(shard.uri, shard.size, shard.etag)
+        pieces = (watch or _Stopwatch()).time(read_object(self.store, listed, self.patience, stop=stop))
+        decode = decode_parquet if is_parquet(shard.uri) else decode_csv
+        for columns, bad in decode(shard.uri, pieces, self.contract, self.dtype):
+            take(columns)
+            yield from bad
 
 
 class _Stopwatch:
-    """Hands on what an iterator yields and adds up the seconds that it takes."""
+    """Seconds since it was made, and those spent inside the iterators that it times."""
 
-    def __init__(self, iterator: Iterator[bytes]) -> None:
-        self._iterator = iterator
-        self.seconds = 0.0
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+        self.inside = 0.0
 
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        began = time.perf_counter()
-        try:
-            return next(self._iterator)
-        finally:
-            self.seconds += time.perf_counter() - began
+    def time(self, iterator: Iterator[bytes]) -> Iterator[bytes]:
+        while True:
+            began = time.perf_counter()
+            piece = next(iterator, None)
+            self.inside += time.perf_counter() - began
+            if piece is None:
+                return
+            yield piece

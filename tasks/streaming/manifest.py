@@ -77,7 +77,7 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> "Manifest":
-        """The manifest that `to_dict` wrote. Raises ConfigurationError where its fingerprint does not fit its shards."""
+        """The manifest that `to_dict` wrote. Raises ConfigurationError where its fingerprint does not fit it."""
         manifest = cls(
             shards=tuple(Shard(s["uri"], int(s["size"]), s["etag"], int(s["rows"])) for s in facts["shards"]),
             columns=tuple(facts["columns"]),

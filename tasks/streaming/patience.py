@@ -1,7 +1,7 @@
 """How long to keep trying: one loop, one total deadline, for every request that this library makes.
 
-No other layer below retries (botocore is told not to), so attempts do not multiply. What counts as worth another attempt
-is said by the store that knows its errors, by raising `Interrupted`.
+No layer below retries (botocore is told not to), so attempts do not multiply. What is worth another attempt is said by
+the store that knows its errors, by raising `PassingError`.
 """
 
 import random
@@ -18,11 +18,11 @@ FIRST_PAUSE = 0.2  # seconds before the second attempt; doubled each time, with 
 LONGEST_PAUSE = 10.0
 
 
-class Interrupted(Exception):
+class PassingError(Exception):
     """A request that failed in a way that may pass: a broken connection, throttling, a server's own fault."""
 
 
-class Stopped(Exception):
+class ClosedError(Exception):
     """The stream was closed while this work was going on."""
 
 
@@ -72,18 +72,18 @@ class Attempts:
         self._in_row += 1
         if pause >= self.left:
             raise TransferError(
-                f"{self.what}: gave up after {self.failed} failed attempts in {self.seconds:.0f} s; the last one: {error}. "
-                "Check the network and the store, or allow more time with deadline_seconds."
+                f"{self.what}: gave up after {self.failed} failed attempts, {self.seconds:.0f} s being allowed; "
+                f"the last one: {error}. Check the network and the store, or allow more with deadline_seconds."
             ) from error
         if self._stop.wait(pause):
-            raise Stopped from error
+            raise ClosedError from error
 
 
 def persist(what: str, patience: Patience, call: Callable[[], T], stop: threading.Event | None = None) -> T:
-    """`call()`, again and again while it raises Interrupted, until the deadline; then TransferError."""
+    """`call()`, again and again while it raises PassingError, until the deadline; then TransferError."""
     attempts = Attempts(what, patience.deadline_seconds, stop)
     while True:
         try:
             return call()
-        except Interrupted as error:
+        except PassingError as error:
             attempts.again(error)

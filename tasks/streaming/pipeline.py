@@ -9,13 +9,14 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tasks.streaming.arithmetic import Piece, Sequencing, Span, batch_spans, window_permutation
 from tasks.streaming.loading import Loaded, Loading
 from tasks.streaming.manifest import Manifest
-from tasks.streaming.patience import Stopped
+from tasks.streaming.patience import ClosedError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,7 +58,9 @@ class _Plan:
 class Pipeline:
     """Yields a request's batches in order. `close()` ends every thread; also called when the iteration ends."""
 
-    def __init__(self, manifest: Manifest, sequencing: Sequencing, loading: Loading, request: Request, threads: int) -> None:
+    def __init__(
+        self, manifest: Manifest, sequencing: Sequencing, loading: Loading, request: Request, threads: int
+    ) -> None:
         self._manifest = manifest
         self._sequencing = sequencing
         self._loading = loading
@@ -106,9 +109,8 @@ class Pipeline:
         request = self._request
         iteration = request.first
         while True:
-            if request.epochs is not None:
-                if iteration * request.batch_size >= request.epochs * self._manifest.rows:
-                    return
+            if request.epochs is not None and iteration * request.batch_size >= request.epochs * self._manifest.rows:
+                return
             spans = batch_spans(
                 self._manifest.rows, request.batch_size, iteration,
                 rank=request.rank, world_size=request.world_size, epochs=request.epochs,
@@ -129,24 +131,22 @@ class Pipeline:
             for plan in self._shelf.plans_ahead():
                 self._put(self._assemble(plan))
             self._put(None)
-        except Stopped:
+        except ClosedError:
             pass
         except BaseException as error:
             self._put_last(error)
 
-    def _put(self, item: Assembled | None) -> None:
+    def _put(self, item: Assembled | BaseException | None) -> None:
         while not self._stop.is_set():
             try:
                 return self._ready.put(item, timeout=0.1)
             except queue.Full:
                 continue
-        raise Stopped
+        raise ClosedError
 
     def _put_last(self, error: BaseException) -> None:
-        try:
-            self._put(error)  # type: ignore[arg-type]
-        except Stopped:
-            pass
+        with suppress(ClosedError):
+            self._put(error)
 
     def _assemble(self, plan: _Plan) -> Assembled:
         import numpy as np
@@ -189,14 +189,14 @@ class Pipeline:
         return window, window_permutation(span.rows, self._sequencing.seed, epoch, number)
 
     def wait_for(self, future: "Future[Loaded]") -> Loaded:
-        """The shard, once it is there; Stopped where the stream is closed meanwhile."""
+        """The shard, once it is there; ClosedError where the stream is closed meanwhile."""
         while not self._stop.is_set():
             try:
                 return future.result(timeout=0.1)
             except TimeoutError:
                 if future.done():
                     raise
-        raise Stopped
+        raise ClosedError
 
 
 class _Shelf:
@@ -243,7 +243,7 @@ class _Shelf:
                 self._counted.discard(index)
 
     def wait_for(self, plan: _Plan) -> tuple[float, float]:
-        """Waits for the plan's shards; the seconds that fetching and decoding took for those that are needed first here."""
+        """Waits for the plan's shards; seconds of fetching and decoding for those that nobody waited for before."""
         fetch = decode = 0.0
         for index in plan.shards:
             loaded = self._pipeline.wait_for(self._futures[index])

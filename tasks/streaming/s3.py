@@ -5,16 +5,19 @@ object that was replaced since it was listed answers 412; Content-Range and Cont
 asked for.
 """
 
+import os
 import re
 import threading
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
 from tasks.errors import BucketError, ConfigurationError, CredentialsError, ShardChangedError, ShardlineError
-from tasks.streaming.patience import Interrupted, Patience
+from tasks.streaming.patience import PassingError, Patience
 from tasks.streaming.stores import Body, Listed
 
+MAGIC = re.compile(r"[*?\[]")
 MD5 = re.compile(r"[0-9a-f]{32}")
 SAME_NAME = {"endpoint_url", "use_ssl", "verify", "region_name"}
 SESSION_NAMES = {"key": "aws_access_key_id", "secret": "aws_secret_access_key", "token": "aws_session_token"}
@@ -38,30 +41,34 @@ class S3Store:
         self._extra: dict[str, Any] = dict(self._options.pop("s3_additional_kwargs", {}))
         if self._options.pop("requester_pays", False):
             self._extra["RequestPayer"] = "requester"
+        self._clients: dict[int, Any] = {}  # by process: a client must not cross a fork
         self._lock = threading.Lock()
-        self._client: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_clients": {}, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
     def list(self, pattern: str) -> list[Listed]:
-        from fsspec.utils import glob_translate
-
         scheme, bucket, key = _split(pattern)
-        literal = re.match(r"[^*?\[\]{}]*", key)
-        prefix = literal.group() if literal else ""
-        if prefix == key:
-            matches = re.compile(re.escape(key) + r"\Z")
-        else:
-            matches = re.compile(glob_translate(key))
+        prefix = MAGIC.split(key)[0]
         found = []
         token: dict[str, str] = {}
         while True:
             page = self._ask("list_objects_v2", pattern, Bucket=bucket, Prefix=prefix, **token)
             for entry in page.get("Contents", ()):
-                if matches.match(entry["Key"]):
-                    uri = f"{scheme}://{bucket}/{entry['Key']}"
+                uri = f"{scheme}://{bucket}/{entry['Key']}"
+                if self.matches(pattern, uri):
                     found.append(Listed(uri, int(entry["Size"]), entry.get("ETag", "").strip('"') or None))
             if not page.get("IsTruncated"):
                 return found
+            if "NextContinuationToken" not in page:
+                raise PassingError("the listing broke off amid its pages")
             token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def matches(self, pattern: str, uri: str) -> bool:
+        return pattern == uri or bool(MAGIC.search(pattern) and _compile(pattern).match(uri))
 
     def open(self, uri: str, *, offset: int, stop: int, size: int, etag: str | None) -> Body:
         _, bucket, key = _split(uri)
@@ -82,25 +89,32 @@ class S3Store:
     def _ask(self, operation: str, uri: str, **asked: Any) -> Any:
         import botocore.exceptions as failures
 
-        with self._lock:
-            if self._client is None:
-                self._client = _make_client(self._options, self._patience)
-            client = self._client
+        client = self._clients.get(os.getpid()) or self._make_client()
         try:
             return getattr(client, operation)(**asked, **self._extra)
         except failures.ClientError as error:
             if _code(error).startswith("ExpiredToken"):
-                self._client = None  # the chain is asked afresh, should the caller try again
+                self._clients.clear()  # the chain is asked afresh, should the caller try again
             raise _translate(error, uri) from error
-        except (failures.NoCredentialsError, failures.PartialCredentialsError, failures.CredentialRetrievalError) as error:
+        except (
+            failures.NoCredentialsError,
+            failures.PartialCredentialsError,
+            failures.CredentialRetrievalError,
+        ) as error:
             raise CredentialsError(
-                f"No usable AWS credentials for {uri}: {error}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile "
-                "or a role; for a public bucket ask anonymously (storage_options={'anon': True})."
+                f"No usable AWS credentials for {uri}: {error}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a "
+                "profile or a role; for a public bucket ask anonymously (storage_options={'anon': True})."
             ) from error
         except (failures.ParamValidationError, failures.InvalidRegionError, ValueError) as error:
             raise ConfigurationError(f"{uri} cannot be asked for: {error}") from error
         except (failures.HTTPClientError, failures.ConnectionError, OSError) as error:
-            raise Interrupted(str(error)) from error
+            raise PassingError(str(error)) from error
+
+    def _make_client(self) -> Any:
+        with self._lock:
+            if os.getpid() not in self._clients:
+                self._clients = {os.getpid(): _make_client(self._options, self._patience)}
+            return self._clients[os.getpid()]
 
 
 class _S3Body:
@@ -116,14 +130,14 @@ class _S3Body:
         try:
             return bytes(self._stream.read1(most))
         except (HTTPError, OSError, ValueError) as error:
-            raise Interrupted(f"the connection broke: {error}") from error
+            raise PassingError(f"the connection broke: {error}") from error
 
     def close(self) -> None:
         self._stream.close()
 
 
 def _check_range(uri: str, response: Mapping[str, Any], offset: int, stop: int, size: int) -> None:
-    """What the server says that it sends is what was asked for; a server that ignores If-Match is caught here, or later."""
+    """Raises where what the server says that it sends is not what was asked for."""
     described = response.get("ContentRange")
     if described is not None:
         if described != f"bytes {offset}-{stop - 1}/{size}":
@@ -132,12 +146,19 @@ def _check_range(uri: str, response: Mapping[str, Any], offset: int, stop: int, 
                 "The object is not the one that was listed; locate the shards again."
             )
     elif offset:
-        raise Interrupted("the server ignored the range that was asked for")
+        raise PassingError("the server ignored the range that was asked for")
     elif response.get("ContentLength", stop) not in (stop, size):
         raise ShardChangedError(
             f"{uri}: listed with {size} bytes, now has {response['ContentLength']}. "
             "The object was replaced; locate the shards again."
         )
+
+
+@cache
+def _compile(pattern: str) -> re.Pattern[str]:
+    from fsspec.utils import glob_translate
+
+    return re.compile(glob_translate(pattern))
 
 
 def _split(uri: str) -> tuple[str, str, str]:
@@ -172,7 +193,8 @@ def _make_client(options: Mapping[str, Any], patience: Patience) -> Any:
     if left:
         raise ConfigurationError(
             f"storage_options for s3 do not know {', '.join(sorted(left))}. Known: anon, key, secret, token, profile, "
-            "endpoint_url, region_name, use_ssl, verify, requester_pays, client_kwargs, config_kwargs, s3_additional_kwargs."
+            "endpoint_url, region_name, use_ssl, verify, requester_pays, client_kwargs, config_kwargs, "
+            "s3_additional_kwargs."
         )
     return boto3.session.Session(**session_names).client("s3", config=Config(**settings), **arguments)
 
@@ -182,13 +204,15 @@ def _code(error: Any) -> str:
 
 
 def _translate(error: Any, uri: str) -> Exception:
-    """The error of tasks/errors.py that a refusal by S3 stands for, or Interrupted."""
+    """The error of tasks/errors.py that a refusal by S3 stands for, or PassingError."""
     code = _code(error)
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     if code in CREDENTIAL_CODES:
-        return CredentialsError(f"S3 refused the credentials for {uri}: {code}. Renew or correct them; check the clock.")
+        return CredentialsError(
+            f"S3 refused the credentials for {uri}: {code}. Renew or correct them; check the clock."
+        )
     if code in PASSING_CODES or status >= 500 or status == 429:
-        return Interrupted(f"S3 answered {status} {code}")
+        return PassingError(f"S3 answered {status} {code}")
     return _translate_refusal(code, status, uri) or ShardChangedError(
         f"{uri}: S3 answered {status} {code}: {error.response.get('Error', {}).get('Message', '')}"
     )
@@ -199,13 +223,19 @@ def _translate_refusal(code: str, status: int, uri: str) -> ShardlineError | Non
     if code == "NoSuchBucket":
         return BucketError(f"There is no bucket {bucket} (asked for {uri}). Check its name and the account.")
     if code in REGION_CODES or status in (301, 307):
-        return BucketError(f"Bucket {bucket} lies in another region than the one asked. Set AWS_DEFAULT_REGION to its own.")
+        return BucketError(
+            f"Bucket {bucket} lies in another region than the one asked. Set AWS_DEFAULT_REGION to its own."
+        )
     if status == 403:
-        return BucketError(f"S3 denied access to {uri} ({code}). Allow s3:GetObject on it and s3:ListBucket on the bucket.")
+        return BucketError(
+            f"S3 denied access to {uri} ({code}). Allow s3:GetObject on it and s3:ListBucket on the bucket."
+        )
     if status == 404:
         return ShardChangedError(f"{uri} is gone: it was listed, but now S3 answers {code}. Locate the shards again.")
     if status == 412:
-        return ShardChangedError(f"{uri} was replaced since it was listed (its ETag is another). Locate the shards again.")
+        return ShardChangedError(
+            f"{uri} was replaced since it was listed (its ETag is another). Locate the shards again."
+        )
     if status == 416:
         return ShardChangedError(f"{uri} is shorter than it was when listed. Locate the shards again.")
     return None

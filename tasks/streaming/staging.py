@@ -1,36 +1,102 @@
 """Where the decoded rows of a shard lie until its last batch is assembled: row-major, in memory or in a file.
 
-Small shards are held in anonymous memory; larger ones in a temporary file that is mapped, and gone when it is let go, so
-that memory does not grow with the shard.
+Small shards are held in anonymous memory. Larger ones are written to a file that is mapped once it is whole, so that
+memory does not grow with the shard. Files are written, not filled through a map: a full disk is then an error that can
+be handled, not a SIGBUS.
 """
 
 import tempfile
-from typing import TYPE_CHECKING, Any
+import zlib
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+from tasks.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Staging:
-    """Room for exactly `rows` × `width` numbers, filled from the top. folder: None holds them in memory."""
+class Staging(Protocol):
+    """Room for rows of one shard, filled from the top."""
 
-    def __init__(self, rows: int, width: int, dtype: str, *, folder: str | None) -> None:
+    rows: int
+
+    def append(self, columns: "list[NDArray[Any]]") -> None:
+        """Writes the columns, of equal length, below what is there."""
+
+    def finish(self) -> "NDArray[Any]":
+        """All rows, as [rows, columns]."""
+
+    def close(self) -> None:
+        """Lets go of what `finish` does not need."""
+
+
+class MemoryStaging:
+    """See `Staging`. rows_expected: more than these are counted, but not kept."""
+
+    def __init__(self, rows_expected: int, width: int, dtype: str) -> None:
         import numpy as np
 
-        self.filled = 0
-        if folder is None:
-            self.array: NDArray[Any] = np.empty((rows, width), dtype=dtype)
-        else:
-            with tempfile.TemporaryFile(prefix="shardline-", dir=folder) as file:
-                file.truncate(max(1, rows * width * np.dtype(dtype).itemsize))
-                self.array = np.memmap(file, dtype=dtype, mode="r+", shape=(rows, width))
+        self.rows = 0
+        self._array: NDArray[Any] = np.empty((rows_expected, width), dtype=dtype)
 
-    def append(self, columns: "list[NDArray[Any]]") -> int:
-        """Writes the columns below what is there, as far as there is room; the number of rows that did not fit."""
+    def append(self, columns: "list[NDArray[Any]]") -> None:
         count = len(columns[0])
-        room = min(count, len(self.array) - self.filled)
-        target = self.array[self.filled : self.filled + room]
+        target = self._array[self.rows : self.rows + count]
         for index, column in enumerate(columns):
-            target[:, index] = column[:room]
-        self.filled += room
-        return count - room
+            target[:, index] = column[: len(target)]
+        self.rows += count
+
+    def finish(self) -> "NDArray[Any]":
+        return self._array
+
+    def close(self) -> None:
+        pass
+
+
+class FileStaging:
+    """See `Staging`. The rows are written to `file` from `offset` on; `checksum` is the CRC-32 of their bytes."""
+
+    def __init__(self, file: IO[bytes], width: int, dtype: str, *, offset: int = 0) -> None:
+        self.rows = 0
+        self.checksum = 0
+        self.file = file
+        self._width, self._dtype, self._offset = width, dtype, offset
+        file.seek(offset)
+
+    def append(self, columns: "list[NDArray[Any]]") -> None:
+        import numpy as np
+
+        block = np.empty((len(columns[0]), self._width), dtype=self._dtype)
+        for index, column in enumerate(columns):
+            block[:, index] = column
+        self.checksum = zlib.crc32(block.data, self.checksum)
+        self.file.write(block.data)
+        self.rows += len(block)
+
+    def finish(self) -> "NDArray[Any]":
+        self.file.flush()
+        return map_rows(self.file, self.rows, self._width, self._dtype, self._offset)
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def stage_in_temporary_file(width: int, dtype: str) -> FileStaging:
+    """Staging in a file without a name, in the folder for temporary files: gone when nobody maps it any more."""
+    return FileStaging(tempfile.TemporaryFile(prefix="shardline-", buffering=0), width, dtype)
+
+
+def explain_full_disk(error: OSError) -> ConfigurationError:
+    """The error for a shard that is too large for memory and for the folder of temporary files."""
+    return ConfigurationError(
+        f"A shard could not be staged in {tempfile.gettempdir()}: {error}. Make room there, or set TMPDIR."
+    )
+
+
+def map_rows(file: IO[bytes], rows: int, width: int, dtype: str, offset: int) -> "NDArray[Any]":
+    """Rows that lie in a file, read-only, as [rows, columns]."""
+    import numpy as np
+
+    if rows == 0:
+        return np.empty((0, width), dtype=dtype)
+    return np.memmap(file, dtype=dtype, mode="r", offset=offset, shape=(rows, width))

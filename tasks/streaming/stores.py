@@ -22,22 +22,27 @@ class Listed:
 class Body(Protocol):
     """An open response: bytes of one object from some offset on."""
 
-    content_md5: str | None  # the MD5 (hex) that the whole object must have, where the store vouches for one
+    @property
+    def content_md5(self) -> str | None:
+        """The MD5 (hex) that the whole object must have; None where the store vouches for none."""
 
     def read(self, most: int) -> bytes:
-        """Up to `most` bytes, as soon as there are any; b"" at the end. Raises Interrupted."""
+        """Up to `most` bytes, as soon as there are any; b"" at the end. Raises PassingError."""
 
     def close(self) -> None: ...
 
 
 class Store(Protocol):
-    """Objects by URI. Raises Interrupted for what may pass, errors of tasks/errors.py for what will not."""
+    """Objects by URI. Raises PassingError for what may pass, errors of tasks/errors.py for what will not."""
 
     def list(self, pattern: str) -> list[Listed]:
         """Every object that the glob `pattern` matches, in no particular order."""
 
+    def matches(self, pattern: str, uri: str) -> bool:
+        """Whether the glob would list an object of that URI, were it there."""
+
     def open(self, uri: str, *, offset: int, stop: int, size: int, etag: str | None) -> Body:
-        """Bytes [offset, stop) of an object of `size` bytes, provided that it still has `etag` (None: whatever it has)."""
+        """Bytes [offset, stop) of an object of `size` bytes, provided that it still has `etag` (None: any)."""
 
 
 def open_store(uri: str, storage_options: Mapping[str, Any] | None, patience: Patience) -> Store:

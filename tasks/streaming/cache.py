@@ -1,0 +1,216 @@
+"""Decoded shards on local disk: read again by mapping, without fetching or decoding.
+
+A file is named after the SHA-256 of everything that its rows depend on: the shard's URI, size, ETag and rows, the
+contract and the dtype. It begins with one page that repeats this and holds the CRC-32 of the rows that follow; both are
+compared whenever it is opened. It is written under another name, with a lock that is gone when its process is, and
+renamed when the shard was verified: several processes share the folder, and only one of them fetches each shard.
+
+The folder is kept below `limit` bytes. Files of other data sets are evicted, the longest unused first. What the present
+data set itself stored is not evicted for the sake of its other shards: read in turn, each would go just before it is
+needed again. So a cache smaller than the data still serves its share of every epoch.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import threading
+import zlib
+from collections.abc import Iterable
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from tasks.streaming.contract import Contract
+from tasks.streaming.manifest import Shard
+from tasks.streaming.patience import ClosedError
+from tasks.streaming.staging import FileStaging, map_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+FORMAT = "shardline-rows-1"
+PAGE = 4096
+SHARE_OF_FREE_DISK = 0.8  # where no limit is given
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+log = logging.getLogger(__name__)
+
+
+class Cache:
+    """The decoded shards of one data set (`shards`), in a folder that others use too."""
+
+    def __init__(
+        self, folder: str | Path, shards: Iterable[Shard], contract: Contract, dtype: str, *, limit: int | None = None
+    ) -> None:
+        import numpy as np
+
+        self.folder = Path(folder).expanduser()
+        self._contract, self._dtype, self._limit = contract, dtype, limit
+        self._row_bytes = len(contract.columns) * np.dtype(dtype).itemsize
+        self._own = {self._path(shard).name for shard in shards}
+        self._refused: str | None = None
+        self._lock = threading.Lock()
+
+    def open(self, shard: Shard) -> "NDArray[Any] | None":
+        """The shard's rows, [rows, columns], mapped; None where they are not there, or were damaged and so removed."""
+        path = self._path(shard)
+        try:
+            with path.open("rb") as file:
+                rows = self._read(shard, file)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._give_up(error)
+            return None
+        if rows is None:
+            log.warning("Cached shard %s is damaged and will be fetched again (%s).", path, shard.uri)
+            path.unlink(missing_ok=True)
+        else:
+            with suppress(OSError):
+                os.utime(path)
+        return rows
+
+    @contextmanager
+    def reserve(self, shard: Shard, stop: threading.Event) -> "Iterator[FileStaging | None]":
+        """Room for a shard that `open` did not find, while every other process waits; None: do without the cache.
+
+        None also where another process stored the shard meanwhile: ask `open` again.
+        """
+        file = self._lock_partial(shard, stop)
+        if file is None:
+            yield None
+            return
+        with file:
+            try:
+                if self._path(shard).exists() or not self._make_room(shard, file):
+                    yield None
+                else:
+                    yield FileStaging(file, len(self._contract.columns), self._dtype, offset=PAGE)
+            finally:
+                if _is_at(file, self._partial(shard)):  # not stored; the lock, still held, makes sure that it is ours
+                    self._partial(shard).unlink()
+
+    def store(self, shard: Shard, staging: FileStaging) -> None:
+        """Gives a verified shard its name. Raises OSError (disk full)."""
+        page = json.dumps(self._facts(shard) | {"crc32": staging.checksum}).encode()
+        if len(page) > PAGE:
+            raise OSError(errno.EFBIG, "the facts of a cached shard do not fit one page")
+        staging.file.seek(0)
+        staging.file.write(page.ljust(PAGE))
+        staging.file.flush()
+        self._partial(shard).rename(self._path(shard))
+
+    def give_up(self, error: OSError) -> bool:
+        """Whether `error` says that the disk is full: then nothing more is stored, and a warning says so."""
+        if error.errno not in FULL:
+            return False
+        self._give_up(error)
+        return True
+
+    def _give_up(self, reason: object) -> None:
+        with self._lock:
+            if self._refused is None:
+                self._refused = str(reason)
+                log.warning(
+                    "The cache in %s stores nothing more (%s); the stream goes on without it.", self.folder, reason
+                )
+
+    def _facts(self, shard: Shard) -> dict[str, Any]:
+        return {
+            "format": FORMAT, "uri": shard.uri, "size": shard.size, "etag": shard.etag, "rows": shard.rows,
+            "columns": list(self._contract.columns), "header": self._contract.header and sorted(self._contract.header),
+            "drop_bad_rows": self._contract.drops_bad_rows, "dtype": self._dtype,
+        }  # fmt: skip
+
+    def _path(self, shard: Shard) -> Path:
+        return self.folder / f"{hashlib.sha256(json.dumps(self._facts(shard)).encode()).hexdigest()[:40]}.rows"
+
+    def _partial(self, shard: Shard) -> Path:
+        return self._path(shard).with_suffix(".partial")
+
+    def _read(self, shard: Shard, file: IO[bytes]) -> "NDArray[Any] | None":
+        expected = PAGE + shard.rows * self._row_bytes
+        if os.fstat(file.fileno()).st_size != expected:
+            return None
+        try:
+            facts = json.loads(file.read(PAGE))
+            checksum = facts.pop("crc32")
+        except (ValueError, KeyError, AttributeError):
+            return None
+        rows = map_rows(file, shard.rows, len(self._contract.columns), self._dtype, PAGE)
+        return rows if facts == self._facts(shard) and zlib.crc32(rows.data) == checksum else None
+
+    def _lock_partial(self, shard: Shard, stop: threading.Event) -> IO[bytes] | None:
+        """The partial file, empty and locked, once no other process holds it; None where the cache takes no more."""
+        path = self._partial(shard)
+        while self._refused is None:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                file: IO[bytes] = open(path, "wb", buffering=0, opener=_open_without_truncating)  # noqa: SIM115
+            except OSError as error:
+                self._give_up(error)
+                return None
+            if _lock(file):
+                if _is_at(file, path):  # else its former holder stored it under its final name
+                    file.truncate(0)
+                    return file
+            elif stop.wait(0.05):
+                file.close()
+                raise ClosedError
+            file.close()
+        return None
+
+    def _make_room(self, shard: Shard, file: IO[bytes]) -> bool:
+        """Evicts until the shard fits, and gives `file` its final size; whether it fits."""
+        wanted = PAGE + shard.rows * self._row_bytes
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._remove_abandoned()
+            sizes = {path: path.stat() for pattern in ("*.rows", "*.partial") for path in self.folder.glob(pattern)}
+            used = sum(facts.st_size for facts in sizes.values())
+            free = shutil.disk_usage(self.folder).free
+            limit = self._limit if self._limit is not None else int((used + free) * SHARE_OF_FREE_DISK)
+            others = [path for path in sizes if path.suffix == ".rows" and path.name not in self._own]
+            if used + wanted - sum(sizes[path].st_size for path in others) > limit:
+                log.info("The cache in %s holds %d bytes at most: %s is not stored.", self.folder, limit, shard.uri)
+                return False
+            for path in sorted(others, key=lambda path: sizes[path].st_mtime):
+                if used + wanted <= limit:
+                    break
+                path.unlink(missing_ok=True)
+                used -= sizes[path].st_size
+            file.truncate(wanted)
+        return True
+
+    def _remove_abandoned(self) -> None:
+        """Partial files of processes that are gone: nobody holds their locks."""
+        for path in self.folder.glob("*.partial"):
+            with suppress(FileNotFoundError), path.open("rb") as file:
+                if _lock(file):
+                    path.unlink()
+
+
+def _open_without_truncating(path: str, flags: int) -> int:
+    return os.open(path, (flags & ~os.O_TRUNC) | os.O_RDWR, 0o600)
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Whether the file could be locked; a lock ends when the file is closed, or its process is gone."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

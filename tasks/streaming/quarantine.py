@@ -1,0 +1,89 @@
+"""Bad rows set aside: one pass over all shards finds them, so that what remains is known before the first batch.
+
+Row arithmetic needs the number of good rows of every shard; it comes from decoding all shards once. The bad lines are
+written with their place to a CSV file, in the order of the data, next to a note of the counts: a later run, or another
+rank on the same machine, over the same data reads the note and does not look again.
+"""
+
+import csv
+import fcntl
+import hashlib
+import json
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, fields, replace
+from pathlib import Path
+
+from tasks.errors import RowCountError, ShardsNotFoundError
+from tasks.streaming.diagnosing import BadLine
+from tasks.streaming.loading import Loading
+from tasks.streaming.manifest import Manifest, Shard
+
+
+def set_bad_rows_aside(manifest: Manifest, loading: Loading, folder: Path, threads: int) -> tuple[Manifest, int, Path]:
+    """The manifest of the good rows alone, the number of bad ones, and the CSV file that names each of them.
+
+    Raises RowCountError where good and bad rows are not as many as stated, ShardsNotFoundError where none is good.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    identity = repr((manifest.fingerprint, manifest.columns, manifest.header, loading.dtype))
+    stem = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    side_file, note = folder / f"{stem}.csv", folder / f"{stem}.json"
+    with (folder / f"{stem}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (note.exists() and side_file.exists()):
+            found = _survey(manifest, loading, threads)
+            _write_side_file(side_file, [line for lines in found for line in lines])
+            _write_whole(note, json.dumps([len(lines) for lines in found]))
+        bad = json.loads(note.read_text())
+    shards = [replace(shard, rows=shard.rows - count) for shard, count in zip(manifest.shards, bad, strict=True)]
+    good = tuple(shard for shard in shards if shard.rows)
+    if not good:
+        raise ShardsNotFoundError(
+            f"None of the {manifest.rows} rows can be read; see {side_file} for what is wrong with each."
+        )
+    notes = (*manifest.notes, f"{sum(bad)} bad rows set aside, listed in {side_file}") if sum(bad) else manifest.notes
+    return replace(manifest, shards=good, notes=notes), sum(bad), side_file
+
+
+def _survey(manifest: Manifest, loading: Loading, threads: int) -> list[list[BadLine]]:
+    """The bad lines of each shard."""
+    stop = threading.Event()
+
+    def look_at(shard: Shard) -> list[BadLine]:
+        good = 0
+
+        def count(columns: list) -> None:  # type: ignore[type-arg]
+            nonlocal good
+            good += len(columns[0])
+
+        bad = list(loading.decode(shard, count, stop))
+        if good + len(bad) != shard.rows:
+            raise RowCountError(
+                f"{shard.uri}: {good} good and {len(bad)} bad rows, but {shard.rows} are stated for it. "
+                "Correct the metadata, or remove it so that the shards are counted by reading."
+            )
+        return bad
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="shardline-survey") as pool:
+        try:
+            return list(pool.map(look_at, manifest.shards))
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+
+
+def _write_side_file(path: Path, lines: list[BadLine]) -> None:
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([field.name for field in fields(BadLine)])
+        writer.writerows(astuple(line) for line in lines)
+    unfinished.replace(path)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    unfinished.write_text(text)
+    unfinished.replace(path)
