@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tasks.devices.description import Hardware, describe
     from tasks.devices.measurement import Figure, measure
     from tasks.devices.planning import PLANS, Plan, choose_devices, plan_jobs
-    from tasks.devices.prediction import Prediction, StreamRates, predict
+    from tasks.devices.prediction import Prediction, StreamRates, limit_speedup, predict
 
 __all__ = [
     "PLANS",
@@ -27,6 +27,7 @@ __all__ = [
     "compare_runs",
     "describe",
     "find_win",
+    "limit_speedup",
     "measure",
     "plan_jobs",
     "predict",
@@ -37,7 +38,7 @@ _HOMES = {
     "description": ("Hardware", "describe"),
     "measurement": ("Figure", "measure"),
     "planning": ("PLANS", "Plan", "choose_devices", "plan_jobs"),
-    "prediction": ("Prediction", "StreamRates", "predict"),
+    "prediction": ("Prediction", "StreamRates", "limit_speedup", "predict"),
 }
 
 

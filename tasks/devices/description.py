@@ -136,7 +136,7 @@ def _read_model(root: Path) -> str:
 
 
 def _describe_memory(root: Path) -> Memory:
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     memory = psutil.virtual_memory()
     limit = cgroups.read_memory_limit(root)

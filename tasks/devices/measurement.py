@@ -52,7 +52,7 @@ def read_free_memory(device: str) -> int:
 
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     from tasks.devices.cgroups import read_memory_limit
 

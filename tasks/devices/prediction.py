@@ -15,8 +15,9 @@ from tasks.devices.measurement import Figure
 class StreamRates:
     """What the stages before a step do, each alone on the whole machine.
 
-    `fetch` in bytes/s of the shards, `receive` in bytes/s that all cores together could take in (what fetching costs the
-    processor), `decode` and `prepare` in rows/s. A row has `row_bytes` bytes in the shards and `numbers` on the device.
+    `fetch` in bytes/s of the shards, `receive` in bytes/s that all cores together could take in (what fetching costs
+    the processor), `decode` and `prepare` in rows/s. A row has `row_bytes` bytes in the shards, and is so many
+    `numbers` of 8 bytes on the device.
     """
 
     fetch: float
@@ -93,3 +94,14 @@ def _overlap(data: Literal["streamed", "resident"], device: str, rows: int, stag
         seconds=busy[busiest],
         bottleneck=longest.name,
     )
+
+
+def limit_speedup(prediction: Prediction) -> float:
+    """Return how many times as fast an iteration would be if its step took no time at all (Amdahl's law).
+
+    Infinite where the step is all there is.
+    """
+    others = [stage for stage in prediction.stages if stage.name != "step"]
+    if not others:
+        return float("inf")
+    return prediction.seconds / _overlap(prediction.data, prediction.device, prediction.rows, others).seconds

@@ -107,7 +107,7 @@ def time_passes(kernel: Kernel, seconds: float, clock: Clock = time.perf_counter
 
 
 def summarise_stream(times: list[float], blocks: int = 5) -> Timing:
-    """Summarise iterations that come in bursts, as a shard's batches do: the samples are means of consecutive blocks."""
+    """Summarise iterations that come in bursts, as a shard's batches do: samples are means of consecutive blocks."""
     length = max(1, len(times) // blocks)
     means = [sum(times[start : start + length]) / length for start in range(0, len(times) - length + 1, length)]
     return summarise(means, calls=length)
@@ -117,6 +117,15 @@ def summarise(times: list[float], calls: int = 1, preempted: bool = False) -> Ti
     """Return median and quartiles of the samples' seconds a call; one sample is its own quartiles."""
     low, median, high = quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
     return Timing(seconds=median, low=low, high=high, samples=len(times), calls=calls, preempted=preempted)
+
+
+def read_busy_cores() -> tuple[float, float]:
+    """Return the core-seconds for which all processes together, and this one alone, have kept the processor busy."""
+    import psutil
+
+    everyone, own = psutil.cpu_times(), psutil.Process().cpu_times()
+    idle = everyone.idle + getattr(everyone, "iowait", 0.0)
+    return sum(everyone) - getattr(everyone, "guest", 0.0) - idle, own.user + own.system
 
 
 def make_clock(device: str) -> Clock:

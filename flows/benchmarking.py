@@ -1,0 +1,92 @@
+"""What the hardware is and how fast, for this job: `python -m flows.benchmarking --help` shows all.
+
+The flow's parameters are those of `tasks.parameters.BenchmarkParameters`. Where shards are named (or a BUCKET_ID is),
+the stream and whole training iterations are measured too.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+
+from flows.commandline import parameters, run
+from tasks.benchmark_report import load_benchmark, report_benchmark
+from tasks.credentials import verify_credentials
+from tasks.hardware import check_devices, make_plan, measure_hardware
+from tasks.parameters import BenchmarkParameters, Shards, Source
+from tasks.settings import Sources, configured_bucket_id, resolve_sources
+from tasks.shards import locate_shards
+from tasks.tracking import page_in_prefect, tracked
+
+verify = task(name="verify credentials", cache_policy=NO_CACHE)(verify_credentials)
+load = task(name="load the other benchmark", cache_policy=NO_CACHE)(load_benchmark)
+
+
+def name_run() -> str:
+    """A name that says how much was measured where: `quick · hostname`."""
+    return f"{BenchmarkParameters(**flow_run.parameters).mode} · {platform.node()}"
+
+
+@flow(name="benchmarking", flow_run_name=name_run)
+@parameters(BenchmarkParameters)
+def benchmark(**parameters: Any) -> str:
+    """Measure what the CPU and the GPUs here do for training, and say whether a GPU is worth its price."""
+    given = BenchmarkParameters(**parameters)
+    check_devices(given)
+    against = load(given.against) if given.against else None
+    sources = find_sources(given)
+    manifest = locate(sources, given) if sources else None
+    tags = {"shardline.flow": "benchmarking"} | ({"shardline.fingerprint": manifest["fingerprint"]} if manifest else {})
+    with tracked(given.experiment, recorded(given, sources), tags) as mlflow_run:
+        measured = measure_hardware(given, sources, manifest)
+        verdict = report_benchmark(mlflow_run, measured, against)
+    get_run_logger().info(
+        "%s\n  Prefect  %s\n  MLflow   %s", verdict, page_in_prefect() or "(a temporary server)", mlflow_run.url
+    )
+    return verdict
+
+
+def find_sources(given: BenchmarkParameters) -> Sources | None:
+    """Return the shards that training would read, or None where nothing names any."""
+    if not (given.shards or given.bucket_id or configured_bucket_id()):
+        return None
+    return resolve_sources(as_source(given))
+
+
+def as_source(given: BenchmarkParameters) -> Source:
+    """Return the parameters that say which shards are read, as the steps that read them take them."""
+    return Source(**given.model_dump(include=set(Shards.model_fields)))
+
+
+def locate(sources: Sources, given: BenchmarkParameters) -> dict[str, Any]:
+    """Verify the credentials and return the manifest of the shards."""
+    verify(
+        uris=[sources.shards],
+        region=sources.region,
+        bucket_owner=given.bucket_owner,
+        verify_identity=given.verify_identity,
+        anonymous=given.anonymous,
+    )
+    return dict(locate_shards(sources, as_source(given))["manifest"])
+
+
+def recorded(given: BenchmarkParameters, sources: Sources | None) -> dict[str, Any]:
+    """The parameters as MLflow records them: every null that has been resolved is replaced by what it stands for."""
+    plan = make_plan(given)
+    resolved = {"max_size": plan.max_size, "time_budget": plan.budget}
+    return given.model_dump() | resolved | ({"shards": sources.shards, "region": sources.region} if sources else {})
+
+
+def check(given: BenchmarkParameters) -> None:
+    """Answer what can be answered before anything is started; raises ConfigurationError."""
+    check_devices(given)
+    find_sources(given)
+
+
+if __name__ == "__main__":
+    run(benchmark, BenchmarkParameters, "flows.benchmarking", check)

@@ -1,0 +1,236 @@
+"""What the stream and the training loop do on this machine: their stages alone, and whole iterations, timed.
+
+Streaming and learning meet here as they do in training; tasks.devices makes figures and predictions of the times.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.parameters import PRESETS, Shards
+from tasks.settings import Sources
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tasks.devices.measurement import Figure
+    from tasks.devices.prediction import StreamRates
+    from tasks.devices.timing import Timing
+    from tasks.streaming.manifest import Manifest, Shard
+
+BATCH_ROWS = 2**20  # of a training batch; all rows there are where they are fewer
+SAMPLE_BYTES = 2**26  # of shards that the stages are timed on
+KEPT_BATCHES = 4  # of the stream, for the resident iterations
+FEWEST_ITERATIONS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The stream's stages as figures and rates, and the iterations' times by device and kind of data."""
+
+    rows: int
+    figures: list[Figure]
+    rates: StreamRates
+    iterations: dict[tuple[str, str], Timing]
+
+
+def measure_stream(
+    manifest: Manifest, sources: Sources, given: Shards, devices: Iterable[str], cores: float, seconds: float
+) -> Measured:
+    """Time fetching, decoding and preparing alone, then streamed and resident iterations on each device.
+
+    `cores` are those that this process may use. Takes about `seconds`, and more where one pass over the first shards
+    does. Raises what the stream raises.
+    """
+    devices = list(devices)
+    share = seconds / (3 + 2 * len(devices))
+    rows = min(BATCH_ROWS, manifest.rows)
+    fetched, fetching, cpu_seconds = _time_fetching(manifest, sources, share)
+    size, count = sum(map(len, fetched.values())), sum(shard.rows for shard in fetched)
+    decoding = _time_decoding(manifest, fetched, rows, share)
+    loop = _Loop(manifest, sources, given, rows)
+    preparing = loop.time_preparing(share)
+    figures = [
+        _make_figure("fetch", "network", size, size, "B/s", fetching),
+        _make_figure("decode", "cpu", count, count, "rows/s", decoding),
+        _make_figure("prepare", "cpu", rows, rows, "rows/s", preparing),
+    ]
+    iterations: dict[tuple[str, str], Timing] = {}
+    for device in devices:
+        streamed, resident = loop.time_iterations(device, share)
+        iterations[device, "streamed"], iterations[device, "resident"] = streamed, resident
+        figures.append(_make_figure("streamed_iteration", device, rows, rows, "rows/s", streamed))
+        figures.append(_make_figure("resident_iteration", device, rows, rows, "rows/s", resident))
+    return Measured(
+        rows=rows,
+        figures=figures,
+        rates=_make_rates(figures, size, count, cpu_seconds, cores, numbers=len(loop.features.names) + 1),
+        iterations=iterations,
+    )
+
+
+def _make_rates(
+    figures: list[Figure], size: int, count: int, cpu_seconds: float, cores: float, numbers: int
+) -> StreamRates:
+    from tasks.devices.prediction import StreamRates
+
+    fetch, decode, prepare = (figure.rate for figure in figures[:3])
+    return StreamRates(
+        fetch=fetch,
+        receive=size * cores / cpu_seconds,
+        decode=decode,
+        prepare=prepare,
+        row_bytes=size / count,
+        numbers=numbers,
+    )
+
+
+def _make_figure(name: str, device: str, size: int, work: float, unit: str, timing: Timing) -> Figure:
+    from tasks.devices.measurement import Figure
+
+    return Figure(
+        **asdict(timing),
+        name=name,
+        device=device,
+        dtype="float64",
+        size=size,
+        rate=work / timing.seconds,
+        unit=unit,
+        limit=None,
+    )
+
+
+def _choose_sample(shards: Iterable[Shard]) -> list[Shard]:
+    """Return the first shards, up to the sample's size, and one at least."""
+    listed = list(shards)
+    sizes = itertools.accumulate(shard.size for shard in listed)
+    return [shard for shard, size in zip(listed, sizes, strict=True) if size <= SAMPLE_BYTES] or listed[:1]
+
+
+def _count_threads() -> int:
+    """Return the number of threads that the stream loads with."""
+    return max(2, len(os.sched_getaffinity(0)))
+
+
+def _time_fetching(manifest: Manifest, sources: Sources, seconds: float) -> tuple[dict[Shard, bytes], Timing, float]:
+    """Read the sample's shards again and again; return their bytes, the timing, and the CPU's core-seconds a pass."""
+    from tasks.devices.timing import time_passes
+    from tasks.streaming.patience import Patience
+    from tasks.streaming.stores import Listed, open_store
+    from tasks.streaming.transfer import read_object
+
+    patience = Patience()
+    sample = _choose_sample(manifest.shards)
+    store = open_store(sample[0].uri, sources.storage_options(sample[0].uri), patience)
+    fetched: dict[Shard, bytes] = {}
+
+    def fetch(shard: Shard) -> None:
+        fetched[shard] = b"".join(read_object(store, Listed(shard.uri, shard.size, shard.etag), patience))
+
+    passes = itertools.count()
+    began = time.process_time()
+
+    def fetch_all() -> None:
+        deque(threads.map(fetch, sample), maxlen=0)
+        next(passes)
+
+    with ThreadPoolExecutor(_count_threads()) as threads:
+        timing = time_passes(fetch_all, seconds)
+    return fetched, timing, max((time.process_time() - began) / next(passes), 1e-9)
+
+
+def _time_decoding(manifest: Manifest, fetched: dict[Shard, bytes], rows: int, seconds: float) -> Timing:
+    """Stream the sample's shards from local files, as they were fetched, again and again."""
+    from tasks.devices.timing import time_passes
+    from tasks.streaming import Manifest, ObjectStorageDataset, Shard
+
+    with tempfile.TemporaryDirectory(prefix="shardline-") as folder:
+        copies = []
+        for number, (shard, data) in enumerate(fetched.items()):
+            path = Path(folder) / f"part-{number:05d}{Path(shard.uri).suffix}"
+            path.write_bytes(data)
+            # an ETag that is no MD5 is not compared: it was when the shard was fetched
+            copies.append(Shard(path.as_uri(), shard.size, "copied", shard.rows))
+        local = Manifest(tuple(copies), manifest.columns, header=manifest.header)
+        dataset = ObjectStorageDataset(local, batch_size=rows, epochs=1)
+        return time_passes(lambda: deque(dataset, maxlen=0), seconds)
+
+
+class _Loop:
+    """The training loop as the default preset runs it, over the stream and over batches that stay on the device."""
+
+    def __init__(self, manifest: Manifest, sources: Sources, given: Shards, rows: int) -> None:
+        from tasks.learning.features import Features
+
+        self.manifest, self.sources, self.rows = manifest, sources, rows
+        self.features = Features.choose(
+            manifest.columns,
+            target=given.target,
+            features=given.features,
+            derive=PRESETS["default"].derive,
+            skip_missing=True,
+        )
+
+    def open(self) -> Generator[Tensor, None, None]:
+        """Yield the endless stream of [rows, columns] batches."""
+        from tasks.streaming import ObjectStorageDataset
+
+        options = self.sources.storage_options(self.manifest.shards[0].uri)
+        yield from ObjectStorageDataset(self.manifest, batch_size=self.rows, storage_options=options)
+
+    def time_preparing(self, seconds: float) -> Timing:
+        """Time deriving and standardising the features of one batch."""
+        from tasks.devices.timing import time_passes
+        from tasks.learning.features import Scaling
+
+        with closing(self.open()) as stream:
+            batch = next(stream)
+        self.scaling = Scaling.of(self.features.of(batch))
+        return time_passes(lambda: self.scaling.apply(self.features.of(batch)), seconds)
+
+    def time_iterations(self, device: str, seconds: float) -> tuple[Timing, Timing]:
+        """Time whole iterations: streamed, and over the stream's first batches kept on the device."""
+        import torch
+
+        from tasks.devices.timing import summarise, summarise_stream
+        from tasks.learning.batches import Preparation
+
+        there = torch.device(device)
+        preparation = Preparation(features=self.features, scaling=self.scaling, dtype=torch.float64, device=there)
+        kept: list[Any] = []
+
+        def keep_some() -> Generator[Any, None, None]:
+            with closing(self.open()) as stream:
+                for batch in preparation.stream(stream):
+                    if len(kept) < KEPT_BATCHES:
+                        kept.append(batch)
+                    yield batch
+
+        with closing(keep_some()) as batches:
+            streamed = self._run(batches, there, seconds)
+        return summarise_stream(streamed), summarise(self._run(itertools.cycle(kept), there, seconds))
+
+    def _run(self, batches: Iterator[Any], device: Any, seconds: float) -> list[float]:
+        """Train until the time is up; return the iterations' seconds but the first's, which waits for everything."""
+        from tasks.learning.loop import Settings, Trainer, train
+
+        settings = Settings(iterations=10**9, learning_rate=None, gradient_norm=0.0, seed=0)
+        times: list[float] = []
+        began = before = time.perf_counter()
+        for _ in train(Trainer(self.features, self.scaling, settings, device), batches):
+            now = time.perf_counter()
+            times.append(now - before)
+            before = now
+            if now - began > seconds and len(times) >= FEWEST_ITERATIONS:
+                return times[1:]
+        raise AssertionError("an endless stream ended")
