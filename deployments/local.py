@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
+from deployments.commands import check, find_region, needs_standin, wants_help
 from deployments.generator import ROWS, list_files, provide_data
 from deployments.processes import Children, quiet_environment
 from deployments.progress import Progress, say
@@ -28,8 +29,6 @@ from deployments.standin import REGION, StandIn
 from tasks.errors import ConfigurationError, ShardlineError
 
 UPLOADS_AT_ONCE = 4
-# With one of these the command knows its data, or who asks for it: no stand-in then.
-OWN_DATA = ("--shards", "--bucket-id", "--aws-block")
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -97,58 +96,43 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace, runner: Runner, children: Children, stack: ExitStack) -> int:
+    """Start what is missing, run the command, stop what was started; the command's exit code."""
     began = time.monotonic()
     environment = quiet_environment(os.environ)
-    api, own_server = configured_prefect(), None
-    pages = None if api else find_pages(HOME)
-    if pages:
-        api = pages.prefect_api
-        say(f"Prefect: the server of `make ui`, {api.removesuffix('/api')}; let it run until this has ended.")
+    if wants_help(options.command):
+        return runner.run(children, options.command, environment)
+    standin = needs_standin(options.command, environment)
+    check(options.command, standin=standin)
     with ThreadPoolExecutor(1) as pool:
-        if api is None:
-            own_server = pool.submit(start_prefect, children, HOME, preferred_port=PREFECT_PORT)
-        if needs_standin(options.command, os.environ):
+        api = _find_prefect()
+        own_server = None if api else pool.submit(start_prefect, children, HOME, preferred_port=PREFECT_PORT)
+        if standin:
             environment = _without_aws(environment) | _start_standin(options, stack).environment
         if own_server:
             api = own_server.result()
     assert api is not None
     environment["PREFECT_API_URL"] = api
-    before, started = time.monotonic() - began, datetime.now(UTC)
+    ready, started = time.monotonic(), datetime.now(UTC)
     code = runner.run(children, options.command, environment)
     ended = time.monotonic()
     if own_server and not wait_until_recorded(api, started):
-        say("Prefect: a run had not ended when its process did; it stays as running on Prefect's page.")
+        say("Prefect: a run had not ended when its process did; its page says that it is running.")
     stack.close()
     children.stop_all()
     if own_server:
-        say(f"Servers: {before:.1f} s to start, {time.monotonic() - ended:.1f} s to record all and stop. See: make ui")
+        after = time.monotonic() - ended
+        say(f"Servers: {ready - began:.1f} s to start, {after:.1f} s to record everything and stop. Pages: make ui")
     return code
 
 
-def needs_standin(command: Sequence[str], environment: Mapping[str, str]) -> bool:
-    """Whether nothing says where the command's data is: no BUCKET_ID, no AWS credentials, no option that names it."""
-    named = any(word == option or word.startswith(f"{option}=") for word in command for option in OWN_DATA)
-    has_bucket = bool(environment.get("BUCKET_ID")) or Path("BUCKET_ID").is_file()
-    return not named and not has_bucket and not has_credentials(environment)
-
-
-def has_credentials(environment: Mapping[str, str]) -> bool:
-    """Whether boto3's chain finds credentials, without asking the network: the machine's own role is not looked for.
-
-    A container's role and a profile that leads to a role or to single sign-on count as credentials, unasked.
-    """
-    if any(environment.get(f"AWS_CONTAINER_CREDENTIALS_{kind}_URI") for kind in ("RELATIVE", "FULL")):
-        return True
-    import botocore.exceptions
-    import botocore.session
-
-    session = botocore.session.Session()
-    resolver = session.get_component("credential_provider")
-    resolver.remove("iam-role")
-    try:
-        return resolver.load_credentials() is not None
-    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError):
-        return True  # there are some, and they are faulty: the command says what is wrong with them
+def _find_prefect() -> str | None:
+    """The API's URL of the server that is configured, else of the one that `make ui` runs, else None."""
+    if api := configured_prefect():
+        return api
+    if pages := find_pages(HOME):
+        say(f"Prefect: the server of `make ui`, {pages.prefect_api.removesuffix('/api')}; let it run until the end.")
+        return pages.prefect_api
+    return None
 
 
 def _without_aws(environment: Mapping[str, str]) -> dict[str, str]:
@@ -162,7 +146,7 @@ def _start_standin(options: argparse.Namespace, stack: ExitStack) -> StandIn:
     with Progress("Generating rows") as progress:
         folder, made = provide_data(HOME / "generated", options.rows, options.seed, progress)
     generated = time.monotonic()
-    standin = stack.enter_context(StandIn(HOME / "logs" / "standin.log", region=_region(options.command)))
+    standin = stack.enter_context(StandIn(HOME / "logs" / "standin.log", region=find_region(options.command) or REGION))
     with Progress("Uploading bytes") as progress:
         fill(standin, folder, progress)
     origin = f"generated in {generated - began:.1f} s" if made else "generated earlier"
@@ -171,16 +155,6 @@ def _start_standin(options: argparse.Namespace, stack: ExitStack) -> StandIn:
         f"{time.monotonic() - generated:.1f} s."
     )
     return standin
-
-
-def _region(command: Sequence[str]) -> str:
-    """The region that the command names for its bucket, else the stand-in's own."""
-    for word, following in zip(command, [*command[1:], ""], strict=True):
-        if word == "--region" and following:
-            return following
-        if word.startswith("--region="):
-            return word.removeprefix("--region=")
-    return REGION
 
 
 def fill(standin: StandIn, folder: Path, progress: Callable[[int, int], None] | None = None) -> None:

@@ -59,6 +59,10 @@ class Children:
             self._watchdog.stdin.close()
         self._watchdog.wait()
 
+    def some_ended(self) -> bool:
+        """Whether a process that was started here, and not stopped here, has ended."""
+        return any(process.poll() is not None for process in self._running)
+
     def stop_all(self) -> None:
         """Stop all processes, the latest first; none can be started any more."""
         with self._lock:
