@@ -148,15 +148,13 @@ class Caller:
             if not anonymous:
                 self._load_credentials()
 
-    def ask_identity(self) -> dict[str, Any]:
+    def ask_identity(self) -> dict[str, str]:
         """STS's Account, Arn and UserId."""
         with self._explained("STS"):
             if not self.region:
                 raise NoRegionError
             answer = self._send("sts", "get_caller_identity")
-        if not answer.get("Account"):
-            raise explain(ClientError({}, "GetCallerIdentity"), self._question("STS"))
-        return dict(answer)
+            return {name: answer[name] for name in ("Account", "Arn", "UserId")}
 
     def list_place(self, place: Place, owner: str | None, arn: str | None) -> str | None:
         """List one object, as this owner's where one is named; the bucket's region, where the answer has it.

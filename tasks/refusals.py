@@ -17,7 +17,8 @@ from botocore.parsers import ResponseParserError
 
 from tasks.errors import BucketError, ConfigurationError, CredentialsError, ShardlineError
 
-FOREIGN_ERRORS = (aws.BotoCoreError, aws.ClientError, ResponseParserError)
+# KeyError: botocore's parser, for well-formed XML that answers another question.
+FOREIGN_ERRORS = (aws.BotoCoreError, aws.ClientError, ResponseParserError, KeyError)
 # fmt: off
 BUSY = frozenset({
     "SlowDown", "ServiceUnavailable", "InternalError", "InternalFailure", "Throttling", "ThrottlingException",
@@ -28,6 +29,8 @@ DENIED = frozenset({
 })
 # fmt: on
 
+SHORTEST_SECRET = 8  # characters; striking out the "test" of a test's keys would only garble what is said
+
 Reason = tuple[type[ShardlineError], str]
 
 
@@ -35,7 +38,7 @@ Reason = tuple[type[ShardlineError], str]
 class Question:
     """What was asked, of whom: the words that the messages below are filled with."""
 
-    service: str
+    service: str  # "STS", "S3", or "AWS" while the credentials are looked for
     endpoint: str = "its endpoint"
     region: str = "none"
     source: str = "none"
@@ -114,11 +117,11 @@ REFUSALS: dict[str, Reason] = {
 _CHECK = "check the network, its proxy (HTTPS_PROXY), the region ({region}) and AWS_ENDPOINT_URL"
 _LOGIN: Reason = (
     CredentialsError,
-    "the AWS login has ended or was never made ({kind}): run `aws sso login`, or `aws login`, and run again",
+    "the AWS login has ended or was never made ({code}): run `aws sso login`, or `aws login`, and run again",
 )
 _NO_SOURCE: Reason = (
     CredentialsError,
-    "the AWS credentials cannot be had from where the profile says they are ({kind}): see what "
+    "the AWS credentials cannot be had from where the profile says they are ({code}{detail}): see what "
     "`aws sts get-caller-identity` says with it, and correct it",
 )
 
@@ -178,6 +181,10 @@ FAULTS: tuple[tuple[type[Exception], Reason], ...] = (  # the first that fits: s
     ),
     (aws.EndpointConnectionError, (ConfigurationError, "{service} at {endpoint} cannot be reached, {why}: " + _CHECK)),
     (aws.HTTPClientError, (ConfigurationError, "{service} at {endpoint} breaks the connection off: " + _CHECK)),
+    (
+        aws.BotoCoreError,
+        (ConfigurationError, "the AWS configuration cannot be used ({code}: {told}): correct it"),
+    ),
 )
 
 _DENIED_LISTING = (
@@ -192,11 +199,14 @@ _DENIED_TO_ALL = (
     "bucket {bucket} is not public: listing {uri} without credentials is denied (S3 answers {code}): set anonymous to "
     "false (--no-anonymous) and provide credentials"
 )
-_DENIED_BY_STS = (
-    "STS denies {operation} to the AWS credentials (from {source}; it answers {code}{detail}): have it allowed "
+_DENIED_CALLER = (
+    "{service} denies {operation} to the AWS credentials (from {source}; it answers {code}{detail}): have it allowed "
     "to them, or use others"
 )
-_TOO_BUSY = "{service} at {endpoint} is too busy to answer ({code}, several times): wait a little and run again"
+_TOO_BUSY = (
+    "{service} at {endpoint} is too busy, or too broken, to answer ({code}, several times): wait a little and run "
+    "again; if that lasts, check AWS_ENDPOINT_URL"
+)
 _NO_STS = (
     "{endpoint} does not answer as STS does ({code}): for a store without STS (MinIO, Ceph, R2) set verify_identity to "
     "false (--no-verify-identity); else name an STS in AWS_ENDPOINT_URL_STS"
@@ -206,16 +216,15 @@ _NO_S3 = "{endpoint} does not list {uri} as S3 does ({code}{detail}): correct th
 
 def explain(error: Exception, question: Question) -> ShardlineError:
     """The error to raise from a foreign one: what it means for whoever asked this question, and what to do."""
+    words = {"who": question.arn or f"the AWS credentials from {question.source}", "code": code_of(error), "detail": ""}
     if isinstance(error, aws.ClientError):
         kind, template = _find_refusal(error, question)
         detail = _message_of(error)
-        words = {"code": code_of(error), "operation": error.operation_name, "detail": detail and f": {detail}"}
-        words["home"] = _home_of(error)
+        words |= {"operation": error.operation_name, "detail": detail and f": {detail}", "home": _home_of(error)}
     else:
         kind, template = next((reason for fault, reason in FAULTS if isinstance(error, fault)), _unknown(question))
-        words = {"code": type(error).__name__, "detail": "", **_words_of(error)}
-    who = question.arn or f"the AWS credentials from {question.source}"
-    return kind(template.format_map({**asdict(question), "who": who, "kind": type(error).__name__, **words}))
+        words |= _words_of(error)
+    return kind(template.format_map(asdict(question) | words))
 
 
 def code_of(error: Exception) -> str:
@@ -230,9 +239,10 @@ def strike_out(error: BaseException, secrets: Iterable[str]) -> None:
     """Replace secrets in the text of an error and of its causes, where AWS or a parser repeats them.
 
     S3 returns an expired session token in its answer; STS may return the signed request, which holds the token;
-    http.client shows a header that it refuses; configparser shows the line that it does not understand.
+    http.client shows a header that it refuses; configparser shows the line that it does not understand; a command's
+    stderr may hold anything.
     """
-    shown = [secret for secret in secrets if secret]
+    shown = [secret for secret in secrets if len(secret) >= SHORTEST_SECRET]
     link: BaseException | None = error
     while link is not None:
         link.args = tuple(_mask(part, shown) if isinstance(part, str) else part for part in link.args)
@@ -241,6 +251,14 @@ def strike_out(error: BaseException, secrets: Iterable[str]) -> None:
             link.response["Error"] = {
                 key: _mask(str(told[key]), shown) for key in ("Code", "Message", "Region") if key in told
             }
+        if isinstance(link, aws.HTTPClientError):  # the request that was sent, with its signature and token
+            link.request = None
+        if isinstance(link, aws.BotoCoreError):
+            link.kwargs = {
+                key: _mask(part, shown) if isinstance(part, str) else part for key, part in link.kwargs.items()
+            }
+        if isinstance(link, aws.CredentialRetrievalError):  # what a credential_process printed, whatever that was
+            link.args = (f"Error when retrieving credentials from {link.kwargs.get('provider')}",)
         if isinstance(link, aws.ConfigParseError):
             link.kwargs["line"] = _line_of(link.kwargs.get("error"))
             link.kwargs.pop("error", None)
@@ -264,21 +282,21 @@ def _line_of(error: object) -> str:
 
 def _find_refusal(error: aws.ClientError, question: Question) -> Reason:
     code, message = code_of(error), _message_of(error)
-    asked_sts = question.service == "STS" or error.operation_name.startswith("AssumeRole")
-    if code in DENIED and asked_sts:
-        return CredentialsError, _DENIED_BY_STS
+    if code in DENIED and question.service != "S3":
+        return CredentialsError, _DENIED_CALLER
     if code in DENIED:
         denied = _DENIED_TO_ALL if question.anonymous else _DENIED_OR_FOREIGN if question.owner else _DENIED_LISTING
         return BucketError, denied
     if code in BUSY:
-        return CredentialsError if asked_sts else BucketError, _TOO_BUSY
+        return BucketError if question.service == "S3" else CredentialsError, _TOO_BUSY
     if message.startswith(("Signature expired", "Signature not yet current")):  # STS's code is that of a wrong secret
         return _CLOCK
     return REFUSALS.get(code) or _unknown(question)
 
 
 def _unknown(question: Question) -> Reason:
-    return (CredentialsError, _NO_STS) if question.service == "STS" else (BucketError, _NO_S3)
+    unknown: dict[str, Reason] = {"STS": (CredentialsError, _NO_STS), "S3": (BucketError, _NO_S3)}
+    return unknown.get(question.service, _NO_SOURCE)
 
 
 def _message_of(error: aws.ClientError) -> str:
@@ -299,6 +317,7 @@ def _words_of(error: Exception) -> dict[str, Any]:
     words.pop("endpoint_url", None)
     fault = words.get("error")
     cause = getattr(fault, "__context__", None) or fault
+    words["told"] = str(error)
     words["why"] = "no such host" if isinstance(cause, socket.gaierror) else _reason_of(cause)
     return words
 
