@@ -5,6 +5,7 @@ The flow's parameters are those of `tasks.parameters.TrainingParameters`; each s
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from prefect import flow, task
@@ -15,22 +16,16 @@ from prefect.runtime import flow_run
 from flows.commandline import parameters, run
 from tasks.credentials import Identity, verify_credentials
 from tasks.evaluation import evaluate_model
+from tasks.hardware import describe_hardware
 from tasks.parameters import MODEL_PARAMETERS, TrainingParameters
 from tasks.reporting import report_run
+from tasks.resuming import FINGERPRINT, KEY, checkpoint_folder, discard_checkpoints, find_unfinished, settings_key
 from tasks.settings import Sources, resolve_sources
 from tasks.shards import locate_shards, preview_batch
 from tasks.tracking import Run, page_in_prefect, tracked
 from tasks.training import train_model
 
 verify = task(name="verify credentials", cache_policy=NO_CACHE)(verify_credentials)
-
-
-@task(name="describe hardware", cache_policy=NO_CACHE)
-def describe_hardware() -> str:
-    from tasks.devices import describe
-
-    found = describe()
-    return f"{found.cpu.model}, {found.cpu.usable:g} cores usable"
 
 
 def name_run() -> str:
@@ -59,14 +54,21 @@ def train(**parameters: Any) -> str:
     preview = preview_batch(manifest, sources, given, statistics)
     features = choose_features(manifest, given)
     hardware = describe_hardware()
-    with tracked(
-        given.experiment, recorded(given, sources, features), tags_of(identity, manifest, sources)
-    ) as mlflow_run:
+    settings = recorded(given, sources, features)
+    find = partial(
+        find_unfinished,
+        experiment=given.experiment,
+        recorded=settings,
+        manifest=manifest,
+        checkpoint_url=checkpoint_folder(given.checkpoint_url),
+    )
+    with tracked(given.experiment, settings, tags_of(identity, manifest, settings), find) as mlflow_run:
         trained = train_model(manifest, features, sources, given, mlflow_run.run_id, statistics)
         evaluation = evaluate_model(manifest, test_manifest, features, trained, sources, given, mlflow_run.run_id)
         report_run(
             mlflow_run, facts_of(sources, identity, manifest, preview, hardware, trained), manifest, trained, evaluation
         )
+    discard_checkpoints(given.checkpoint_url, mlflow_run.run_id)
     summary = summarise(evaluation["verdict"], mlflow_run)
     get_run_logger().info("%s", summary)
     return summary
@@ -99,13 +101,14 @@ def recorded(given: TrainingParameters, sources: Sources, features: dict[str, An
     }
 
 
-def tags_of(identity: Identity, manifest: dict[str, Any], sources: Sources) -> dict[str, str]:
+def tags_of(identity: Identity, manifest: dict[str, Any], settings: dict[str, Any]) -> dict[str, str]:
     """Tags that a run is found by: the account, the shards and their fingerprint."""
     return {
         "aws.account": identity.account or "none",
         "shardline.flow": "training",
-        "shardline.shards": sources.shards,
-        "shardline.fingerprint": manifest["fingerprint"],
+        "shardline.shards": settings["shards"],
+        FINGERPRINT: manifest["fingerprint"],
+        KEY: settings_key(settings),
     }
 
 
@@ -114,7 +117,7 @@ def facts_of(
     identity: Identity,
     manifest: dict[str, Any],
     preview: dict[str, Any],
-    hardware: str,
+    hardware: dict[str, Any],
     trained: dict[str, Any],
 ) -> dict[str, str]:
     """What the report lists below its verdict."""
@@ -123,7 +126,8 @@ def facts_of(
         f"fingerprint `{manifest['fingerprint'][:12]}`",
         "Account": identity.account or identity.note,
         "Batches": f"{preview['batch_shape']} of {preview['dtype']}",
-        "Hardware": hardware,
+        "Hardware": f"{hardware['cpu']['model']}, {hardware['cpu']['usable']:g} cores"
+        + "".join(f", {device['name']}" for device in hardware["cuda"]),
         "Learning rate": f"{trained['learning_rate']:.6g}",
     }
 

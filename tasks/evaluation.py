@@ -11,7 +11,7 @@ from prefect.logging import get_run_logger
 
 from tasks.parameters import TrainingParameters
 from tasks.settings import Sources
-from tasks.shards import may_succeed_later
+from tasks.shards import may_succeed_later, open_dataset
 
 MODELS = ("trained", "exact", "mean")
 
@@ -45,12 +45,12 @@ def evaluate_model(
 
     chosen = Features.from_dict(features)
     moments = Moments(chosen)
-    for batch in one_pass(manifest, sources, given):
+    for batch in open_dataset(manifest, sources, given, epochs=1):
         moments.add(batch)
     weights = torch.tensor(trained["weights"], dtype=torch.float64)[:, None]
     model = LinearModel(chosen, weights, torch.tensor([[trained["bias"]]], dtype=torch.float64))
     models = {"trained": model, "exact": moments.exact(), "mean": moments.mean_model()}
-    scores = score(one_pass(test_manifest or manifest, sources, given), models)
+    scores = score(open_dataset(test_manifest or manifest, sources, given, epochs=1), models)
     outbox, kind = Outbox(run_id), "test" if test_manifest else "train"
     outbox.log(
         trained["iterations"],
@@ -75,18 +75,6 @@ def evaluate_model(
         "verdict": verdict,
         "train_mse": {name: moments.mse(each) for name, each in models.items()},
     }
-
-
-def one_pass(manifest: dict[str, Any], sources: Sources, given: TrainingParameters) -> Any:
-    """Every row once, in [batch_size, columns] batches of float64, the last one short."""
-    from tasks.streaming import Manifest, ObjectStorageDataset
-
-    return ObjectStorageDataset(
-        Manifest.from_dict(manifest),
-        batch_size=given.batch_size,
-        epochs=1,
-        storage_options=sources.storage_options(sources.shards),
-    )
 
 
 def readable_slices(slices: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -127,8 +127,24 @@ class Stream(Parameters):
 
     batch_size: int = Field(2**20, ge=1, description="Rows in a batch, over all ranks together.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the initial weights and of the shuffling.")
+    shuffle: bool = Field(
+        False, description="New order in each epoch: shards permuted, rows shuffled in windows; false: as stored."
+    )
+    prefetch: int = Field(2, ge=1, le=64, description="Batches made ready ahead of the training step.")
     num_workers: int = Field(
         0, ge=0, le=64, description="DataLoader worker processes that read and decode; 0: threads of the trainer."
+    )
+    on_bad_rows: Literal["error", "quarantine"] = Field(
+        "error",
+        description="A row that breaks the contract: error stops the run and names it; quarantine leaves it out, "
+        "counts it and lists it in a side file.",
+    )
+    cache: bool = Field(True, description="Keep decoded shards on local disk, so that they are fetched once.")
+    cache_dir: str | None = Field(
+        None, min_length=1, description="Folder of that cache, shared by runs; null: .shardline/cache."
+    )
+    cache_bytes: int | None = Field(
+        None, ge=0, description="Most bytes that the cache may hold; null: four fifths of what the disk has free."
     )
 
 
@@ -168,6 +184,12 @@ class Model(Device):
         description="Data that takes no more than this stays prepared in the device's memory after its first pass; "
         "0: never; null: a quarter of what is free.",
     )
+    optimizer: Literal["SGD", "Adam", "AdamW", "NAdam", "RMSprop", "Adagrad"] = Field(
+        "SGD", description="Optimiser, by its name in torch.optim; but for SGD, a null learning_rate is torch's own."
+    )
+    solver: Literal["gradient", "exact"] = Field(
+        "gradient", description="gradient: iterate; exact: the least-squares model, from one pass over the shards."
+    )
     dtype: Literal["float64", "float32"] = Field("float64", description="Precision of batches and weights.")
 
     def resolved(self) -> Preset:
@@ -178,13 +200,32 @@ class Model(Device):
         return Preset(**{name: getattr(preset, name) if value is None else value for name, value in chosen.items()})
 
 
+class Resuming(Parameters):
+    """How a run that was stopped goes on."""
+
+    checkpoint_url: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder for checkpoints, a local path or any fsspec URL; null: .shardline/checkpoints.",
+    )
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="Iterations between checkpoints; null: as many as take 30 seconds."
+    )
+    resume: str = Field(
+        "auto",
+        pattern="^(auto|never|[0-9a-f]{32})$",
+        description="auto: go on with an unfinished run of the same settings and data; never: start anew; "
+        "or the id of the MLflow run to go on with.",
+    )
+
+
 class Tracking(Parameters):
     """Where the results go."""
 
     experiment: str = Field("shardline", min_length=1, description="MLflow experiment that the run is recorded in.")
 
 
-class TrainingParameters(Tracking, Model, Stream, Source):
+class TrainingParameters(Tracking, Resuming, Model, Stream, Source):
     """All parameters of the training flow, flat, in the order of its form."""
 
 

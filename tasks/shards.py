@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -15,6 +16,10 @@ from tasks.errors import ShardlineError
 from tasks.parameters import Source, TrainingParameters
 from tasks.settings import Sources
 
+if TYPE_CHECKING:
+    from tasks.streaming import ObjectStorageDataset
+
+STATE = Path(".shardline")
 MOST_SHARDS_IN_A_TABLE = 100
 PREVIEWED_ROWS = 1000
 SHOWN_ROWS = 5
@@ -101,15 +106,10 @@ def preview_batch(
     A markdown artifact shows the shape and dtype of the training batch, each column's range and five rows, and warns
     where a column leaves the range that `.meta/stats` states.
     """
-    from tasks.streaming import Manifest, ObjectStorageDataset
+    from tasks.streaming import Manifest
 
     located = Manifest.from_dict(manifest)
-    dataset = ObjectStorageDataset(
-        located,
-        batch_size=min(PREVIEWED_ROWS, located.rows),
-        epochs=1,
-        storage_options=sources.storage_options(sources.shards),
-    )
+    dataset = open_dataset(manifest, sources, given, batch_size=min(PREVIEWED_ROWS, located.rows), epochs=1)
     batch = next(iter(dataset))
     facts = {
         "columns": list(located.columns),
@@ -150,6 +150,25 @@ def preview_batch(
     )
     get_run_logger().info("Batches of shape %s, dtype %s", facts["batch_shape"], facts["dtype"])
     return facts
+
+
+def open_dataset(
+    manifest: dict[str, Any], sources: Sources, given: TrainingParameters, **options: Any
+) -> ObjectStorageDataset:
+    """The dataset over a manifest's shards, as the stream's parameters say; `options` win over them."""
+    from tasks.streaming import Manifest, ObjectStorageDataset
+
+    located = Manifest.from_dict(manifest)
+    chosen = {
+        "batch_size": given.batch_size,
+        "on_bad_rows": given.on_bad_rows,
+        "prefetch": given.prefetch,
+        "cache": given.cache,
+        "cache_dir": given.cache_dir or STATE / "cache",
+        "cache_bytes": given.cache_bytes,
+        "storage_options": sources.storage_options(located.shards[0].uri),
+    }
+    return ObjectStorageDataset(located, **(chosen | options))
 
 
 def readable_bytes(size: float) -> str:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from tasks.errors import TrackingError
+from tasks.resuming import PROCESS, this_process
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 VERSIONS_OF = ("prefect", "torch", "mlflow", "s3fs", "boto3", "pyarrow", "numpy")
 LOCAL_MLFLOW_PAGES = "http://127.0.0.1:5000"  # where `make ui` serves a store that has no server of its own
@@ -31,8 +35,15 @@ class Run:
 
 
 @contextmanager
-def tracked(experiment: str, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[Run]:
+def tracked(
+    experiment: str,
+    parameters: Mapping[str, Any],
+    tags: Mapping[str, str],
+    find_unfinished: Callable[[MlflowClient], str | None] = lambda _: None,
+) -> Iterator[Run]:
     """Open an MLflow run around the block; it ends FINISHED with a complete record, FAILED or KILLED.
+
+    It is a new run, unless `find_unfinished` yields the id of one that is to go on.
 
     Raises TrackingError where MLflow does not answer at the start (nothing was done), or its record stays incomplete.
     """
@@ -40,7 +51,12 @@ def tracked(experiment: str, parameters: Mapping[str, Any], tags: Mapping[str, s
 
     client = record.connect()
     name = str(flow_run.name or "run")
-    run_id = record.begin(client, experiment=experiment, name=name, parameters=parameters, tags={**context(), **tags})
+    tags = {**context(), **tags}
+    run_id = find_unfinished(client)
+    if run_id:
+        record.reopen(client, run_id, tags)
+    else:
+        run_id = record.begin(client, experiment=experiment, name=name, parameters=parameters, tags=tags)
     run = Run(run_id, name, page_of(record.tracking_uri(), client.get_run(run_id).info.experiment_id, run_id))
     get_run_logger().info("Recording in MLflow: %s", run.url)
     outbox = record.Outbox(run_id)
@@ -71,6 +87,7 @@ def context() -> dict[str, str]:
     tags = {f"version.{name}": version(name) for name in VERSIONS_OF}
     tags["version.python"] = platform.python_version()
     tags["host.name"] = platform.node()
+    tags[PROCESS] = this_process()
     tags |= code()
     if flow_run.id:
         tags["prefect.flow_run_id"] = str(flow_run.id)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from tasks.errors import NonFiniteLossError, TrainingError
 from tasks.learning.batches import Prepared
+from tasks.learning.checkpoints import Checkpoint
 from tasks.learning.features import Features, Scaling, suit_learning_rate
 from tasks.learning.linear import LinearModel, initial_weights
 
@@ -30,11 +30,12 @@ class Settings:
     gradient_norm: float
     seed: int
     dtype: torch.dtype = torch.float64
+    optimizer: str = "SGD"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Iteration:
-    """One iteration's facts; times are in seconds."""
+    """One iteration's facts, times in seconds, and the state after it, from which the next one can go on."""
 
     iteration: int
     mse: float
@@ -42,6 +43,7 @@ class Iteration:
     wait_seconds: float
     copy_seconds: float
     compute_seconds: float
+    after: Checkpoint = field(repr=False, compare=False)
 
     @property
     def seconds(self) -> float:
@@ -61,7 +63,11 @@ class Trainer:
         self.w, self.b = w.to(device).requires_grad_(), b.to(device).requires_grad_()
         self.learning_rate = settings.learning_rate
         self.iteration = 0
-        self._optimizer = torch.optim.SGD([self.w, self.b], lr=settings.learning_rate or 1.0)
+        make = getattr(torch.optim, settings.optimizer)
+        chosen = {"lr": settings.learning_rate} if settings.learning_rate else {}
+        self._optimizer: torch.optim.Optimizer = make([self.w, self.b], **chosen)
+        if settings.optimizer != "SGD":
+            self.learning_rate = self._optimizer.param_groups[0]["lr"]
 
     def step(self, batch: Prepared) -> Tensor:
         """One iteration on a prepared batch; the mean squared error as a scalar tensor that may not be computed yet."""
@@ -77,6 +83,31 @@ class Trainer:
         self._optimizer.step()
         self.iteration += 1
         return mse.detach()
+
+    def state(self) -> Checkpoint:
+        """A copy of all that the next iteration depends on, beside the batches; taken without waiting for a GPU."""
+        tensors = {"w": self.w, "b": self.b, "mean": self.scaling.mean, "scale": self.scaling.scale}
+        for index, values in self._optimizer.state_dict()["state"].items():
+            held = {name: value for name, value in values.items() if value is not None}
+            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in held.items()}
+        copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        return Checkpoint(self.iteration, copies, {"learning_rate": self.learning_rate})
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint's state."""
+        tensors = checkpoint.tensors
+        with torch.no_grad():
+            self.w.copy_(tensors["w"])
+            self.b.copy_(tensors["b"])
+        self.scaling = Scaling(tensors["mean"], tensors["scale"])
+        self.iteration, self.learning_rate = checkpoint.iteration, checkpoint.facts["learning_rate"]
+        kept = self._optimizer.state_dict()
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".", 2)
+                kept["state"].setdefault(int(index), {})[key] = tensor
+        kept["param_groups"][0]["lr"] = self.learning_rate
+        self._optimizer.load_state_dict(kept)
 
     def model(self) -> LinearModel:
         """The model of this moment, for raw features."""
@@ -112,6 +143,7 @@ class Launched:
         self.began = self._mark()
         self.loss = trainer.step(batch)
         self.ended = self._mark()
+        self.after = trainer.state()
 
     def _mark(self) -> float | torch.cuda.Event:
         if self.trainer.device.type != "cuda":
@@ -134,6 +166,7 @@ class Launched:
             wait_seconds=self.batch.wait_seconds,
             copy_seconds=self.batch.copy_seconds,
             compute_seconds=self.batch.prepare_seconds + seconds,
+            after=self.after,
         )
 
 
@@ -146,8 +179,3 @@ def _finite(mse: float, iteration: int, batch: Prepared, trainer: Trainer) -> fl
         f"stream) is {mse}: the step size {trainer.learning_rate:g} is too large for these features; try a smaller "
         "learning_rate, standardise=true, or a gradient_norm"
     )
-
-
-def plain_settings(settings: Settings) -> dict[str, Any]:
-    """The settings as plain JSON types."""
-    return {**vars(settings), "dtype": str(settings.dtype).removeprefix("torch.")}

@@ -129,6 +129,15 @@ def begin(
     return run_id
 
 
+def reopen(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
+    """Go on with a run that was stopped: RUNNING again, with the tags of who goes on."""
+    with translated(f"the MLflow run {run_id} cannot be gone on with"):
+        client.update_run(run_id, status="RUNNING")
+        for key, value in tags.items():
+            client.set_tag(run_id, key, value)
+        client.delete_tag(run_id, "shardline.error") if "shardline.error" in client.get_run(run_id).data.tags else None
+
+
 def written(value: Any) -> str:
     """A parameter's value as it is recorded: text as it is, all else as JSON."""
     return value if isinstance(value, str) else json.dumps(value)
@@ -225,6 +234,13 @@ def missing_rows(client: MlflowClient, run_id: str, rows: Sequence[tuple[str, fl
         for metric in client.get_metric_history(run_id, key)
     }
     return [row for row in rows if row not in stored]
+
+
+def history(client: MlflowClient, outbox: Outbox, key: str) -> dict[int, float]:
+    """A metric's value by step, from MLflow and from what is still in the outbox."""
+    with translated(f"the history of run {outbox.run_id} cannot be read"):
+        stored = {metric.step: metric.value for metric in client.get_metric_history(outbox.run_id, key)}
+    return dict(sorted((stored | {step: value for name, value, _, step in outbox.rows if name == key}).items()))
 
 
 def complete_outbox(client: MlflowClient, outbox: Path, status: str) -> None:
