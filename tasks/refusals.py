@@ -259,6 +259,7 @@ def strike_out(error: BaseException, secrets: Iterable[str]) -> None:
             }
         if isinstance(link, aws.CredentialRetrievalError):  # what a credential_process printed, whatever that was
             link.args = (f"Error when retrieving credentials from {link.kwargs.get('provider')}",)
+            link.kwargs.pop("error_msg", None)
         if isinstance(link, aws.ConfigParseError):
             link.kwargs["line"] = _line_of(link.kwargs.get("error"))
             link.kwargs.pop("error", None)
@@ -300,7 +301,7 @@ def _unknown(question: Question) -> Reason:
 
 
 def _message_of(error: aws.ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Message") or "").strip()
+    return " ".join(str(error.response.get("Error", {}).get("Message") or "").split())
 
 
 def _home_of(error: aws.ClientError) -> str:
