@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tasks.devices import Figure, Ratio
 
 FILE = "benchmark.json"  # all of a benchmark, as another one reads it to compare itself
-SMALL = 72  # dots per inch of what a Prefect page carries as text
+SMALL = 82  # dots per inch of what a Prefect page carries as text
 
 
 def load_benchmark(run_id: str) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def draw_all(
     ]
     present = {figure.name for figure in figures}
     if any(ratio.name == "add" for ratio in ratios):
-        yield "ratios", draw_ratios(ratios, title, "CPU time ÷ device time of a + b")
+        yield "ratios", draw_ratios(ratios, title, "CPU time ÷ device time of a + b", mark_wins=True)
     if any(change.name == "add" for change in changes):
         yield "changes", draw_ratios(changes, title, "other run's time ÷ this run's, of a + b")
     if "add" in present:
@@ -200,24 +200,19 @@ def write_report(
 ) -> str:
     """Return the report as markdown."""
     lines = [
-        "| iteration | device | predicted | measured | bottleneck | stages |",
-        "|---|---|---:|---:|---|---|",
+        "| iteration | device | predicted | measured | bottleneck |",
+        "|---|---|---:|---:|---|",
         *(_write_prediction(each) for each in measured["predictions"]),
-    ]
-    rows = [row for row in tabulate(figures) if row["what"] != "add"]
-    table = [
-        "| what | device | dtype | size | time | spread | usable | rate | of limit |",
-        "|---|---|---|---:|---:|---:|---|---:|---:|",
-        *("| " + " | ".join(str(value) for name, value in row.items() if name != "samples") + " |" for row in rows),
     ]
     noisy = sum(figure.noisy for figure in figures)
     left_out = "\n".join(f"- {sentence}" for sentence in [*measured["notes"], *measured["left_out"]])
     parts = [
         f"**{judge(measured)}**",
         "\n".join(lines),
+        "\n".join(_write_stages(each) for each in measured["predictions"] if len(each["stages"]) > 1),
         *write_wins(measured),
         *write_changes(changes, against),
-        "\n".join(table) if rows else "",
+        write_figures([figure for figure in figures if figure.name != "add"]),
         f"{len(figures)} figures in {measured['seconds']:.0f} s ({measured['mode']} mode), {noisy} of them too noisy "
         "to use: quartiles more than 10 % apart, fewer than 4 samples, or other processes that took the processor. "
         "a + b by size is in the table and the plots.",
@@ -229,11 +224,26 @@ def write_report(
 
 def _write_prediction(each: dict[str, Any]) -> str:
     observed = "–" if each["measured"] is None else write_unit(each["measured"], "s")
+    cells = (f"{each['data']}, {each['rows']:,} rows", each["device"], write_unit(each["seconds"], "s"), observed)
+    return f"| {' | '.join(cells)} | {each['bottleneck']} |"
+
+
+def _write_stages(each: dict[str, Any]) -> str:
     stages = ", ".join(f"{stage['name']} {write_unit(stage['seconds'], 's')}" for stage in each["stages"])
-    return (
-        f"| {each['data']}, {each['rows']:,} rows | {each['device']} | {write_unit(each['seconds'], 's')} | {observed} "
-        f"| {each['bottleneck']} | {stages} |"
-    )
+    return f"- Stages, {each['data']} on {each['device']}: {stages}. Those that share a resource take turns."
+
+
+def write_figures(figures: list[Figure]) -> str:
+    """Return figures as a markdown table that is narrow enough for a page; those too noisy to use are marked."""
+    rows = [
+        f"| {figure.name.replace('_', ' ')} | {figure.device} | {figure.dtype} | {figure.size:,} "
+        f"| {write_unit(figure.seconds, 's')} | {figure.spread:.1%}{', **too noisy**' if figure.noisy else ''} "
+        f"| {write_unit(figure.rate, figure.unit)}"
+        f"{f', {figure.rate / figure.limit:.0%} of limit' if figure.limit else ''} |"
+        for figure in figures
+    ]
+    heading = "| what | device | dtype | size | time | spread | rate |\n|---|---|---|---:|---:|---:|---:|"
+    return "\n".join([heading, *rows]) if rows else ""
 
 
 def write_wins(measured: dict[str, Any]) -> list[str]:
@@ -258,8 +268,8 @@ def write_changes(changes: list[Ratio], against: dict[str, Any] | None) -> list[
         return []
     others = ", ".join(f"{device}: {name}" for device, name in against["names"].items())
     rows = [
-        f"| {each.name} | {each.device} | {each.dtype} | {each.size:,} | {each.ratio:.3g} | "
-        f"{each.low:.3g} … {each.high:.3g} | {'TOO NOISY' if each.noisy else 'yes'} |"
+        f"| {each.name.replace('_', ' ')} | {each.device} | {each.dtype} | {each.size:,} | {each.ratio:.3g} | "
+        f"{each.low:.3g} … {each.high:.3g}{', **too noisy**' if each.noisy else ''} |"
         for each in changes
         if each.name != "add"
     ]

@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tasks.streaming.manifest import Manifest, Shard
 
 BATCH_ROWS = 2**20  # of a training batch; all rows there are where they are fewer
-SAMPLE_BYTES = 2**26  # of shards that the stages are timed on
+SAMPLE_BYTES, MOST_BYTES = 2**25, 2**28  # of shards that the stages are timed on
 KEPT_BATCHES = 4  # of the stream, for the resident iterations
 FEWEST_ITERATIONS = 6
 
@@ -110,11 +110,13 @@ def _make_figure(name: str, device: str, size: int, work: float, unit: str, timi
     )
 
 
-def _choose_sample(shards: Iterable[Shard]) -> list[Shard]:
-    """Return the first shards, up to the sample's size, and one at least."""
-    listed = list(shards)
-    sizes = itertools.accumulate(shard.size for shard in listed)
-    return [shard for shard, size in zip(listed, sizes, strict=True) if size <= SAMPLE_BYTES] or listed[:1]
+def _choose_sample(shards: Sequence[Shard], threads: int) -> list[Shard]:
+    """Return the first shards: enough bytes, as many for each thread, but one at least and not too many bytes."""
+    count, size = 0, 0
+    while count < len(shards) and (size < SAMPLE_BYTES or count % threads) and size < MOST_BYTES:
+        size += shards[count].size
+        count += 1
+    return list(shards[:count])
 
 
 def _count_threads() -> int:
@@ -130,7 +132,7 @@ def _time_fetching(manifest: Manifest, sources: Sources, seconds: float) -> tupl
     from tasks.streaming.transfer import read_object
 
     patience = Patience()
-    sample = _choose_sample(manifest.shards)
+    sample = _choose_sample(manifest.shards, _count_threads())
     store = open_store(sample[0].uri, sources.storage_options(sample[0].uri), patience)
     fetched: dict[Shard, bytes] = {}
 

@@ -78,23 +78,25 @@ def measure(
 ) -> tuple[list[Figure], list[str]]:
     """Time the jobs one after the other within the plan's budget.
 
-    Returns their figures, and a sentence for each job that did not fit the memory or the time that was left.
+    A job that does not settle down may take its share of the time that is left, so that all have their turn. Returns
+    the figures, and sentences for the jobs that did not fit the memory or the time that was left.
     """
-    instruments = instruments or Instruments()
+    instruments, waiting = instruments or Instruments(), list(jobs)
     deadline = instruments.clock() + plan.budget
     figures: list[Figure] = []
-    left_out: list[str] = []
+    obstacles: list[tuple[Job, str]] = []
     largest: dict[tuple[str, str, str], Figure] = {}
-    for job in jobs:
+    for place, job in enumerate(waiting):
         series = (job.name, job.device, job.dtype)
         seconds_left = deadline - instruments.clock()
-        reason = _find_obstacle(job, largest.get(series), seconds_left, instruments.read_free)
-        if reason:
-            left_out.append(f"{job.name} {job.dtype} of {job.size:,} on {job.device}: {reason}.")
+        obstacle = _find_obstacle(job, largest.get(series), seconds_left, instruments.read_free)
+        if obstacle:
+            obstacles.append((job, obstacle))
             continue
-        largest[series] = figure = _measure_job(job, hardware, plan.patience, instruments)
+        patience = plan.patience.share(seconds_left / (len(waiting) - place))
+        largest[series] = figure = _measure_job(job, hardware, patience, instruments)
         figures.append(figure)
-    return figures, left_out
+    return figures, write_obstacles(obstacles)
 
 
 def _find_obstacle(
@@ -124,6 +126,19 @@ def _measure_job(job: Job, hardware: Hardware, patience: Patience, instruments: 
         unit=job.unit,
         limit=find_limit(job, hardware),
     )
+
+
+def write_obstacles(obstacles: Iterable[tuple[Job, str]]) -> list[str]:
+    """Return a sentence for all sizes and dtypes of a kernel on a device that were left out for the same reason."""
+    groups: dict[tuple[str, str, str], list[Job]] = {}
+    for job, reason in obstacles:
+        groups.setdefault((job.name, job.device, reason), []).append(job)
+    sentences = []
+    for (name, device, reason), jobs in groups.items():
+        sizes, dtypes = sorted({job.size for job in jobs}), ", ".join(dict.fromkeys(job.dtype for job in jobs))
+        extent = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+        sentences.append(f"{name} of {extent} ({dtypes}) on {device}: {reason}.")
+    return sentences
 
 
 def find_limit(job: Job, hardware: Hardware) -> float | None:

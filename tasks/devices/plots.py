@@ -40,8 +40,11 @@ NAMES = {
 }
 
 
-def draw_ratios(ratios: Sequence[Ratio], title: str, quantity: str) -> "Drawing":
-    """Draw the ratios of a + b by size, all sizes and the 16 smallest; `quantity` says what is divided by what."""
+def draw_ratios(ratios: Sequence[Ratio], title: str, quantity: str, mark_wins: bool = False) -> "Drawing":
+    """Draw the ratios of a + b by size, all sizes and the 16 smallest; `quantity` says what is divided by what.
+
+    `mark_wins` marks the size from which on the device is faster.
+    """
     sums = [ratio for ratio in ratios if ratio.name == "add"]
     sizes = sorted({ratio.size for ratio in sums})
     drawing, (whole, close) = _make_drawing(title, columns=2)
@@ -58,7 +61,7 @@ def draw_ratios(ratios: Sequence[Ratio], title: str, quantity: str) -> "Drawing"
         _scale_sizes(axes)
     for (device, dtype), line in _group(sums):
         win = find_win(line)
-        if win is not None and win > sizes[0]:
+        if mark_wins and win is not None:
             label = f"{dtype} wins from {win:,}"
             whole.axvline(
                 win, color=_choose_colour(device, sums), linestyle=STYLES[dtype][0], linewidth=0.8, label=label
@@ -145,7 +148,7 @@ def draw_predictions(predictions: Sequence[Prediction], title: str) -> "Drawing"
     return drawing
 
 
-def render(drawing: "Drawing", dots_per_inch: int = 130) -> bytes:
+def render(drawing: "Drawing", dots_per_inch: int = 150) -> bytes:
     """Return a drawing as PNG, of 64 colours: a third of the bytes, for pages that carry it as text."""
     from PIL import Image
 
@@ -158,7 +161,7 @@ def render(drawing: "Drawing", dots_per_inch: int = 130) -> bytes:
 def _make_drawing(title: str, columns: int) -> tuple["Drawing", list["Axes"]]:
     from matplotlib.figure import Figure as Drawing
 
-    drawing = Drawing(figsize=(10, 4.6) if columns > 1 else (8, 4.6), layout="constrained", facecolor=PAPER)
+    drawing = Drawing(figsize=(8.8, 4.3) if columns > 1 else (7, 4.3), layout="constrained", facecolor=PAPER)
     drawing.suptitle(title, color=INK, fontsize=11)
     panels = list(drawing.subplots(1, columns, squeeze=False)[0])
     for axes in panels:

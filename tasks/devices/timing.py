@@ -27,6 +27,11 @@ class Patience:
     shortest: float
     longest: float
 
+    def share(self, seconds: float) -> "Patience":
+        """Return the same with no more than so many seconds, warm-up (about as much as the shortest) included."""
+        longest = min(self.longest, max(self.shortest, seconds - self.shortest))
+        return Patience(shortest=self.shortest, longest=longest)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
