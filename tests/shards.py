@@ -1,0 +1,53 @@
+"""Small shards with known rows, for the tests of the stream: made here, read by the tests as an array too."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+COLUMNS = ("fare", "latitude", "hour")
+
+
+def draw_rows(rows, *, seed=0):
+    """[rows, 3] numbers, no two rows alike: the first cell counts them."""
+    random = np.random.default_rng(seed)
+    return np.column_stack(
+        [np.arange(rows) + 0.25, random.normal(38.9, 0.1, rows).round(6), random.integers(0, 24, rows)]
+    )
+
+
+def to_csv(rows, columns: Sequence[str] | None = COLUMNS, *, end="\n") -> bytes:
+    """The rows as CSV, with a header line unless columns is None."""
+    lines = [] if columns is None else [",".join(columns)]
+    lines += [",".join(repr(float(cell)) for cell in row) for row in rows]
+    return "".join(line + end for line in lines).encode()
+
+
+def write_shards(folder: Path, counts: Iterable[int], *, seed=0, metadata=False) -> np.ndarray:
+    """part-00000.csv, … of so many rows each under `folder`, with `.meta/shards` if asked; all their rows."""
+    counts = list(counts)
+    rows = draw_rows(sum(counts), seed=seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    first = 0
+    for number, count in enumerate(counts):
+        (folder / f"part-{number:05d}.csv").write_bytes(to_csv(rows[first : first + count]))
+        first += count
+    if metadata:
+        write_metadata(folder, {number: count for number, count in enumerate(counts) if count})
+    return rows
+
+
+def write_metadata(folder: Path, counts: dict[int, int]) -> None:
+    meta = folder / ".meta" / "shards"
+    meta.mkdir(parents=True, exist_ok=True)
+    lines = ["id,count", *(f"{number},{count}" for number, count in counts.items())]
+    (meta / "part-00000.csv").write_text("\n".join(lines) + "\n")
+
+
+def hash_rows(batches) -> str:
+    """SHA-256 over the rows of all batches, in order; the same however they are cut into batches."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        digest.update(np.ascontiguousarray(batch.numpy()).tobytes())
+    return digest.hexdigest()
