@@ -1,4 +1,7 @@
-"""What the tests of `verify_credentials` share: a call with everyday arguments, and a proxy before the stand-in."""
+"""What the tests of `verify_credentials` share: a call with everyday arguments, and a proxy before the stand-in.
+
+A plugin that its users also import from: PYTEST_DONT_REWRITE spares them pytest's warning about that.
+"""
 
 import traceback
 from collections.abc import Iterator
