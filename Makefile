@@ -1,0 +1,69 @@
+# What there is to do here, each in one command; `make` alone lists it.
+# .venv is made by the first command that needs it, from the exact versions in constraints.txt; it is used at once after that.
+
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := $(BIN)/python -m
+ARGS ?=
+ROWS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train ui check test test-all constraints clean
+
+help:  ## list these commands
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; do \
+		printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+setup: .venv/.installed-local  ## make .venv with what a run needs
+
+train: .venv/.installed-local  ## train a model; ARGS='--preset notebook', ROWS=20000000 for more generated rows
+	@$(RUN) deployments.local $(if $(ROWS),--rows $(ROWS)) -- $(RUN) flows.training $(ARGS)
+
+ui: .venv/.installed-local  ## open Prefect's and MLflow's pages on this machine, until Ctrl-C
+	@$(RUN) deployments.pages
+
+check: .venv/.installed-test  ## format, lint and types
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+	$(RUN) mypy
+
+test: check  ## check, then the tests (some minutes)
+	$(RUN) pytest $(ARGS)
+
+test-all: check  ## check, then every test, the long ones too
+	$(RUN) pytest --long $(ARGS)
+
+constraints: .venv/.installed-test  ## write constraints.txt anew: the newest versions that pyproject.toml admits
+	$(RUN) pip install --quiet --disable-pip-version-check -c constraints.txt '.[tools]'
+	$(RUN) uv pip compile --universal --python-version 3.11 --all-extras --upgrade --no-emit-index-url \
+		--custom-compile-command 'make constraints' pyproject.toml -o constraints.txt
+
+clean:  ## remove .venv and caches; .shardline, with all runs and generated data, stays
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.installed-local: pyproject.toml constraints.txt
+	@$(call install,local)
+
+.venv/.installed-test: pyproject.toml constraints.txt
+	@$(call install,local$(comma)test)
+	@touch .venv/.installed-local
+
+comma := ,
+
+# $(1): the extras to install. One line for what is missing, one when it is done.
+define install
+	set -e; began=$$(date +%s); \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "shardline needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1 | tail -n 1):" \
+			"make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }; \
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "Python's venv is missing; install the package python3-venv (or" \
+			"$$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'))," \
+			"then again: make $(MAKECMDGOALS)" >&2; exit 1; }; \
+	echo "Setting up .venv with the versions of constraints.txt; some minutes the first time." >&2; \
+	$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv; \
+	$(RUN) pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(1)]'; \
+	touch $@; \
+	echo "Set up in $$(( $$(date +%s) - began )) s." >&2
+endef
