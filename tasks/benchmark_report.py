@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tasks.devices import Figure, Ratio
 
 FILE = "benchmark.json"  # all of a benchmark, as another one reads it to compare itself
-SMALL = 82  # dots per inch of what a Prefect page carries as text
+SMALL = 0.55  # of a plot's width, where a Prefect page carries it as text
 
 
 def load_benchmark(run_id: str) -> dict[str, Any]:
@@ -51,15 +51,16 @@ def load_benchmark(run_id: str) -> dict[str, Any]:
 def report_benchmark(run: Run, measured: dict[str, Any], against: dict[str, Any] | None = None) -> str:
     """Put figures, tables, plots and the report into MLflow's outbox and Prefect's artifacts; return the verdict."""
     from tasks.devices import Figure, Ratio, compare_runs
-    from tasks.devices.plots import render
+    from tasks.devices.plots import render, shrink
     from tasks.learning.record import Outbox
 
     outbox = Outbox(run.run_id)
     figures = [Figure.from_row(row) for row in measured["figures"]]
     ratios = [Ratio(**row) for row in measured["ratios"]]
     changes = compare_runs(figures, [Figure.from_row(row) for row in against["figures"]]) if against else []
-    for name, drawing in draw_all(measured, figures, ratios, changes):
-        outbox.file(f"plots/{name}.png").write_bytes(render(drawing))
+    plots = {name: render(drawing) for name, drawing in draw_all(measured, figures, ratios, changes)}
+    for name, image in plots.items():
+        outbox.file(f"plots/{name}.png").write_bytes(image)
     for step, metrics in collect_metrics(measured, figures, ratios):
         outbox.log(step, metrics)
     tables = {
@@ -72,7 +73,7 @@ def report_benchmark(run: Run, measured: dict[str, Any], against: dict[str, Any]
     outbox.file("report.md").write_text(text, encoding="utf-8")
     shown = [keep_table(outbox, name, rows) for name, rows in tables.items() if rows]
     outbox.tag({"mlflow.note.content": text, "shardline.verdict": verdict, "mlflow.loggedArtifacts": json.dumps(shown)})
-    pictures = [embed(name, render(drawing, SMALL)) for name, drawing in draw_all(measured, figures, ratios, changes)]
+    pictures = [embed(name, shrink(image, SMALL)) for name, image in plots.items()]
     create_markdown_artifact(
         key="benchmark",
         description="What the hardware is, how fast, and what that means for training",
@@ -273,9 +274,7 @@ def write_changes(changes: list[Ratio], against: dict[str, Any] | None) -> list[
         for each in changes
         if each.name != "add"
     ]
-    heading = (
-        "| what | device | dtype | size | times as fast | by the quartiles | usable |\n|---|---|---|---:|---:|---|---|"
-    )
+    heading = "| what | device | dtype | size | times as fast | by the quartiles |\n|---|---|---|---:|---:|---|"
     return [f"**Against the other run** ({others}; {len(changes)} figures in common)", "\n".join([heading, *rows])]
 
 

@@ -242,7 +242,7 @@ class BenchmarkParameters(Tracking, Device, Shards):
         description="Most elements of the vectors in a + b; null: 2**22 in quick mode, else 2**27.",
     )
     time_budget: float | None = Field(
-        None, gt=0, description="Seconds after which no further figure is begun; null: 10, 120 or 900, by mode."
+        None, gt=0, description="Seconds after which no further figure is begun; null: 8, 120 or 900, by mode."
     )
     against: str | None = Field(
         None, pattern="^[0-9a-f]{32}$", description="MLflow run id of an earlier benchmark to be compared with."

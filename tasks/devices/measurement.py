@@ -107,7 +107,7 @@ def _find_obstacle(
         return "the time budget is spent"
     expected = CALLS_A_FIGURE * smaller.seconds * job.size / smaller.size if smaller else 0.0
     if expected > seconds_left:
-        return f"it would take some {expected:.1f} s, and {seconds_left:.1f} s of the time budget are left"
+        return "it would take longer than what is left of the time budget"
     free = read_free(job.device)
     if job.memory > MEMORY_SHARE * free:
         return f"it needs {job.memory / 2**30:.3g} GiB, and {free / 2**30:.3g} GiB are free"

@@ -30,7 +30,7 @@ class Plan:
 
 PLANS: dict[Mode, Plan] = {
     "quick": Plan(
-        budget=10,
+        budget=8,
         patience=Patience(shortest=0.02, longest=0.25),
         max_size=2**22,
         dtypes=("float64", "float32"),

@@ -100,7 +100,7 @@ def draw_bandwidths(figures: Sequence[Figure], title: str) -> "Drawing":
     _add_legend(curves, sums)
     moves = [figure for figure in figures if figure.name in NAMES]
     _draw_rates(points, moves, [f"{NAMES[figure.name]}  ({figure.device})" for figure in moves], figures)
-    _label(points, "beyond caches  ( | the hardware's limit, where it is told)", "bytes a second", "")
+    _label(points, "beyond caches (bar: the hardware's limit)", "bytes a second", "")
     return drawing
 
 
@@ -149,13 +149,29 @@ def draw_predictions(predictions: Sequence[Prediction], title: str) -> "Drawing"
 
 
 def render(drawing: "Drawing", dots_per_inch: int = 150) -> bytes:
-    """Return a drawing as PNG, of 64 colours: a third of the bytes, for pages that carry it as text."""
+    """Return a drawing as PNG, of 64 colours: a third of the bytes."""
     from PIL import Image
 
-    full, small = BytesIO(), BytesIO()
-    drawing.savefig(full, format="png", dpi=dots_per_inch, facecolor=PAPER)
-    Image.open(full).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(small, "png", optimize=True)
-    return small.getvalue()
+    buffer = BytesIO()
+    drawing.savefig(buffer, format="png", dpi=dots_per_inch, facecolor=PAPER)
+    return _compress(Image.open(buffer).convert("RGB"))
+
+
+def shrink(image: bytes, share: float) -> bytes:
+    """Return a PNG of so many times the width and height, for pages that carry it as text."""
+    from PIL import Image
+
+    whole = Image.open(BytesIO(image)).convert("RGB")
+    size = (round(whole.width * share), round(whole.height * share))
+    return _compress(whole.resize(size, Image.Resampling.LANCZOS))
+
+
+def _compress(image: Any) -> bytes:
+    from PIL import Image
+
+    buffer = BytesIO()
+    image.quantize(64, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+    return buffer.getvalue()
 
 
 def _make_drawing(title: str, columns: int) -> tuple["Drawing", list["Axes"]]:
