@@ -152,7 +152,7 @@ class Cache:
         while self._refused is None:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                file: IO[bytes] = open(path, "wb", buffering=0, opener=_open_without_truncating)  # noqa: SIM115
+                file: IO[bytes] = open(path, "r+b", buffering=0, opener=_open_or_create)  # noqa: SIM115
             except OSError as error:
                 self._give_up(error)
                 return None
@@ -196,8 +196,8 @@ class Cache:
                     path.unlink()
 
 
-def _open_without_truncating(path: str, flags: int) -> int:
-    return os.open(path, (flags & ~os.O_TRUNC) | os.O_RDWR, 0o600)
+def _open_or_create(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CREAT, 0o600)
 
 
 def _lock(file: IO[bytes]) -> bool:
