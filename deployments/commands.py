@@ -3,8 +3,9 @@
 A flow's own words are checked here before any server is started, by the same parser that the flow uses.
 """
 
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +44,19 @@ def check(command: Sequence[str], *, standin: bool) -> None:
         sys.exit(2)
 
 
-def needs_standin(command: Sequence[str], environment: Mapping[str, str]) -> bool:
+def needs_standin(command: Sequence[str]) -> bool:
     """Whether nothing says where the command's data is: no BUCKET_ID, no AWS credentials, no option that names it."""
     named = any(word == option or word.startswith(f"{option}=") for word in command for option in OWN_DATA)
-    has_bucket = bool(environment.get("BUCKET_ID")) or Path(BUCKET_ID_FILE).is_file()
-    return not named and not has_bucket and not has_credentials(environment)
+    has_bucket = bool(os.environ.get("BUCKET_ID")) or Path(BUCKET_ID_FILE).is_file()
+    return not named and not has_bucket and not has_credentials()
 
 
-def has_credentials(environment: Mapping[str, str]) -> bool:
+def has_credentials() -> bool:
     """Whether boto3's chain finds credentials, without asking the network: the machine's own role is not looked for.
 
     A container's role and a profile that leads to a role or to single sign-on count as credentials, unasked.
     """
-    if any(environment.get(f"AWS_CONTAINER_CREDENTIALS_{kind}_URI") for kind in ("RELATIVE", "FULL")):
+    if any(os.environ.get(f"AWS_CONTAINER_CREDENTIALS_{kind}_URI") for kind in ("RELATIVE", "FULL")):
         return True
     import botocore.exceptions
     import botocore.session

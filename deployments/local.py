@@ -8,6 +8,7 @@ reach it, and everything started here ends with it.
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from deployments.progress import Progress, say
 from deployments.recording import wait_until_recorded
 from deployments.servers import HOME, PREFECT_PORT, configured_prefect, find_pages, start_prefect
 from deployments.standin import REGION, StandIn
-from tasks.errors import ConfigurationError, ShardlineError
+from tasks.errors import ShardlineError
 
 UPLOADS_AT_ONCE = 4
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -41,11 +42,8 @@ class Runner:
             signal.signal(number, self._receive)
 
     def run(self, children: Children, command: Sequence[str], environment: Mapping[str, str]) -> int:
-        """Run the command to its end; its exit code, 128 + N where signal N killed it, 127 where there is none."""
-        try:
-            self._command = children.start_command(command, environment)
-        except OSError as error:
-            raise ConfigurationError(f"{command[0]!r} cannot be run: {error.strerror}") from error
+        """Run the command to its end; its exit code, or 128 + N where signal N killed it."""
+        self._command = children.start_command(command, environment)
         code = self._command.wait()
         children.stop(self._command)
         self._command = None
@@ -92,6 +90,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options.command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not options.command:
         parser.error("no command: give it after --")
+    if shutil.which(options.command[0]) is None:
+        parser.error(f"no such command: {options.command[0]!r}")
     return options
 
 
@@ -101,7 +101,7 @@ def _run(options: argparse.Namespace, runner: Runner, children: Children, stack:
     environment = quiet_environment(os.environ)
     if wants_help(options.command):
         return runner.run(children, options.command, environment)
-    standin = needs_standin(options.command, environment)
+    standin = needs_standin(options.command)
     check(options.command, standin=standin)
     with ThreadPoolExecutor(1) as pool:
         api = _find_prefect()
