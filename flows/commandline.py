@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_ori
 from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from tasks.errors import ConfigurationError
+from tasks.errors import ShardlineError
 from tasks.parameters import Parameters
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -128,13 +128,13 @@ def run(
 ) -> NoReturn:
     """Run a flow from a terminal and leave with its exit code.
 
-    `check` answers what can be answered before anything is started; it raises ConfigurationError.
+    `check` answers what can be answered before anything is started; what it raises is told in one line.
     """
     description = inspect.cleandoc(flow.__doc__ or "").split("\n\nArgs:", maxsplit=1)[0]
     given = parse(model, argv, prog, description)
     try:
         check(given)
-    except ConfigurationError as error:
+    except ShardlineError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         sys.exit(2)
     state = flow(**given.model_dump(), return_state=True)

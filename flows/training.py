@@ -5,6 +5,7 @@ The flow's parameters are those of `tasks.parameters.TrainingParameters`; each s
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -48,6 +49,7 @@ def train(**parameters: Any) -> str:
         verify_identity=given.verify_identity,
         anonymous=given.anonymous,
     )
+    sources = replace(sources, owner=given.bucket_owner or identity.account)
     located = locate_shards(sources, given)
     manifest, statistics = located["manifest"], located["statistics"]
     test_manifest = locate_shards(sources, given, role="test")["manifest"] if sources.test_shards else None

@@ -17,17 +17,19 @@ from tasks.errors import ConfigurationError
 from tasks.parameters import Source
 
 BUCKET_ID_FILE = "BUCKET_ID"
+S3 = ("s3://", "s3a://")
 BUCKET_ID_PATTERN = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """The shards that a run reads: two globs, the region they are in, and how to open them."""
+    """The shards that a run reads: two globs, their region, how to open them, and the account that must own them."""
 
     shards: str
     test_shards: str | None
     region: str | None
     anonymous: bool
+    owner: str | None = None
 
     @property
     def uris(self) -> list[str]:
@@ -36,11 +38,13 @@ class Sources:
 
     def storage_options(self, uri: str) -> dict[str, Any]:
         """What fsspec's filesystem for this URI is to be opened with, in s3fs's words; credentials are not among it."""
-        if not uri.startswith(("s3://", "s3a://")):
+        if not uri.startswith(S3):
             return {}
         options: dict[str, Any] = {"anon": True} if self.anonymous else {}
         if self.region:
             options["client_kwargs"] = {"region_name": self.region}
+        if self.owner:
+            options["s3_additional_kwargs"] = {"ExpectedBucketOwner": self.owner}
         return options
 
     def to_dict(self) -> dict[str, Any]:
@@ -51,9 +55,11 @@ class Sources:
 def resolve_sources(given: Source) -> Sources:
     """The shards and their region, from parameters, else the environment, else the file BUCKET_ID.
 
-    Raises ConfigurationError where nothing says which shards to read, or a BUCKET_ID is not 32 hexadecimal digits.
+    Raises ConfigurationError where nothing says which shards to read, a BUCKET_ID is not 32 hexadecimal digits, or the AWS
+    configuration cannot be read.
     """
-    region = given.region or configured_region()
+    asks_aws = not given.shards or any(uri.startswith(S3) for uri in (given.shards, given.test_shards) if uri)
+    region = given.region or (configured_region() if asks_aws else None)
     if given.shards:
         return Sources(
             shards=_absolute(given.shards),
@@ -100,10 +106,13 @@ def configured_region() -> str | None:
     import boto3
     from botocore.exceptions import BotoCoreError
 
+    from tasks.refusals import Question, explain, strike_out
+
     try:
         return str(boto3.Session().region_name or "") or None
     except BotoCoreError as error:
-        raise ConfigurationError(f"the AWS configuration cannot be read: {error}") from error
+        strike_out(error, [])
+        raise explain(error, Question(service="AWS")) from error
 
 
 def _absolute(uri: str) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.errors import ConfigurationError
+from tasks.errors import ConfigurationError, ShardlineError
 from tasks.parameters import TrainingParameters
 from tasks.settings import resolve_sources
 
@@ -52,6 +52,12 @@ def test_any_shards_at_all_have_no_test_shards_unless_named(tmp_path):
     sources = resolved(shards="some/part*.csv")
     assert (sources.shards, sources.test_shards) == (str(tmp_path / "some/part*.csv"), None)
     assert resolved(shards="s3://b/x*.csv", test_shards="s3://b/y*.csv").test_shards == "s3://b/y*.csv"
+
+
+def test_a_profile_that_is_not_there_is_named_without_its_keys(monkeypatch):
+    monkeypatch.setenv("AWS_PROFILE", "absent")
+    with pytest.raises(ShardlineError, match="absent"):
+        resolved(bucket_id=ID)
 
 
 def test_nothing_configured_names_every_remedy(tmp_path):

@@ -158,7 +158,7 @@ def test_prefect_shows_the_artifacts_in_reading_order(default_run):
             )
         )
     keys = [artifact.key for artifact in sorted(found, key=lambda artifact: artifact.created)]
-    assert keys == ["identity", "training-shards", "test-shards", "preview", "progress", "slices", "report"]
+    assert keys == ["identity", "training-shards", "test-shards", "preview", "hardware", "progress", "slices", "report"]
 
 
 def test_nothing_is_left_in_the_outbox(default_run, workplace):
