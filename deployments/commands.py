@@ -61,9 +61,9 @@ def has_credentials() -> bool:
     import botocore.exceptions
     import botocore.session
 
-    resolver = botocore.session.Session().get_component("credential_provider")
-    resolver.remove("iam-role")
     try:
+        resolver = botocore.session.Session().get_component("credential_provider")
+        resolver.remove("iam-role")
         return resolver.load_credentials() is not None
     except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError):
         return True  # there are some, and they are faulty: the command says what is wrong with them

@@ -166,7 +166,7 @@ def test_no_rows_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_uploaded_again_the_shards_have_the_same_etags(standin, folder, tmp_path):
+def test_uploaded_again_the_shards_have_the_same_etags(folder, tmp_path):
     def etags(running: StandIn) -> dict[str, str]:
         listed = running.client("s3").list_objects_v2(Bucket=running.bucket, Prefix="csv/")["Contents"]
         return {each["Key"]: each["ETag"].strip('"') for each in listed}

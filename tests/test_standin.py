@@ -1,4 +1,4 @@
-"""The stand-in for AWS: it checks keys as AWS does, no AWS setting of its user reaches it, and it ends with its parent."""
+"""The stand-in for AWS checks keys as AWS does, lets no AWS setting of its user reach it, and ends with its parent."""
 
 import json
 import os
