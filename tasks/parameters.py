@@ -184,7 +184,7 @@ class Model(Device):
         description="Data that takes no more than this stays prepared in the device's memory after its first pass; "
         "0: never; null: a quarter of what is free.",
     )
-    optimizer: Literal["SGD", "Adam", "AdamW", "NAdam", "RMSprop", "Adagrad"] = Field(
+    optimizer: Literal["SGD", "Adam", "AdamW", "RMSprop", "Adagrad"] = Field(
         "SGD", description="Optimiser, by its name in torch.optim; but for SGD, a null learning_rate is torch's own."
     )
     solver: Literal["gradient", "exact"] = Field(

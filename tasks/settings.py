@@ -55,8 +55,8 @@ class Sources:
 def resolve_sources(given: Source) -> Sources:
     """The shards and their region, from parameters, else the environment, else the file BUCKET_ID.
 
-    Raises ConfigurationError where nothing says which shards to read, a BUCKET_ID is not 32 hexadecimal digits, or the AWS
-    configuration cannot be read.
+    Raises ConfigurationError where nothing says which shards to read, a BUCKET_ID is not 32 hexadecimal digits, or the
+    AWS configuration cannot be read.
     """
     asks_aws = not given.shards or any(uri.startswith(S3) for uri in (given.shards, given.test_shards) if uri)
     region = given.region or (configured_region() if asks_aws else None)
