@@ -117,16 +117,17 @@ def draw_products(figures: Sequence[Figure], title: str) -> "Drawing":
 def draw_predictions(predictions: Sequence[Prediction], title: str) -> "Drawing":
     """Draw the stages of an iteration as bars, the predicted iteration as a line, the measured one as a diamond."""
     drawing, (axes,) = _make_drawing(title, columns=1)
+    units = _make_units("s")
     for place, prediction in enumerate(reversed(predictions)):
         height = 0.7 / len(prediction.stages)
         for number, stage in enumerate(prediction.stages):
             y = place + 0.35 - height * (number + 0.5)
             axes.barh(y, stage.seconds, height * 0.9, color=STAGES[stage.name])
         axes.vlines(prediction.seconds, place - 0.42, place + 0.42, color=INK, linewidth=2)
-        text, furthest = f"{prediction.seconds * 1e3:,.3g} ms", prediction.seconds
+        text, furthest = _write(units, prediction.seconds), prediction.seconds
         if prediction.measured is not None:
             axes.plot(prediction.measured, place, "D", color=PAPER, markeredgecolor=INK, markersize=7)
-            text += f"\nmeasured {prediction.measured * 1e3:,.3g} ms"
+            text += f"\nmeasured {_write(units, prediction.measured)}"
             furthest = max(furthest, prediction.measured)
         axes.annotate(
             text, (furthest, place), xytext=(8, 0), textcoords="offset points", fontsize=8, color=INK, va="center"
@@ -138,10 +139,10 @@ def draw_predictions(predictions: Sequence[Prediction], title: str) -> "Drawing"
     axes.plot([], [], "|", color=INK, markersize=12, markeredgewidth=2, label="iteration, predicted")
     if any(each.measured is not None for each in predictions):
         axes.plot([], [], "D", color=PAPER, markeredgecolor=INK, label="iteration, measured")
-    axes.xaxis.set_major_formatter(_make_units("s"))
+    axes.xaxis.set_major_formatter(units)
     heading = "stages that share a resource take turns, others overlap"
     _label(axes, heading, f"time of an iteration of {predictions[0].rows:,} rows", "")
-    axes.margins(x=0.2)
+    axes.margins(x=0.3)
     axes.set_xlim(left=0)
     axes.grid(False, axis="y")
     drawing.legend(loc="outside right upper", fontsize=8, facecolor=PAPER, edgecolor=GRID, labelcolor=INK)
@@ -154,7 +155,7 @@ def render(drawing: "Drawing", dots_per_inch: int = 150) -> bytes:
 
     buffer = BytesIO()
     drawing.savefig(buffer, format="png", dpi=dots_per_inch, facecolor=PAPER)
-    return _compress(Image.open(buffer).convert("RGB"))
+    return _compress(Image.open(buffer).convert("RGB"), colours=64)
 
 
 def shrink(image: bytes, share: float) -> bytes:
@@ -163,14 +164,14 @@ def shrink(image: bytes, share: float) -> bytes:
 
     whole = Image.open(BytesIO(image)).convert("RGB")
     size = (round(whole.width * share), round(whole.height * share))
-    return _compress(whole.resize(size, Image.Resampling.LANCZOS))
+    return _compress(whole.resize(size, Image.Resampling.LANCZOS), colours=24)
 
 
-def _compress(image: Any) -> bytes:
+def _compress(image: Any, colours: int) -> bytes:
     from PIL import Image
 
     buffer = BytesIO()
-    image.quantize(64, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+    image.quantize(colours, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
     return buffer.getvalue()
 
 
@@ -228,7 +229,7 @@ def _draw_rates(axes: "Axes", figures: Sequence[Figure], labels: Sequence[str], 
             markersize=7,
             capsize=4,
         )
-        text = units.format_data(float(f"{figure.rate:.3g}"))
+        text = _write(units, figure.rate)
         if figure.limit:
             axes.vlines(figure.limit, place - 0.2, place + 0.2, color=INK, linewidth=2.5)
             text += f", {figure.rate / figure.limit:.0%} of limit"
@@ -239,7 +240,8 @@ def _draw_rates(axes: "Axes", figures: Sequence[Figure], labels: Sequence[str], 
     axes.set_yticks(range(len(figures)), list(reversed(labels)), color=INK)
     axes.set_ylim(-0.7, len(figures) - 0.2)
     axes.set_xscale("log")
-    axes.margins(x=0.3)
+    rates = [rate for figure in figures for rate in (figure.rate, figure.limit) if rate]
+    axes.set_xlim(min(rates, default=1) / 3, max(rates, default=1) * 3)
     _label_logarithms(axes.xaxis, axes.get_xlim(), units.format_data)
 
 
@@ -276,6 +278,11 @@ def _make_units(unit: str) -> Any:
     from matplotlib.ticker import EngFormatter
 
     return EngFormatter(unit=unit, places=None)
+
+
+def _write(units: Any, value: float) -> str:
+    """Write a value with three significant digits and its unit."""
+    return str(units.format_data(float(f"{value:.3g}")))
 
 
 def _label_logarithms(axis: "Axis", limits: tuple[float, float], write: Callable[[float], str]) -> None:
