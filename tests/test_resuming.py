@@ -1,0 +1,258 @@
+"""Runs that are stopped, and go on: the same MLflow run, the same curve to the last bit, one value an iteration."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+from deployments.generator import write_data
+from tasks.errors import CheckpointError
+from tasks.learning.checkpoints import Checkpoint, Checkpoints
+from tasks.learning.features import Features, Scaling
+from tasks.learning.loop import Settings, Trainer
+
+ROOT = Path(__file__).parents[1]
+ITERATIONS = 400
+
+
+def state(iteration, value=1.0):
+    return Checkpoint(iteration, {"w": torch.full((8, 1), value, dtype=torch.float64)}, {"shards": {"s3://b/x": "e"}})
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    return Checkpoints(str(tmp_path / "kept"), "run")
+
+
+def test_the_newest_checkpoint_comes_back_to_the_last_bit(checkpoints):
+    for iteration in (5, 10, 200):
+        checkpoints.write(state(iteration, 1 / (3 + iteration)))
+    latest = checkpoints.latest()
+    assert (latest.iteration, latest.facts) == (200, {"shards": {"s3://b/x": "e"}})
+    assert torch.equal(latest.tensors["w"], state(200, 1 / 203).tensors["w"])
+
+
+def test_old_checkpoints_are_pruned(checkpoints, tmp_path):
+    for iteration in range(1, 6):
+        checkpoints.write(state(iteration))
+    assert sorted(path.name for path in (tmp_path / "kept" / "run").iterdir()) == [
+        f"checkpoint-00000000{i}.{kind}" for i in (4, 5) for kind in ("json", "safetensors")
+    ]
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "cut short", "JSON cut short", "no tensors"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_with_a_warning(damage, checkpoints, tmp_path, caplog):
+    checkpoints.write(state(1))
+    checkpoints.write(state(2))
+    tensors = tmp_path / "kept" / "run" / "checkpoint-000000002.safetensors"
+    facts = tensors.with_suffix(".json")
+    data = tensors.read_bytes()
+    match damage:
+        case "flipped bit":
+            tensors.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        case "cut short":
+            tensors.write_bytes(data[:-5])
+        case "JSON cut short":
+            facts.write_bytes(facts.read_bytes()[:-9])
+        case "no tensors":
+            tensors.unlink()
+    assert checkpoints.latest().iteration == 1
+    assert "checkpoint-000000002 is damaged" in caplog.text
+
+
+def test_checkpoints_are_kept_on_any_fsspec_url():
+    checkpoints = Checkpoints("memory://checkpoints", "run")
+    checkpoints.write(state(3))
+    assert checkpoints.latest().iteration == 3
+    checkpoints.delete()
+    assert checkpoints.latest() is None
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=f"the checkpoint {tmp_path}/file/run cannot be written"):
+        Checkpoints(str(tmp_path / "file"), "run").write(state(1))
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad"])
+def test_a_restored_trainer_goes_on_to_the_last_bit(optimizer, checkpoints):
+    from tasks.learning.batches import Prepared
+
+    features = Features.choose([f"c{i}" for i in range(4)])
+    settings = Settings(iterations=20, learning_rate=0.01, gradient_norm=0, seed=0, optimizer=optimizer)
+    rows = torch.randn(64, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    batch = Prepared(rows[:, 1:].clone(), rows[:, :1].clone())
+
+    def trainer():
+        return Trainer(features, Scaling.of(rows[:, 1:]), settings, torch.device("cpu"))
+
+    undisturbed, first = trainer(), trainer()
+    curve = [undisturbed.step(batch).item() for _ in range(20)]
+    part = [first.step(batch).item() for _ in range(7)]
+    checkpoints.write(first.state())
+    second = trainer()
+    second.restore(checkpoints.latest())
+    assert part + [second.step(batch).item() for _ in range(13)] == curve
+    assert torch.equal(second.w, undisturbed.w)
+
+
+# What follows runs `python -m flows.training` in a process of its own, and stops it.
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    write_data(folder, 20_000)
+    return folder / "csv" / "dev"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("place")
+
+
+@pytest.fixture(scope="module")
+def job(prefect_api, shards, place):
+    """A function that starts the flow as a command, with a new experiment's name."""
+
+    def start(experiment, *words, script="import runpy; runpy.run_module('flows.training', run_name='__main__')"):
+        command = [sys.executable, "-c", script, "--shards", f"{shards}/part*.csv", "--iterations", str(ITERATIONS)]
+        command += ["--batch-size", "3000", "--experiment", experiment, "--checkpoint-every", "10", *words]
+        environment = {**os.environ, "PREFECT_API_URL": prefect_api, "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(
+            command, cwd=place, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    return start
+
+
+def stop_at(process, iteration, number):
+    """Send a signal when an iteration's line appears; what was printed until the end."""
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        if f"Iteration: {iteration:03d}" in line:
+            process.send_signal(number)
+            break
+    printed.append(process.stdout.read())
+    process.wait()
+    return "".join(printed)
+
+
+def finish(process):
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, printed
+    return printed
+
+
+def recorded(place, experiment):
+    """The only run of an experiment, its curve and the bytes of its weights."""
+    client = MlflowClient(tracking_uri=f"sqlite:///{place}/.shardline/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    assert len(runs) == 1
+    history = client.get_metric_history(runs[0].info.run_id, "mse")
+    assert sorted(metric.step for metric in history) == list(range(ITERATIONS))
+    weights = Path(client.download_artifacts(runs[0].info.run_id, "weights/weights.safetensors")).read_bytes()
+    return runs[0], {metric.step: metric.value for metric in history}, weights
+
+
+@pytest.fixture(scope="module")
+def undisturbed(job, place):
+    finish(job("undisturbed"))
+    return recorded(place, "undisturbed")
+
+
+def assert_went_on_as_undisturbed(place, experiment, undisturbed):
+    run, curve, weights = recorded(place, experiment)
+    assert run.info.status == "FINISHED"
+    assert curve == undisturbed[1]
+    assert weights == undisturbed[2]
+
+
+def flow_state(printed):
+    """The state in Prefect of the flow run whose id stands in a URL that the run printed or MLflow holds."""
+    with get_client(sync_client=True) as client:
+        return client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[printed])))[0].state
+
+
+@pytest.mark.parametrize(
+    "iteration",
+    [17, *(pytest.param(i, marks=pytest.mark.long) for i in random.Random(4).sample(range(ITERATIONS - 40), 20))],
+)
+def test_a_killed_run_goes_on_as_if_nothing_had_been(iteration, job, place, undisturbed):
+    name = f"killed at {iteration}"
+    stop_at(job(name), iteration, signal.SIGKILL)
+    printed = finish(job(name))
+    assert "was left RUNNING by a process that is gone: KILLED" in printed
+    assert "Going on with run" in printed
+    assert_went_on_as_undisturbed(place, name, undisturbed)
+
+
+DIES_WRITING = """
+import os, runpy, signal
+from tasks.learning.checkpoints import Checkpoints
+whole = Checkpoints._put
+def put(self, path, data):
+    if path.endswith("checkpoint-000000050.{kind}"):
+        self._files.pipe_file(path{part}, data[: len(data) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    whole(self, path, data)
+Checkpoints._put = put
+runpy.run_module('flows.training', run_name='__main__')
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        ("safetensors", ""),
+        pytest.param("json", "", marks=pytest.mark.long),
+        pytest.param("json", " + '.part'", marks=pytest.mark.long),
+    ],
+)
+def test_a_run_killed_while_it_writes_a_checkpoint_goes_on(kind, part, job, place, undisturbed):
+    name = f"killed writing {kind}{len(part)}"
+    job(name, script=DIES_WRITING.format(kind=kind, part=part)).communicate()
+    assert "Going on at iteration 40" in finish(job(name))
+    assert_went_on_as_undisturbed(place, name, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_is_killed_in_mlflow_and_goes_on(number, job, place, undisturbed):
+    name = f"stopped by {number.name}"
+    process = job(name)
+    stop_at(process, 60, number)
+    assert process.returncode != 0
+    client = MlflowClient(tracking_uri=f"sqlite:///{place}/.shardline/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name(name).experiment_id])
+    assert run.info.status == "KILLED"
+    assert flow_state(run.data.tags["prefect.flow_run_id"]).is_crashed()
+    finish(job(name))
+    assert_went_on_as_undisturbed(place, name, undisturbed)
+
+
+def test_data_that_changed_is_refused_by_name_and_resume_never_starts_anew(job, place, shards):
+    name = "changed"
+    stop_at(job(name), 60, signal.SIGTERM)
+    client = MlflowClient(tracking_uri=f"sqlite:///{place}/.shardline/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name(name).experiment_id])
+    first = min(path for path in shards.glob("part*.csv") if path.stat().st_size)
+    kept = first.read_bytes()
+    head, _, rest = kept.partition(b"\n")
+    try:
+        first.write_bytes(head + b"\n9" + rest)  # the first fare begins with another digit
+        process = job(name, "--resume", run.info.run_id)
+        printed, _ = process.communicate()
+    finally:
+        first.write_bytes(kept)
+    assert process.returncode == 1
+    assert f"the data of run {run.info.run_id} has changed since: file://{first} was replaced" in printed
+    finish(job(name, "--resume", "never", "--iterations", "5"))
