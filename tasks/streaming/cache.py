@@ -104,7 +104,8 @@ class Cache:
         staging.file.seek(0)
         staging.file.write(page.ljust(PAGE))
         staging.file.flush()
-        self._partial(shard).rename(self._path(shard))
+        with self._locked_folder():  # so that nobody who adds up the files misses it
+            self._partial(shard).rename(self._path(shard))
 
     def give_up(self, error: OSError) -> bool:
         """Whether `error` says that the disk is full: then nothing more is stored, and a warning says so."""
@@ -169,10 +170,9 @@ class Cache:
     def _make_room(self, shard: Shard, file: IO[bytes]) -> bool:
         """Evicts until the shard fits, and gives `file` its final size; whether it fits."""
         wanted = PAGE + shard.rows * self._row_bytes
-        with (self.folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._locked_folder():
             self._remove_abandoned()
-            sizes = {path: path.stat() for pattern in ("*.rows", "*.partial") for path in self.folder.glob(pattern)}
+            sizes = self._stat_files()
             used = sum(facts.st_size for facts in sizes.values())
             free = shutil.disk_usage(self.folder).free
             limit = self._limit if self._limit is not None else int((used + free) * SHARE_OF_FREE_DISK)
@@ -187,6 +187,21 @@ class Cache:
                 used -= sizes[path].st_size
             file.truncate(wanted)
         return True
+
+    @contextmanager
+    def _locked_folder(self) -> "Iterator[None]":
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _stat_files(self) -> dict[Path, os.stat_result]:
+        """Whole and partial files, but for those that are removed meanwhile."""
+        found = {}
+        for path in self.folder.iterdir():
+            if path.suffix in (".rows", ".partial"):
+                with suppress(FileNotFoundError):
+                    found[path] = path.stat()
+        return found
 
     def _remove_abandoned(self) -> None:
         """Partial files of processes that are gone: nobody holds their locks."""

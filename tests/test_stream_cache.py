@@ -1,0 +1,187 @@
+"""The cache of decoded shards: never stale, never damaged, never too large, and never in the way."""
+
+import logging
+import multiprocessing
+import os
+import resource
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.streaming import ObjectStorageDataset, cache
+from tests.shards import draw_rows, hash_rows, to_csv, write_shards
+
+ROW = 3 * 8  # bytes of a decoded row
+FILE = cache.PAGE + 100 * ROW  # of a shard of 100 rows
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Five shards of 100 rows each, and where to cache them."""
+    rows = write_shards(tmp_path / "data", [100] * 5, metadata=True)
+    return f"{tmp_path}/data/part*.csv", rows, tmp_path / "cache"
+
+
+def read(glob, folder, **options):
+    dataset = ObjectStorageDataset(glob, batch_size=64, epochs=1, cache=True, cache_dir=folder, **options)
+    return torch.cat(list(dataset)).numpy()
+
+
+def files(folder):
+    return sorted(folder.glob("*.rows"))
+
+
+def spoil_shards(glob):
+    """The shards' bytes are gone; what can still be read comes from the cache."""
+    for path in Path(glob).parent.glob("part*.csv"):
+        path.write_bytes(b"#" * path.stat().st_size)
+
+
+def test_the_second_time_nothing_is_fetched(data):
+    glob, _, folder = data
+    dataset = ObjectStorageDataset(glob, batch_size=64, epochs=1, cache=True, cache_dir=folder)
+    first = hash_rows(dataset)
+    spoil_shards(glob)
+    assert hash_rows(dataset) == first
+    assert sum(batch.times.fetch_seconds for batch in dataset.batches()) == 0
+    assert len(files(folder)) == 5 and not list(folder.glob("*.partial"))
+
+
+def test_a_shard_that_was_overwritten_is_not_served_stale(data):
+    glob, _, folder = data
+    read(glob, folder)
+    other = draw_rows(100, seed=9)
+    Path(glob.replace("part*", "part-00002")).write_bytes(to_csv(other))
+    assert np.array_equal(read(glob, folder)[200:300], other)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"dtype": torch.float32}, {"columns": ["hour", "fare"]}, {"columns": ["latitude", "fare", "hour"]}],
+    ids=["dtype", "columns", "order"],
+)
+def test_another_dtype_or_contract_has_its_own_files(other, data):
+    glob, _, folder = data
+    read(glob, folder)
+    uncached = ObjectStorageDataset(glob, batch_size=64, epochs=1, **other)
+    assert np.array_equal(read(glob, folder, **other), torch.cat(list(uncached)).numpy())
+    assert len(files(folder)) == 10
+
+
+def damage(path, how):
+    content = bytearray(path.read_bytes())
+    match how:
+        case "flipped bit":
+            content[cache.PAGE + 1234] ^= 4
+        case "zeroed page":
+            content[cache.PAGE :] = bytes(len(content) - cache.PAGE)
+        case "cut short":
+            del content[-8:]
+        case "grown":
+            content += b"12345678"
+        case "empty":
+            content.clear()
+        case "no facts":
+            content[: cache.PAGE] = bytes(cache.PAGE)
+        case "another shard's":
+            content = next(other for other in files(path.parent) if other != path).read_bytes()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "how", ["flipped bit", "zeroed page", "cut short", "grown", "empty", "no facts", "another shard's"]
+)
+def test_a_damaged_file_is_noticed_and_fetched_again(how, data, caplog):
+    glob, _, folder = data
+    dataset = ObjectStorageDataset(glob, batch_size=64, epochs=1, cache=True, cache_dir=folder)
+    expected = hash_rows(dataset)
+    damage(files(folder)[1], how)
+    assert hash_rows(dataset) == expected
+    assert "is damaged and will be fetched again" in caplog.text
+    caplog.clear()
+    spoil_shards(glob)
+    assert hash_rows(dataset) == expected and not caplog.text
+
+
+@pytest.mark.parametrize(("limit", "stored"), [(0, 0), (FILE - 1, 0), (FILE, 1), (3 * FILE + 100, 3), (5 * FILE, 5)])
+def test_a_cache_smaller_than_the_data_holds_what_it_may(limit, stored, data):
+    glob, rows, folder = data
+    for _ in range(2):
+        assert np.array_equal(read(glob, folder, cache_bytes=limit), rows)
+        assert len(files(folder)) == stored
+        assert sum(path.stat().st_size for path in files(folder)) <= limit
+
+
+def test_files_of_other_data_sets_are_evicted_the_longest_unused_first(data, tmp_path):
+    glob, _, folder = data
+    read(glob, folder)
+    for age, path in enumerate(files(folder)):
+        os.utime(path, (1000 - age, 1000 - age))
+    kept = files(folder)[:2]
+    write_shards(tmp_path / "other", [100] * 3, seed=4)
+    read(f"{tmp_path}/other/part*.csv", folder, cache_bytes=5 * FILE)
+    assert len(files(folder)) == 5 and set(kept) < set(files(folder))
+
+
+def test_what_a_killed_process_left_is_removed(data):
+    glob, rows, folder = data
+    folder.mkdir()
+    (folder / "0123.partial").write_bytes(bytes(10 * FILE))
+    assert np.array_equal(read(glob, folder, cache_bytes=5 * FILE), rows)
+    assert len(files(folder)) == 5 and not list(folder.glob("*.partial"))
+
+
+def read_with_little_disk(glob, folder, limit, queue):
+    """In a process whose files may not grow beyond `limit`: as on a full disk, a write fails midway."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    records = []
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())
+    logging.getLogger("tasks.streaming.cache").addHandler(handler)
+    queue.put((read(glob, folder), records))
+
+
+def test_a_full_disk_is_said_once_and_the_stream_goes_on(tmp_path):
+    rows = write_shards(tmp_path / "data", [5000] * 4)
+    queue = multiprocessing.get_context("fork").SimpleQueue()
+    arguments = (f"{tmp_path}/data/part*.csv", tmp_path / "cache", 50_000, queue)
+    process = multiprocessing.get_context("fork").Process(target=read_with_little_disk, args=arguments)
+    process.start()
+    found, records = queue.get()
+    process.join()
+    assert np.array_equal(found, rows)
+    assert [record for record in records if "stores nothing more" in record] == records and len(records) == 1
+    assert not list((tmp_path / "cache").glob("*.rows")) and not list((tmp_path / "cache").glob("*.partial"))
+
+
+def test_a_folder_that_cannot_be_made_is_said_and_the_stream_goes_on(data, tmp_path, caplog):
+    glob, rows, _ = data
+    (tmp_path / "file").write_text("")
+    assert np.array_equal(read(glob, tmp_path / "file" / "cache"), rows)
+    assert caplog.text.count("stores nothing more") == 1
+
+
+def read_and_count(glob, folder, queue):
+    dataset = ObjectStorageDataset(glob, batch_size=64, epochs=1, cache=True, cache_dir=folder)
+    batches = list(dataset.batches())
+    queue.put((hash_rows(batch.tensor for batch in batches), sum(b.times.fetch_seconds > 0 for b in batches)))
+
+
+def test_processes_share_the_cache_and_all_read_the_same(tmp_path):
+    rows = write_shards(tmp_path / "data", [20_000] * 6)
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    arguments = (f"{tmp_path}/data/part*.csv", tmp_path / "cache", queue)
+    processes = [context.Process(target=read_and_count, args=arguments) for _ in range(4)]
+    for process in processes:
+        process.start()
+    found = [queue.get() for _ in processes]
+    for process in processes:
+        process.join()
+    assert sum(fetched for _, fetched in found) <= 6, "each shard is fetched by one of them"
+    assert {digest for digest, _ in found} == {hash_rows([torch.from_numpy(rows)])}
+    assert len(files(tmp_path / "cache")) == 6 and not list((tmp_path / "cache").glob("*.partial"))
