@@ -229,6 +229,10 @@ class TrainingParameters(Tracking, Resuming, Model, Stream, Source):
     """All parameters of the training flow, flat, in the order of its form."""
 
 
+class ReplayParameters(Parameters):
+    """The replaying flow needs none: it completes what it finds."""
+
+
 class BenchmarkParameters(Tracking, Device, Shards):
     """All parameters of the benchmarking flow, flat, in the order of its form."""
 

@@ -16,6 +16,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from tasks.errors import TrackingError
+from tasks.replaying import complete_records
 from tasks.resuming import PROCESS, this_process
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def tracked(
     from tasks.learning import record
 
     client = record.connect()
+    complete_records(client)
     name = str(flow_run.name or "run")
     tags = {**context(), **tags}
     run_id = find_unfinished(client)

@@ -62,7 +62,7 @@ def train_model(
     client, outbox, logger = record.connect(), record.Outbox(run_id), get_run_logger()
     checkpoints = Checkpoints(checkpoint_folder(given.checkpoint_url), run_id)
     trainer, batches = start_trainer(Features.from_dict(features), manifest, sources, given, statistics, checkpoints)
-    already = set(record.history(client, outbox, "mse")) if trainer.iteration else set()
+    already = record.histories(client, outbox, ["mse"])["mse"] if trainer.iteration else {}
     saver, progress = Saver(checkpoints, manifest, given.checkpoint_every), Progress(trainer.settings.iterations)
     began = time.perf_counter()
     with record.sending(client, outbox), saver:
@@ -75,7 +75,8 @@ def train_model(
     seconds = time.perf_counter() - began
     model = trainer.model()
     keep_weights(outbox, model.w, model.b, model.describe())
-    mse = list(record.history(client, outbox, "mse").values())
+    kept = record.histories(client, outbox, ["mse", *TIMES])
+    mse = list(kept["mse"].values())
     return {
         "weights": model.w.flatten().tolist(),
         "bias": model.b.item(),
@@ -85,7 +86,7 @@ def train_model(
         "rows": len(mse) * given.batch_size,
         "curve": {"first": mse[0], "last": mse[-1]},
         "seconds": seconds,
-        **{name: sum(record.history(client, outbox, name).values()) for name in TIMES},
+        **{name: sum(kept[name].values()) for name in TIMES},
     }
 
 

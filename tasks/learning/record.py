@@ -159,8 +159,14 @@ class Outbox:
         """Keep one step's metrics."""
         timestamp = time.time_ns() // 1_000_000
         line = json.dumps({"step": step, "timestamp": timestamp, "metrics": dict(metrics)}) + "\n"
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line)
+        try:
+            with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise TrackingError(
+                f"the record of run {self.run_id} cannot be kept in {self.path}: {error.strerror}; make room there, "
+                "then start again: the run goes on from its last checkpoint"
+            ) from error
         self.rows.extend((key, float(value), timestamp, step) for key, value in metrics.items())
 
     def file(self, path: str) -> Path:
@@ -236,16 +242,28 @@ def missing_rows(client: MlflowClient, run_id: str, rows: Sequence[tuple[str, fl
     return [row for row in rows if row not in stored]
 
 
-def history(client: MlflowClient, outbox: Outbox, key: str) -> dict[int, float]:
-    """A metric's value by step, from MLflow and from what is still in the outbox."""
-    with translated(f"the history of run {outbox.run_id} cannot be read"):
-        stored = {metric.step: metric.value for metric in client.get_metric_history(outbox.run_id, key)}
-    return dict(sorted((stored | {step: value for name, value, _, step in outbox.rows if name == key}).items()))
+def histories(client: MlflowClient, outbox: Outbox, keys: Sequence[str]) -> dict[str, dict[int, float]]:
+    """Metrics' values by step, from MLflow where it answers and from what is still in the outbox."""
+    stored: dict[str, dict[int, float]] = {key: {} for key in keys}
+    with suppress(TrackingError), translated(f"the history of run {outbox.run_id} cannot be read"):
+        for key in keys:
+            stored[key] = {metric.step: metric.value for metric in client.get_metric_history(outbox.run_id, key)}
+    for key, value, _, step in outbox.rows:
+        if key in stored:
+            stored[key][step] = value
+    return {key: dict(sorted(values.items())) for key, values in stored.items()}
 
 
-def complete_outbox(client: MlflowClient, outbox: Path, status: str) -> None:
-    """Send an outbox until MLflow has all of it, end its run, delete it; else TrackingError, and the outbox stays."""
-    run_id = outbox.name
+def complete_outbox(client: MlflowClient, outbox: Path, status: str | None = None) -> None:
+    """Send an outbox until MLflow has all of it, end its run, delete it; else TrackingError, and the outbox stays.
+
+    `status` is kept in the outbox for a later try; None is the one kept there, or KILLED where there is none.
+    """
+    run_id, kept = outbox.name, outbox / "status"
+    if status is None:
+        status = kept.read_text(encoding="utf-8") if kept.exists() else "KILLED"
+    else:
+        kept.write_text(status, encoding="utf-8")
     rows = read_metrics(outbox)
     with translated(f"record incomplete: what MLflow lacks of run {run_id} is kept in {outbox}"):
         missing = missing_rows(client, run_id, rows)
@@ -261,4 +279,4 @@ def complete_outbox(client: MlflowClient, outbox: Path, status: str) -> None:
         for key, value in json.loads(tags.read_text(encoding="utf-8")).items() if tags.exists() else ():
             client.set_tag(run_id, key, value)
         client.set_terminated(run_id, status)
-    shutil.rmtree(outbox)
+    shutil.rmtree(outbox, ignore_errors=True)  # another process may complete it too
