@@ -1,0 +1,241 @@
+"""The benchmarking flow on the real engine: what it leaves in MLflow and Prefect, and how it refuses."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+from flows.benchmarking import benchmark, check, find_sources
+from tasks.benchmark_report import judge, load_benchmark, write_report, write_unit
+from tasks.devices import PLANS, Figure
+from tasks.errors import ConfigurationError
+from tasks.hardware import describe_hardware, make_plan
+from tasks.learning import record
+from tasks.parameters import BenchmarkParameters
+
+GIVEN = {"mode": "quick", "device": "cpu", "time_budget": 8.0, "max_size": 2**5}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A working directory of its own with the default MLflow store, and a plan whose vectors and matrices are small."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PLANS, "quick", replace(PLANS["quick"], vector=2**12, products={"cpu": (16,)}))
+        patch.chdir(tmp_path_factory.mktemp("workplace"))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield Path.cwd()
+
+
+def find_run(state):
+    """The MLflow run that a flow run left."""
+    client = MlflowClient(tracking_uri=record.tracking_uri())
+    experiment = client.get_experiment_by_name("shardline").experiment_id
+    (run,) = client.search_runs([experiment], f"tags.`prefect.flow_run_id` = '{state.state_details.flow_run_id}'")
+    return run
+
+
+@pytest.fixture(scope="module")
+def streamed(prefect_api, workplace, generated):
+    """A finished run with shards: its state, its MLflow run, a client."""
+    state = benchmark(**GIVEN, shards=f"{generated}/csv/dev/part*.csv", return_state=True)
+    assert state.is_completed(), state.message
+    return state, find_run(state), MlflowClient(tracking_uri=record.tracking_uri())
+
+
+@pytest.fixture(scope="module")
+def compared(streamed):
+    """A finished run without shards, compared with the one that has them."""
+    state = benchmark(**GIVEN, against=streamed[1].info.run_id, return_state=True)
+    assert state.is_completed(), state.message
+    return state, find_run(state), streamed[2]
+
+
+def read_json(client, run, path):
+    return json.loads(Path(client.download_artifacts(run.info.run_id, path)).read_text(encoding="utf-8"))
+
+
+def read_artifacts(state):
+    """The Prefect artifacts of a flow run, by key."""
+    this_run = ArtifactFilterFlowRunId(any_=[state.state_details.flow_run_id])
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=this_run))
+    return {artifact.key: artifact for artifact in found}
+
+
+def test_the_steps_of_mlflows_metrics_are_the_sizes_logarithms(streamed):
+    _, run, client = streamed
+    history = client.get_metric_history(run.info.run_id, "add/cpu/float64/seconds")
+
+    assert sorted(metric.step for metric in history) == list(range(6))
+    assert all(metric.value > 0 for metric in history)
+
+
+def test_every_figure_carries_its_spread_and_whether_it_can_be_used(streamed):
+    _, run, client = streamed
+    rows = read_json(client, run, "benchmark.json")["figures"]
+
+    assert {row["name"] for row in rows} >= {"add", "copy", "triad", "matmul", "step", "fetch", "decode", "prepare"}
+    assert all(math.isfinite(row["spread"]) and row["noisy"] in (True, False) for row in rows)
+
+
+def test_predictions_stand_beside_what_was_measured(streamed):
+    _, run, client = streamed
+    predictions = read_json(client, run, "benchmark.json")["predictions"]
+
+    assert [(each["data"], each["device"]) for each in predictions] == [("streamed", "cpu"), ("resident", "cpu")]
+    assert all(each["seconds"] > 0 and each["measured"] > 0 and each["rows"] == 5_000 for each in predictions)
+    assert [stage["name"] for stage in predictions[0]["stages"]] == ["fetch", "receive", "decode", "prepare", "step"]
+
+
+def test_the_table_is_one_that_mlflow_shows_as_a_table(streamed):
+    _, run, client = streamed
+    table = client.load_table(run.info.experiment_id, "figures.json", run_ids=[run.info.run_id])
+
+    assert {"what", "device", "dtype", "size", "time", "spread", "usable", "rate"} <= set(table.columns)
+
+
+def test_plots_and_report_are_in_mlflow(streamed):
+    _, run, client = streamed
+    plots = {file.path for file in client.list_artifacts(run.info.run_id, "plots")}
+
+    assert plots == {f"plots/{name}.png" for name in ("times", "bandwidths", "products", "iterations")}
+    assert "A training step takes" in run.data.tags["mlflow.note.content"]
+    assert run.info.status == "FINISHED"
+
+
+def test_parameters_are_recorded_as_what_they_stood_for(streamed):
+    _, run, _ = streamed
+
+    assert run.data.params["mode"] == "quick"
+    assert run.data.params["max_size"] == "32"
+    assert run.data.params["time_budget"] == "8.0"
+
+
+def test_prefect_shows_report_and_figures(streamed):
+    artifacts = read_artifacts(streamed[0])
+
+    assert {"benchmark", "figures", "training-shards"} <= set(artifacts)
+    assert "data:image/png;base64," in artifacts["benchmark"].data
+    assert len(json.loads(artifacts["figures"].data)) > 12
+
+
+def test_what_no_shards_leave_out_is_said(compared):
+    left_out = read_json(compared[2], compared[1], "benchmark.json")["left_out"]
+
+    assert "The stream's rates, and iterations over it: no shards were named." in left_out
+
+
+def test_two_runs_are_compared_by_ratio(compared, streamed):
+    state, run, client = compared
+    table = read_json(client, run, "changes.json")
+    ours, theirs = (
+        {Figure.from_row(row).key: row for row in read_json(client, each, "benchmark.json")["figures"]}
+        for each in (run, streamed[1])
+    )
+    changes = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+
+    assert len(changes) == len(ours)
+    for change in changes:
+        key = (change["name"], change["device"], change["dtype"], change["size"])
+        assert change["ratio"] == pytest.approx(theirs[key]["seconds"] / ours[key]["seconds"])
+    assert "changes" in read_artifacts(state)
+    assert "plots/changes.png" in {file.path for file in client.list_artifacts(run.info.run_id, "plots")}
+
+
+@pytest.mark.usefixtures("workplace")
+def test_an_unknown_run_to_compare_with_is_refused():
+    with pytest.raises(ConfigurationError, match=r"against is 0{32}, .* give the run id of a finished benchmark"):
+        load_benchmark("0" * 32)
+
+
+def test_cuda_is_refused_where_there_is_none(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+    with pytest.raises(ConfigurationError, match="no CUDA device here: use device=auto"):
+        check(BenchmarkParameters(device="cuda"))
+
+
+def test_without_shards_or_bucket_nothing_is_looked_for(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BUCKET_ID", raising=False)
+
+    assert find_sources(BenchmarkParameters()) is None
+
+
+def test_the_descriptions_of_the_parameters_say_what_the_plans_do():
+    said = {name: field.description for name, field in BenchmarkParameters.model_fields.items()}
+
+    budgets = ", ".join(f"{PLANS[mode].budget}" for mode in ("quick", "standard"))
+    assert f"{budgets} or {PLANS['thorough'].budget}" in said["time_budget"]
+    assert PLANS["quick"].max_size == 2**22 and "2**22 in quick mode" in said["max_size"]
+    assert PLANS["standard"].max_size == PLANS["thorough"].max_size == 2**27 and "else 2**27" in said["max_size"]
+
+
+def test_a_given_size_and_budget_replace_the_plans():
+    plan = make_plan(BenchmarkParameters(mode="thorough", max_size=7, time_budget=3))
+
+    assert (plan.max_size, plan.budget, plan.patience) == (7, 3, PLANS["thorough"].patience)
+
+
+def test_the_description_is_a_step_for_other_flows(prefect_api):
+    from prefect import flow
+
+    state = flow(lambda: describe_hardware(), name="describing")(return_state=True)
+
+    assert state.result()["cpu"]["usable"] > 0
+    assert "**Processor**" in read_artifacts(state)["hardware"].data
+
+
+def make_measured(**predictions):
+    """What measuring a machine with one GPU would give, with these seconds by data_device."""
+    return {
+        "mode": "quick",
+        "seconds": 1.0,
+        "names": {"cpu": "C", "cuda:0": "G"},
+        "ratios": [],
+        "left_out": [],
+        "notes": [],
+        "predictions": [
+            {"data": data, "device": device, "rows": 8, "stages": [], "seconds": seconds, "bottleneck": "step",
+             "measured": None}
+            for key, seconds in predictions.items()
+            for data, device in [key.replace("cuda", "cuda:0").split("_")]
+        ],
+    }  # fmt: skip
+
+
+def test_the_verdict_sets_streamed_and_resident_iterations_side_by_side():
+    verdict = judge(make_measured(streamed_cpu=4.0, resident_cpu=1.0, streamed_cuda=2.0, resident_cuda=0.01))
+
+    assert verdict == (
+        "On G a training iteration should be 2 times as fast as on the CPU from streamed shards and "
+        "100 times as fast as on the CPU with the data kept on the device."
+    )
+
+
+def test_a_budget_too_small_for_the_step_gives_no_verdict():
+    assert "raise it" in judge(make_measured())
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(12.3456, "12.3 s"), (0.0123, "12.3 ms"), (4.56e-6, "4.56 µs"), (7e-10, "0.7 ns"), (3.35e12, "3.35 Ts")],
+)
+def test_numbers_are_written_with_three_digits_and_their_unit(value, text):
+    assert write_unit(value, "s") == text
+
+
+def test_a_noisy_figure_is_marked_in_the_report(streamed):
+    _, run, client = streamed
+    measured = read_json(client, run, "benchmark.json")
+    quiet = Figure.from_row(measured["figures"][0])
+    noisy = Figure(**{**vars(quiet), "name": "noisy_one", "low": quiet.seconds / 2, "high": quiet.seconds * 2})
+
+    text = write_report(measured, [noisy], [], None)
+
+    assert [line for line in text.splitlines() if line.startswith("| noisy one") and "**too noisy**" in line]
