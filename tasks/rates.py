@@ -57,13 +57,13 @@ def measure_stream(
     rows = min(BATCH_ROWS, manifest.rows)
     fetched, fetching, cpu_seconds = _time_fetching(manifest, sources, share)
     size, count = sum(map(len, fetched.values())), sum(shard.rows for shard in fetched)
-    decoding = _time_decoding(manifest, fetched, rows, share)
-    loop = _Loop(manifest, sources, given, rows)
-    preparing = loop.time_preparing(share)
+    decoding, batch = _time_decoding(manifest, fetched, rows, share)
+    loop = _Loop(manifest, sources, given, rows, batch)
+    preparing = loop.time_preparing(batch, share)
     figures = [
         _make_figure("fetch", "network", size, size, "B/s", fetching),
         _make_figure("decode", "cpu", count, count, "rows/s", decoding),
-        _make_figure("prepare", "cpu", rows, rows, "rows/s", preparing),
+        _make_figure("prepare", "cpu", len(batch), len(batch), "rows/s", preparing),
     ]
     iterations: dict[tuple[str, str], Timing] = {}
     for device in devices:
@@ -151,8 +151,8 @@ def _time_fetching(manifest: Manifest, sources: Sources, seconds: float) -> tupl
     return fetched, timing, max((time.process_time() - began) / next(passes), 1e-9)
 
 
-def _time_decoding(manifest: Manifest, fetched: dict[Shard, bytes], rows: int, seconds: float) -> Timing:
-    """Stream the sample's shards from local files, as they were fetched, again and again."""
+def _time_decoding(manifest: Manifest, fetched: dict[Shard, bytes], rows: int, seconds: float) -> tuple[Timing, Tensor]:
+    """Stream the sample's shards again and again from local files; return the timing, and a first batch."""
     from tasks.devices.timing import time_passes
     from tasks.streaming import Manifest, ObjectStorageDataset, Shard
 
@@ -164,15 +164,22 @@ def _time_decoding(manifest: Manifest, fetched: dict[Shard, bytes], rows: int, s
             # an ETag that is no MD5 is not compared: it was when the shard was fetched
             copies.append(Shard(path.as_uri(), shard.size, "copied", shard.rows))
         local = Manifest(tuple(copies), manifest.columns, header=manifest.header)
-        dataset = ObjectStorageDataset(local, batch_size=rows, epochs=1)
-        return time_passes(lambda: deque(dataset, maxlen=0), seconds)
+        dataset = ObjectStorageDataset(local, batch_size=min(rows, local.rows), epochs=1)
+        firsts: deque[Tensor] = deque(maxlen=1)
+
+        def decode_all() -> None:
+            batches = iter(dataset)
+            firsts.append(next(batches))
+            deque(batches, maxlen=0)
+
+        return time_passes(decode_all, seconds), firsts[0]
 
 
 class _Loop:
     """The training loop as the default preset runs it, over the stream and over batches that stay on the device."""
 
-    def __init__(self, manifest: Manifest, sources: Sources, given: Shards, rows: int) -> None:
-        from tasks.learning.features import Features
+    def __init__(self, manifest: Manifest, sources: Sources, given: Shards, rows: int, batch: Tensor) -> None:
+        from tasks.learning.features import Features, Scaling
 
         self.manifest, self.sources, self.rows = manifest, sources, rows
         self.features = Features.choose(
@@ -182,6 +189,13 @@ class _Loop:
             derive=PRESETS["default"].derive,
             skip_missing=True,
         )
+        self.scaling = Scaling.of(self.features.of(batch))
+
+    def time_preparing(self, batch: Tensor, seconds: float) -> Timing:
+        """Time deriving and standardising the features of a batch."""
+        from tasks.devices.timing import time_passes
+
+        return time_passes(lambda: self.scaling.apply(self.features.of(batch)), seconds)
 
     def open(self) -> Generator[Tensor, None, None]:
         """Yield the endless stream of [rows, columns] batches."""
@@ -189,16 +203,6 @@ class _Loop:
 
         options = self.sources.storage_options(self.manifest.shards[0].uri)
         yield from ObjectStorageDataset(self.manifest, batch_size=self.rows, storage_options=options)
-
-    def time_preparing(self, seconds: float) -> Timing:
-        """Time deriving and standardising the features of one batch."""
-        from tasks.devices.timing import time_passes
-        from tasks.learning.features import Scaling
-
-        with closing(self.open()) as stream:
-            batch = next(stream)
-        self.scaling = Scaling.of(self.features.of(batch))
-        return time_passes(lambda: self.scaling.apply(self.features.of(batch)), seconds)
 
     def time_iterations(self, device: str, seconds: float) -> tuple[Timing, Timing]:
         """Time whole iterations: streamed, and over the stream's first batches kept on the device."""
