@@ -27,6 +27,8 @@ from deployments.servers import (
 )
 from tasks.errors import ShardlineError
 
+MLFLOW_START = "/#/experiments?workflowType=machine_learning"  # without it MLflow shows its pages for chat agents
+
 
 def serve() -> int:
     """Serve what is not served already, print both addresses, and wait until told to stop; the exit code."""
@@ -66,12 +68,12 @@ def _default_store() -> str:
 
 
 def _show(pages: Pages, prefect_port: int | None = None, mlflow_port: int | None = None) -> None:
-    for name, url, port in (
-        ("Prefect", pages.prefect_api.removesuffix("/api"), prefect_port),
-        ("MLflow", pages.mlflow, mlflow_port),
+    for name, url, path, port in (
+        ("Prefect", pages.prefect_api.removesuffix("/api"), "/runs", prefect_port),
+        ("MLflow", pages.mlflow, MLFLOW_START, mlflow_port),
     ):
         taken = port is not None and urlsplit(url).port != port
-        say(f"{name + ':':<9}{url}{f'  (port {port} is taken)' if taken else ''}")
+        say(f"{name + ':':<9}{url}{path}{f'  (port {port} is taken)' if taken else ''}")
 
 
 def _wait(children: Children) -> int:

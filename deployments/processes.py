@@ -23,12 +23,14 @@ from tasks.errors import ConfigurationError
 LOOPBACK = "127.0.0.1"
 WATCHDOG = Path(__file__).with_name("watchdog.py")
 
-# What keeps Prefect, MLflow and whatever honours DO_NOT_TRACK from calling home; MLflow wants the literal "true".
+# What keeps Prefect, MLflow and whatever honours DO_NOT_TRACK from calling home; MLflow wants the literal "true", and
+# Prefect's V2 pages ask amplitude.com for settings whatever the analytics are set to, so the V1 pages come up first.
 QUIET_ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_SERVER_UI_V2_ENABLED": "false",
 }
 
 

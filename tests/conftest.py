@@ -5,9 +5,11 @@ started when a test first asks for them, once a session.
 """
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,9 +19,25 @@ from deployments.processes import Children, quiet_environment
 from deployments.servers import start_prefect
 from deployments.standin import StandIn
 
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+
 ROWS = 5_000  # of the development set in the stand-in; the test set has a tenth
 DCTAXI = Path(__file__).parents[2] / "shared" / "data" / "dctaxi"
 FOREIGN_PREFIXES = ("AWS_", "PREFECT_", "MLFLOW_", "BUCKET_ID", "RANK", "WORLD_SIZE")
+
+BROWSER_SWITCHES = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--no-proxy-server",
+)
 
 # Before anything imports Prefect: no profile, server, credential or proxy of whoever runs the tests may reach them.
 for name in [name for name in os.environ if name.startswith(FOREIGN_PREFIXES)]:
@@ -79,6 +97,29 @@ def dctaxi() -> Path:
     if not DCTAXI.is_dir():
         pytest.skip("the 298 real rows (../shared/data/dctaxi) are not at hand")
     return DCTAXI
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Chrome]":
+    """A headless Chromium at laptop size, with a fresh profile, that finds loopback and nothing else."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("no Chromium here: the packages chromium and chromium-driver have it")
+    from selenium.webdriver import Chrome, ChromeOptions
+    from selenium.webdriver.chrome.service import Service
+
+    options = ChromeOptions()
+    options.binary_location = chromium
+    for switch in BROWSER_SWITCHES:
+        options.add_argument(switch)
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})  # every request, for tests to look at
+    with Chrome(options=options, service=Service(driver)) as running:
+        running.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": 1366, "height": 768, "deviceScaleFactor": 1, "mobile": False},
+        )
+        yield running
 
 
 @pytest.fixture(scope="session")
