@@ -30,10 +30,10 @@ verify = task(name="verify credentials", cache_policy=NO_CACHE)(verify_credentia
 
 
 def name_run() -> str:
-    """A name that says what is trained on what: `default · 50 × 1048576 · s3://…/csv/dev`."""
+    """A name that says what is trained on what: `default · csv/dev · 50 × 1048576`."""
     given = TrainingParameters(**flow_run.parameters)
-    where = resolve_sources(given).shards.rpartition("/")[0]
-    return f"{given.preset} · {given.resolved().iterations} × {given.batch_size} · {where}"
+    where = "/".join(resolve_sources(given).shards.split("/")[-3:-1])
+    return f"{given.preset} · {where} · {given.resolved().iterations} × {given.batch_size}"
 
 
 @flow(name="training", flow_run_name=name_run)
