@@ -20,6 +20,7 @@ from tasks.errors import ConfigurationError
 
 ROOT = Path(__file__).parents[1]
 BUCKET_ID = "0123456789abcdef" * 2
+NOWHERE = "http://127.0.0.1:9/api"
 LINE = "No BUCKET_ID, no AWS credentials, no shards: this runs on a stand-in for AWS, with generated taxi trips."
 SHOW_ENVIRONMENT = "import json, os; print(json.dumps(dict(os.environ)))"
 # Says that it is ready and, when told to end, whether the stand-in still answers.
@@ -45,14 +46,14 @@ def python(program: str) -> list[str]:
 
 def run(command: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run it in an empty folder, on a Prefect API that is configured, so that no server is started, and not there."""
-    given = {**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_API_URL": "http://127.0.0.1:9/api", **environment}
+    given = {**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_API_URL": NOWHERE, **environment}
     return subprocess.run(
         command, cwd=folder, env=given, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120
     )
 
 
 def start(command: list[str], folder: Path) -> "subprocess.Popen[str]":
-    given = {**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    given = {**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_API_URL": NOWHERE}
     return subprocess.Popen(
         command,
         cwd=folder,
@@ -192,6 +193,34 @@ def test_signals_reach_the_command_and_the_stand_in_outlives_it(tmp_path, number
         assert line_of(process) == "123456789012"
         assert process.wait(60) == 40 + number
     assert not answers(f"{endpoint}/moto-api/data.json")
+
+
+def test_ctrl_c_in_a_terminal_reaches_the_command_once(tmp_path):
+    program = """
+import signal, threading
+told = []
+signal.signal(signal.SIGINT, lambda number, _: told.append(number))
+print("ready", flush=True)
+while not told: threading.Event().wait(0.05)
+threading.Event().wait(1)
+print(f"told {len(told)} times", flush=True)
+"""
+    in_a_terminal = [sys.executable, "-c", "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)"]
+    given = {**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_API_URL": NOWHERE, "BUCKET_ID": BUCKET_ID}
+    with subprocess.Popen(
+        [*in_a_terminal, *local(*python(program))],
+        cwd=tmp_path,
+        env=given,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline().strip() == b"ready"
+        process.stdin.write(b"\x03")
+        process.stdin.flush()
+        assert b"told 1 times" in process.stdout.read()
+        assert process.wait(30) == 0
 
 
 def test_killed_it_leaves_neither_stand_in_nor_command(tmp_path):
