@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import logging
 import sys
 from collections.abc import Callable, Sequence
+from functools import wraps
 from types import NoneType
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, cast, get_args, get_origin
 
 from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -38,13 +40,26 @@ def parameters(model: type[Parameters]) -> Callable[[Function], Function]:
             )
             for name, field in model.model_fields.items()
         ]
-        function.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
-        function.__annotations__ = {each.name: each.annotation for each in signature}
+
+        @wraps(function)
+        def flow(**given: Any) -> Any:
+            logging.getLogger("prefect.flow_runs").addFilter(without_traceback)
+            return function(**given)
+
         described = "\n".join(f"    {name}: {field.description}" for name, field in model.model_fields.items())
-        function.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nArgs:\n{described}\n"
-        return function
+        flow.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
+        flow.__annotations__ = {each.name: each.annotation for each in signature}
+        flow.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nArgs:\n{described}\n"
+        return cast(Function, flow)
 
     return sign
+
+
+def without_traceback(record: logging.LogRecord) -> bool:
+    """Take the traceback off the log record of an error whose message says all that a reader needs."""
+    if record.exc_info and isinstance(record.exc_info[1], ShardlineError):
+        record.exc_info = None
+    return True
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -140,5 +155,6 @@ def run(
     state = flow(**given.model_dump(), return_state=True)
     if state.is_completed():
         sys.exit(0)
-    print(f"{prog}: {state.message or state.name}", file=sys.stderr)
+    failure = state.result(raise_on_failure=False)
+    print(f"{prog}: {failure if isinstance(failure, ShardlineError) else state.message or state.name}", file=sys.stderr)
     sys.exit(1)
