@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -351,7 +352,7 @@ def test_a_python_that_will_not_do_is_one_line(tmp_path, script, message):
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
     wrapper = tmp_path / "python"
-    wrapper.write_text(f"#!/bin/sh\n{script.format(python=sys.executable)}\n")
+    wrapper.write_text(f"#!/bin/sh\n{script.format(python=shlex.quote(sys.executable))}\n")
     wrapper.chmod(0o755)
     done = subprocess.run(["make", "train", f"PYTHON={wrapper}"], cwd=tmp_path, capture_output=True, text=True)
     major, minor = sys.version_info[:2]
