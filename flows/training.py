@@ -19,6 +19,7 @@ from tasks.credentials import Identity, verify_credentials
 from tasks.evaluation import evaluate_model
 from tasks.hardware import describe_hardware
 from tasks.parameters import MODEL_PARAMETERS, TrainingParameters
+from tasks.repeating import check_same_data, repeat_parameters
 from tasks.reporting import report_run
 from tasks.resuming import FINGERPRINT, KEY, checkpoint_folder, discard_checkpoints, find_unfinished, settings_key
 from tasks.settings import Sources, resolve_sources
@@ -32,6 +33,8 @@ verify = task(name="verify credentials", cache_policy=NO_CACHE)(verify_credentia
 def name_run() -> str:
     """A name that says what is trained on what: `default · csv/dev · 50 × 1048576`."""
     given = TrainingParameters(**flow_run.parameters)
+    if given.like:
+        return f"like {given.like[:8]}"
     where = "/".join(resolve_sources(given).shards.split("/")[-3:-1])
     return f"{given.preset} · {where} · {given.resolved().iterations} × {given.batch_size}"
 
@@ -41,6 +44,7 @@ def name_run() -> str:
 def train(**parameters: Any) -> str:
     """Train a linear model on CSV shards in object storage, and say what it is worth."""
     given = TrainingParameters(**parameters)
+    given = repeat_parameters(given) if given.like else given
     sources = resolve_sources(given)
     identity = verify(
         uris=sources.uris,
@@ -53,6 +57,7 @@ def train(**parameters: Any) -> str:
     located = locate_shards(sources, given)
     manifest, statistics = located["manifest"], located["statistics"]
     test_manifest = locate_shards(sources, given, role="test")["manifest"] if sources.test_shards else None
+    check_same_data(given, manifest)
     preview = preview_batch(manifest, sources, given, statistics)
     features = choose_features(manifest, given)
     hardware = describe_hardware()
@@ -143,4 +148,4 @@ def summarise(verdict: str, mlflow_run: Run) -> str:
 
 
 if __name__ == "__main__":
-    run(train, TrainingParameters, "flows.training", resolve_sources)
+    run(train, TrainingParameters, "flows.training", check=lambda given: given.like or resolve_sources(given))

@@ -217,6 +217,12 @@ class Resuming(Parameters):
         description="auto: go on with an unfinished run of the same settings and data; never: start anew; "
         "or the id of the MLflow run to go on with.",
     )
+    like: str | None = Field(
+        None,
+        pattern="^[0-9a-f]{32}$",
+        description="MLflow run id whose parameters are taken where none other than the default is given here; "
+        "refused where its data has changed.",
+    )
 
 
 class Tracking(Parameters):

@@ -36,6 +36,7 @@ NEUTRAL = (
     "checkpoint_url",
     "checkpoint_every",
     "resume",
+    "like",
     "experiment",
 )
 

@@ -192,6 +192,21 @@ def test_prefect_shows_the_artifacts_in_reading_order(default_run):
     assert keys == ["identity", "training-shards", "test-shards", "preview", "hardware", "progress", "slices", "report"]
 
 
+def test_a_run_can_be_repeated_by_its_id(default_run, aws):
+    _, client, first = default_run
+    state, _, again = run_flow(like=first.info.run_id)
+    assert state.is_completed(), state.message
+    assert curve(client, again) == curve(client, first)
+    assert again.data.params["batch_size"] == "2048"
+
+
+def test_repeating_a_run_is_refused_where_the_data_has_changed(default_run, aws):
+    state, _, run = run_flow(like=default_run[2].info.run_id, max_shards=1)
+    assert state.is_failed()
+    assert f"like names run {default_run[2].info.run_id}, whose shards had the fingerprint" in state.message
+    assert run is None
+
+
 def test_nothing_is_left_in_the_outbox(default_run, workplace):
     assert list((workplace / ".shardline" / "outbox").iterdir()) == []
 

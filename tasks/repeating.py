@@ -1,0 +1,63 @@
+"""A run started with the parameters of an earlier one: `--like RUN_ID`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin
+
+from prefect.logging import get_run_logger
+
+from tasks.errors import ConfigurationError
+from tasks.parameters import TrainingParameters
+from tasks.resuming import FINGERPRINT
+from tasks.tracking import code
+
+OWN = ("like", "resume", "experiment", "bucket_id")  # the shards that a bucket_id stood for are recorded themselves
+
+
+def repeat_parameters(given: TrainingParameters) -> TrainingParameters:
+    """The parameters of the run that `like` names; those given here with another value than their default win.
+
+    Raises ConfigurationError for a run that MLflow does not know or that was not a training run.
+    """
+    from mlflow.exceptions import MlflowException
+
+    from tasks.learning.record import connect
+
+    try:
+        run = connect().get_run(str(given.like))
+    except MlflowException as error:
+        raise ConfigurationError(f"like names run {given.like}, which MLflow does not know") from error
+    if run.data.tags.get("shardline.flow") != "training":
+        raise ConfigurationError(f"like names run {given.like}, which is not a training run")
+    fields = TrainingParameters.model_fields
+    kept = {name: _read(name, text) for name, text in run.data.params.items() if name in fields and name not in OWN}
+    changed = {name: value for name, value in given.model_dump().items() if value != fields[name].default}
+    if given.bucket_id:
+        kept |= {"shards": None, "test_shards": None}
+    here, there = code().get("mlflow.source.git.commit"), run.data.tags.get("mlflow.source.git.commit")
+    if here != there:
+        get_run_logger().warning("Run %s was made by the code of commit %s; this is %s", given.like, there, here)
+    return TrainingParameters(**(kept | changed))
+
+
+def _read(name: str, text: str) -> Any:
+    """A recorded parameter's value: null, text where the parameter is text (an account's digits too), else JSON."""
+    annotation = TrainingParameters.model_fields[name].annotation
+    is_text = str in (annotation, *get_args(annotation)) or get_origin(annotation) is Literal
+    return text if is_text and text != "null" else json.loads(text)
+
+
+def check_same_data(given: TrainingParameters, manifest: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError where the shards are not those of the run that `like` names."""
+    if not given.like:
+        return
+    from tasks.learning.record import connect
+
+    there = connect().get_run(given.like).data.tags.get(FINGERPRINT)
+    if there != manifest["fingerprint"]:
+        raise ConfigurationError(
+            f"like names run {given.like}, whose shards had the fingerprint {there}; these have "
+            f"{manifest['fingerprint']}: the data has changed. Give the parameters themselves to train on it"
+        )
