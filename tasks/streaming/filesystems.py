@@ -113,6 +113,9 @@ class _FileBody:
             )
         return data
 
+    def limit(self, seconds: float) -> None:
+        """Left to the filesystem."""
+
     def close(self) -> None:
         self._file.close()
 

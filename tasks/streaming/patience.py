@@ -48,10 +48,14 @@ class Patience:
 
 
 class Attempts:
-    """Attempts at one thing, until its deadline: `again(error)` pauses before the next one, or raises TransferError."""
+    """Attempts at one thing: `again(error)` pauses before the next one, or raises TransferError.
 
-    def __init__(self, what: str, seconds: float, stop: threading.Event | None = None) -> None:
+    None is begun that could end after the deadline, should it bring nothing for `stall` seconds.
+    """
+
+    def __init__(self, what: str, seconds: float, stall: float, stop: threading.Event | None = None) -> None:
         self.what = what
+        self.stall = stall
         self.seconds = seconds
         self.ends = time.monotonic() + seconds
         self.failed = 0
@@ -70,7 +74,7 @@ class Attempts:
         self.failed += 1
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self._in_row) * random.uniform(0.5, 1.0)
         self._in_row += 1
-        if pause >= self.left:
+        if pause + self.stall >= self.left:
             raise TransferError(
                 f"{self.what}: gave up after {self.failed} failed attempts, {self.seconds:.0f} s being allowed; "
                 f"the last one: {error}. Check the network and the store, or allow more with deadline_seconds."
@@ -81,7 +85,7 @@ class Attempts:
 
 def persist(what: str, patience: Patience, call: Callable[[], T], stop: threading.Event | None = None) -> T:
     """`call()`, again and again while it raises PassingError, until the deadline; then TransferError."""
-    attempts = Attempts(what, patience.deadline_seconds, stop)
+    attempts = Attempts(what, patience.deadline_seconds, patience.stall_seconds, stop)
     while True:
         try:
             return call()

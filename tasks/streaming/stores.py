@@ -29,6 +29,9 @@ class Body(Protocol):
     def read(self, most: int) -> bytes:
         """Up to `most` bytes, as soon as there are any; b"" at the end. Raises PassingError."""
 
+    def limit(self, seconds: float) -> None:
+        """From now on a `read` waits so long at most."""
+
     def close(self) -> None: ...
 
 

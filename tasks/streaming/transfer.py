@@ -32,7 +32,7 @@ def read_object(
     """
     end = listed.size if end is None else min(end, listed.size)
     whole = (begin, end) == (0, listed.size)
-    attempts = Attempts(listed.uri, patience.seconds_for(end - begin), stop)
+    attempts = Attempts(listed.uri, patience.seconds_for(end - begin), patience.stall_seconds, stop)
     digest = hashlib.md5(usedforsecurity=False)
     expected: str | None = None
     offset = begin
@@ -67,6 +67,8 @@ def _drain(
     while length:
         if stop is not None and stop.is_set():
             raise ClosedError
+        if attempts.left < patience.stall_seconds:
+            body.limit(max(0.01, attempts.left))
         began = time.monotonic()
         data = body.read(min(READ_SIZE, length))
         waited += time.monotonic() - began
