@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 VERSIONS_OF = ("prefect", "torch", "mlflow", "s3fs", "boto3", "pyarrow", "numpy")
+MOST_DATASET_NAME, MOST_DATASET_DIGEST = 500, 36  # MLflow's own limits
 LOCAL_MLFLOW_PAGES = "http://127.0.0.1:5000"  # where `make ui` serves a store that has no server of its own
 
 
@@ -76,12 +78,42 @@ def tracked(
     record.complete_outbox(client, outbox.path, "FINISHED")
 
 
+def note_data(run_id: str, data: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
+    """Put a run's data sets into its outbox, as MLflow's dataset inputs: {context: (glob, manifest)}; nothing is read.
+
+    The digest is the fingerprint, cut to the 36 characters that MLflow keeps; the profile has all of it.
+    """
+    from tasks.learning.record import INPUTS, Outbox
+
+    entries = [
+        {"context": context, "dataset": describe_dataset(uri, manifest)} for context, (uri, manifest) in data.items()
+    ]
+    (Outbox(run_id).path / INPUTS).write_text(json.dumps(entries), encoding="utf-8")
+
+
+def describe_dataset(uri: str, manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The shards of a manifest in the words of MLflow's Dataset."""
+    scheme = urlsplit(uri).scheme
+    kind = {"": "local", "file": "local", "https": "http", "s3a": "s3"}.get(scheme, scheme)
+    columns = [{"type": "double", "name": name, "required": True} for name in manifest["columns"]]
+    facts = {"num_rows": manifest["rows"], "num_shards": len(manifest["shards"]), "bytes": manifest["size"]}
+    return {
+        "name": uri[:MOST_DATASET_NAME],
+        "digest": manifest["fingerprint"][:MOST_DATASET_DIGEST],
+        "source_type": kind,
+        "source": json.dumps({"url" if kind == "http" else "uri": uri}),
+        "schema": json.dumps({"mlflow_colspec": columns}),
+        "profile": json.dumps({**facts, "fingerprint": manifest["fingerprint"]}),
+    }
+
+
 def page_of(uri: str, experiment_id: str, run_id: str) -> str:
     """The address of a run's page: on the tracking server, else where `make ui` serves the local store."""
     from tasks.learning.record import shown
 
     base = shown(uri).rstrip("/") if urlsplit(uri).scheme in ("http", "https") else LOCAL_MLFLOW_PAGES
-    return f"{base}/#/experiments/{experiment_id}/runs/{run_id}"
+    # without the workflow type MLflow opens its pages for language models, which are empty for such a run
+    return f"{base}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
 def context() -> dict[str, str]:

@@ -29,11 +29,17 @@ SEND_EVERY_SECONDS = 5.0
 MOST_METRICS_A_BATCH = 1000  # MLflow's own limit for log_batch
 MOST_PARAMETER_CHARACTERS = 6000  # MLflow's own limit
 REACHABLE_WITHIN_SECONDS = 20.0
+REGISTRATION, INPUTS = "registration.json", "inputs.json"  # in an outbox, where there is a model or data to record
 
 
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI where it is set, else a SQLite store under .shardline/ in the working directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(STATE / 'mlflow.db').absolute()}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or local_store()
+
+
+def local_store() -> str:
+    """The store that is used where no other is configured."""
+    return f"sqlite:///{(STATE / 'mlflow.db').absolute()}"
 
 
 def connect() -> MlflowClient:
@@ -49,7 +55,6 @@ def connect() -> MlflowClient:
         STATE.mkdir(parents=True, exist_ok=True)
     import mlflow
 
-    mlflow.set_tracking_uri(uri)
     client = mlflow.MlflowClient(tracking_uri=uri)
     with translated(f"the MLflow store at {shown(uri)} does not answer"):
         client.search_experiments(max_results=1)
@@ -104,7 +109,7 @@ def find_experiment(client: MlflowClient, name: str) -> str:
         client.restore_experiment(existing.experiment_id)
     if existing:
         return str(existing.experiment_id)
-    ours = not os.environ.get("MLFLOW_TRACKING_URI")
+    ours = client.tracking_uri == local_store()  # any other store knows where its artifacts belong
     location = (STATE / "mlartifacts" / name.replace("/", "-")).absolute().as_uri() if ours else None
     try:
         return str(client.create_experiment(name, artifact_location=location))
@@ -278,5 +283,58 @@ def complete_outbox(client: MlflowClient, outbox: Path, status: str | None = Non
         tags = outbox / "tags.json"
         for key, value in json.loads(tags.read_text(encoding="utf-8")).items() if tags.exists() else ():
             client.set_tag(run_id, key, value)
+        log_inputs(client, run_id, outbox / INPUTS)
+        if status == "FINISHED":
+            register(client, run_id, outbox / REGISTRATION)
         client.set_terminated(run_id, status)
     shutil.rmtree(outbox, ignore_errors=True)  # another process may complete it too
+
+
+def log_inputs(client: MlflowClient, run_id: str, path: Path) -> None:
+    """Log a run's data sets: a list of {context, dataset}, the latter with the fields of mlflow.entities.Dataset."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    inputs = [
+        DatasetInput(Dataset(**entry["dataset"]), [InputTag("mlflow.data.context", entry["context"])])
+        for entry in entries
+    ]
+    if inputs:
+        client.log_inputs(run_id, inputs)
+
+
+def register(client: MlflowClient, run_id: str, path: Path) -> None:
+    """Register a run's model as its plan says: {name, description, tags, wins, against}; done before, it is kept.
+
+    It becomes `challenger`, and where it won `champion` too, unless another than it won `against` became that since.
+    """
+    if not path.exists():
+        return
+    plan = json.loads(path.read_text(encoding="utf-8"))
+    name = plan["name"]
+    ensure_registered(client, name)
+    found = [each for each in client.search_model_versions(f"run_id = '{run_id}'") if each.name == name]
+    source = f"{client.get_run(run_id).info.artifact_uri}/model"
+    made = found[0] if found else client.create_model_version(name, source, run_id, plan["tags"])
+    version = str(made.version)
+    client.update_model_version(name, version, plan["description"])
+    client.set_registered_model_alias(name, "challenger", version)
+    client.set_tag(run_id, "shardline.model", f"models:/{name}/{version}")
+    champion = client.get_registered_model(name).aliases.get("champion")
+    if plan["wins"] and str(champion) in (str(plan["against"]), version):
+        client.set_registered_model_alias(name, "champion", version)
+    elif plan["wins"]:
+        changed = f"The model stays challenger: version {champion} became champion while it was held against another."
+        client.set_model_version_tag(name, version, "shardline.gate", changed)
+        client.set_tag(run_id, "shardline.gate", changed)
+
+
+def ensure_registered(client: MlflowClient, name: str) -> None:
+    """Make the registered model of this name where it is not there."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
