@@ -197,46 +197,58 @@ class _Loop:
 
         return time_passes(lambda: self.scaling.apply(self.features.of(batch)), seconds)
 
-    def open(self) -> Generator[Tensor, None, None]:
-        """Yield the endless stream of [rows, columns] batches."""
-        from tasks.streaming import ObjectStorageDataset
-
-        options = self.sources.storage_options(self.manifest.shards[0].uri)
-        yield from ObjectStorageDataset(self.manifest, batch_size=self.rows, storage_options=options)
-
     def time_iterations(self, device: str, seconds: float) -> tuple[Timing, Timing]:
-        """Time whole iterations: streamed, and over the stream's first batches kept on the device."""
+        """Time whole iterations: over first passes of the stream, and over its first batches kept on the device.
+
+        Later passes of one stream are no measure: it holds on to decoded shards as far as memory allows.
+        """
+        from tasks.devices.timing import cut_blocks, summarise
+
+        kept: list[Any] = []
+        passes: list[list[tuple[float, int]]] = []
+        began = time.perf_counter()
+        while not passes or time.perf_counter() - began < seconds:
+            with closing(self._prepare(device, kept)) as batches:
+                passes.append(self._run(batches, device, -(-self.manifest.rows // self.rows), seconds))
+        resident = self._run(itertools.cycle(kept), device, 10**9, seconds)[1:]
+        samples = passes if len(passes) > 1 else cut_blocks(passes[0])
+        return summarise([self._average(sample) for sample in samples]), summarise(
+            [self._average([iteration]) for iteration in resident]
+        )
+
+    def _average(self, iterations: list[tuple[float, int]]) -> float:
+        """Return the seconds that a whole batch takes, from iterations of which the last may be short."""
+        return self.rows * sum(seconds for seconds, _ in iterations) / sum(rows for _, rows in iterations)
+
+    def _prepare(self, device: str, kept: list[Any]) -> Generator[Any, None, None]:
+        """Yield the batches of one pass, prepared on the device, and keep the first ones."""
         import torch
 
-        from tasks.devices.timing import summarise, summarise_stream
         from tasks.learning.batches import Preparation
+        from tasks.streaming import ObjectStorageDataset
 
-        there = torch.device(device)
+        there, options = torch.device(device), self.sources.storage_options(self.manifest.shards[0].uri)
         preparation = Preparation(features=self.features, scaling=self.scaling, dtype=torch.float64, device=there)
-        kept: list[Any] = []
+        dataset = ObjectStorageDataset(self.manifest, batch_size=self.rows, epochs=1, storage_options=options)
+        with closing(dataset.batches()) as stream:  # type: ignore[type-var]
+            for batch in preparation.stream(each.tensor for each in stream):
+                if len(kept) < KEPT_BATCHES:
+                    kept.append(batch)
+                yield batch
 
-        def keep_some() -> Generator[Any, None, None]:
-            with closing(self.open()) as stream:
-                for batch in preparation.stream(stream):
-                    if len(kept) < KEPT_BATCHES:
-                        kept.append(batch)
-                    yield batch
+    def _run(self, batches: Iterator[Any], device: str, iterations: int, seconds: float) -> list[tuple[float, int]]:
+        """Train until the iterations or, after some, the seconds are used up; return each one's seconds and rows."""
+        import torch
 
-        with closing(keep_some()) as batches:
-            streamed = self._run(batches, there, seconds)
-        return summarise_stream(streamed), summarise(self._run(itertools.cycle(kept), there, seconds))
-
-    def _run(self, batches: Iterator[Any], device: Any, seconds: float) -> list[float]:
-        """Train until the time is up; return the iterations' seconds but the first's, which waits for everything."""
         from tasks.learning.loop import Settings, Trainer, train
 
-        settings = Settings(iterations=10**9, learning_rate=None, gradient_norm=0.0, seed=0)
-        times: list[float] = []
+        settings = Settings(iterations=iterations, learning_rate=0.01, gradient_norm=0.0, seed=0)
+        times: list[tuple[float, int]] = []
         began = before = time.perf_counter()
-        for _ in train(Trainer(self.features, self.scaling, settings, device), batches):
+        for iteration in train(Trainer(self.features, self.scaling, settings, torch.device(device)), batches):
             now = time.perf_counter()
-            times.append(now - before)
+            times.append((now - before, iteration.rows))
             before = now
             if now - began > seconds and len(times) >= FEWEST_ITERATIONS:
-                return times[1:]
-        raise AssertionError("an endless stream ended")
+                break
+        return times

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from statistics import quantiles
+from typing import TypeVar
 
 Kernel = Callable[[], object]
 Clock = Callable[[], float]
+Iteration = TypeVar("Iteration")
 
 NOISY_SPREAD = 0.1  # torch.utils.benchmark's own bound, from which it warns of fluctuations
 FEWEST_SAMPLES = 4  # fewer have no quartiles
@@ -111,11 +113,10 @@ def time_passes(kernel: Kernel, seconds: float, clock: Clock = time.perf_counter
     return summarise(times)
 
 
-def summarise_stream(times: list[float], blocks: int = 5) -> Timing:
-    """Summarise iterations that come in bursts, as a shard's batches do: samples are means of consecutive blocks."""
-    length = max(1, len(times) // blocks)
-    means = [sum(times[start : start + length]) / length for start in range(0, len(times) - length + 1, length)]
-    return summarise(means, calls=length)
+def cut_blocks(iterations: list[Iteration], blocks: int = 5) -> list[list[Iteration]]:
+    """Cut iterations into consecutive blocks, whose means are the samples of a stream: its batches come in bursts."""
+    length = max(1, len(iterations) // blocks)
+    return [iterations[start : start + length] for start in range(0, len(iterations) - length + 1, length)]
 
 
 def summarise(times: list[float], calls: int = 1, preempted: bool = False) -> Timing:
