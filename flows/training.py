@@ -1,4 +1,4 @@
-"""The main job: verify → locate → preview → train → evaluate → report. `python -m flows.training --help` shows all.
+"""The main job: verify → locate → preview → train → evaluate → register → report; see `python -m flows.training --help`.
 
 The flow's parameters are those of `tasks.parameters.TrainingParameters`; each step's policy is in its module in tasks/.
 """
@@ -19,12 +19,15 @@ from tasks.credentials import Identity, verify_credentials
 from tasks.evaluation import evaluate_model
 from tasks.hardware import describe_hardware
 from tasks.parameters import MODEL_PARAMETERS, TrainingParameters
+from tasks.registering import register_model
 from tasks.repeating import check_same_data, repeat_parameters
 from tasks.reporting import report_run
 from tasks.resuming import FINGERPRINT, KEY, checkpoint_folder, discard_checkpoints, find_unfinished, settings_key
 from tasks.settings import Sources, resolve_sources
 from tasks.shards import locate_shards, preview_batch
-from tasks.tracking import Run, page_in_prefect, tracked
+from tasks.solving import solve_model
+from tasks.splitting import split_rows
+from tasks.tracking import Run, note_data, page_in_prefect, tracked
 from tasks.training import train_model
 
 verify = task(name="verify credentials", cache_policy=NO_CACHE)(verify_credentials)
@@ -55,8 +58,11 @@ def train(**parameters: Any) -> str:
     )
     sources = replace(sources, owner=given.bucket_owner or identity.account)
     located = locate_shards(sources, given)
-    manifest, statistics = located["manifest"], located["statistics"]
-    test_manifest = locate_shards(sources, given, role="test")["manifest"] if sources.test_shards else None
+    manifest = located["manifest"]
+    test_manifest = locate_test_shards(sources, given, manifest["columns"]) if sources.test_shards else None
+    manifest, test_manifest, kind, judged_on = split_rows(manifest, test_manifest, given.preset)
+    statistics = {} if kind == "held-out" else located["statistics"]  # they are of the rows held out, too
+    get_run_logger().info("The model will be judged on %s", judged_on)
     check_same_data(given, manifest)
     preview = preview_batch(manifest, sources, given, statistics)
     features = choose_features(manifest, given)
@@ -69,16 +75,37 @@ def train(**parameters: Any) -> str:
         manifest=manifest,
         checkpoint_url=checkpoint_folder(given.checkpoint_url),
     )
-    with tracked(given.experiment, settings, tags_of(identity, manifest, settings), find) as mlflow_run:
-        trained = train_model(manifest, features, sources, given, mlflow_run.run_id, statistics)
-        evaluation = evaluate_model(manifest, test_manifest, features, trained, sources, given, mlflow_run.run_id)
-        report_run(
-            mlflow_run, facts_of(sources, identity, manifest, preview, hardware, trained), manifest, trained, evaluation
-        )
+    tags = tags_of(identity, manifest, settings) | {"shardline.judged_on": judged_on}
+    with tracked(given.experiment, settings, tags, find) as mlflow_run:
+        run_id = mlflow_run.run_id
+        note_data(run_id, data_of(sources, manifest, test_manifest))
+        if given.solver == "exact":
+            trained = solve_model(manifest, features, sources, given, run_id)
+        else:
+            trained = train_model(manifest, features, sources, given, run_id, statistics)
+        evaluation = evaluate_model(manifest, test_manifest, kind, features, trained, sources, given, run_id)
+        register_model(manifest, features, trained, evaluation, sources, given, run_id)
+        facts = facts_of(sources, identity, manifest, preview, hardware, trained) | {"Judged on": judged_on}
+        report_run(mlflow_run, facts, manifest, trained, evaluation)
     discard_checkpoints(given.checkpoint_url, mlflow_run.run_id)
-    summary = summarise(evaluation["verdict"], mlflow_run)
+    summary = summarise(f"{evaluation['verdict']}\n{evaluation['gate']['verdict']}", mlflow_run)
     get_run_logger().info("%s", summary)
     return summary
+
+
+def locate_test_shards(sources: Sources, given: TrainingParameters, columns: list[str]) -> dict[str, Any]:
+    """The manifest of the test shards, read in the order of the training shards' columns."""
+    return dict(locate_shards(sources, given.model_copy(update={"columns": columns}), role="test")["manifest"])
+
+
+def data_of(
+    sources: Sources, manifest: dict[str, Any], test_manifest: dict[str, Any] | None
+) -> dict[str, tuple[str, dict[str, Any]]]:
+    """What MLflow is told of the data: glob and manifest by context."""
+    data = {"train": (sources.shards, manifest)}
+    if test_manifest:
+        data["test"] = (sources.test_shards or sources.shards, test_manifest)
+    return data
 
 
 def choose_features(manifest: dict[str, Any], given: TrainingParameters) -> dict[str, Any]:
@@ -135,7 +162,7 @@ def facts_of(
         "Batches": f"{preview['batch_shape']} of {preview['dtype']}",
         "Hardware": f"{hardware['cpu']['model']}, {hardware['cpu']['usable']:g} cores"
         + "".join(f", {device['name']}" for device in hardware["cuda"]),
-        "Learning rate": f"{trained['learning_rate']:.6g}",
+        "Learning rate": f"{trained['learning_rate']:.6g}" if trained["learning_rate"] else "none: solved exactly",
     }
 
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+import math
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
+from tasks.gate import find_champion, judge
 from tasks.parameters import TrainingParameters
 from tasks.settings import Sources
 from tasks.shards import may_succeed_later, open_dataset
+from tasks.splitting import ROWS_OF
+
+if TYPE_CHECKING:
+    from tasks.learning.linear import LinearModel
+    from tasks.learning.record import Outbox
 
 MODELS = ("trained", "exact", "mean")
+SLICES = "evaluation/slices.json"
 
 
 @task(
@@ -26,55 +35,76 @@ MODELS = ("trained", "exact", "mean")
 def evaluate_model(
     manifest: dict[str, Any],
     test_manifest: dict[str, Any] | None,
+    kind: str,
     features: dict[str, Any],
     trained: dict[str, Any],
     sources: Sources,
     given: TrainingParameters,
     run_id: str,
 ) -> dict[str, Any]:
-    """Score the trained, the exact least-squares and the mean-only model on the test rows, or on the training rows
-    where there are no test shards; slices as a table. Returns {"rows_of", "all": {model: facts}, "exact_train_mse"}."""
-    import json
+    """Score the trained, the exact least-squares, the mean-only and the champion's model on the same rows.
 
-    import torch
-
+    They are those of `test_manifest` (`kind` is test or held-out), else the training rows (train). Slices as a table.
+    Returns {"rows_of": kind, "all": {model: facts}, "verdict", "gate": as `judge` says, "train_mse": {model: MSE}}.
+    """
     from tasks.learning.evaluation import Moments, score
-    from tasks.learning.features import Features
-    from tasks.learning.linear import LinearModel
     from tasks.learning.record import Outbox
 
-    chosen = Features.from_dict(features)
-    moments = Moments(chosen)
+    model = linear_model(features, trained)
+    moments = Moments(model.features)
     for batch in open_dataset(manifest, sources, given, epochs=1):
         moments.add(batch)
-    weights = torch.tensor(trained["weights"], dtype=torch.float64)[:, None]
-    model = LinearModel(chosen, weights, torch.tensor([[trained["bias"]]], dtype=torch.float64))
-    models = {"trained": model, "exact": moments.exact(), "mean": moments.mean_model()}
-    scores = score(open_dataset(test_manifest or manifest, sources, given, epochs=1), models)
-    outbox, kind = Outbox(run_id), "test" if test_manifest else "train"
-    outbox.log(
-        trained["iterations"],
-        {
-            f"{kind}_{key}" if name == "trained" else f"{kind}_{key}_{name}_model": value
-            for name in MODELS
-            for key, value in scores["all"][name].items()
-            if key != "rows" and value is not None
-        },
-    )
-    outbox.file("evaluation/scores.json").write_text(json.dumps(scores, indent=1), encoding="utf-8")
+    models: dict[str, Any] = {"trained": model, "exact": moments.exact(), "mean": moments.mean_model()}
+    rows = test_manifest or manifest
+    champion = find_champion(given.experiment, model.features.target, rows["columns"])
+    compared = models | ({"champion": champion.model} if champion.model and kind != "train" else {})
+    scores = score(open_dataset(rows, sources, given, epochs=1), compared)
+    gate = judge(scores["all"], kind, champion)
+    keep_scores(Outbox(run_id), scores, "train" if kind == "train" else "test", trained["iterations"])
     create_table_artifact(
         key="slices",
         table=readable_slices(scores["slices"]),
-        description=f"The trained model by slice of the {kind} rows, beside the exact least-squares model and the mean",
+        description=f"The trained model by slice of the {ROWS_OF[kind]} rows, beside the exact model and the mean",
     )
     verdict = worth(scores["all"], kind)
     get_run_logger().info("%s", verdict)
+    get_run_logger().info("%s", gate["verdict"])
     return {
         "rows_of": kind,
         "all": scores["all"],
         "verdict": verdict,
+        "gate": gate,
         "train_mse": {name: moments.mse(each) for name, each in models.items()},
     }
+
+
+def linear_model(features: dict[str, Any], trained: dict[str, Any]) -> LinearModel:
+    """The model from the plain facts that the training step returned."""
+    import torch
+
+    from tasks.learning.features import Features
+    from tasks.learning.linear import LinearModel
+
+    weights = torch.tensor(trained["weights"], dtype=torch.float64)[:, None]
+    return LinearModel(Features.from_dict(features), weights, torch.tensor([[trained["bias"]]], dtype=torch.float64))
+
+
+def keep_scores(outbox: Outbox, scores: dict[str, Any], prefix: str, step: int) -> None:
+    """Put the scores into the run's record: metrics, all of it as JSON, and the slices as a table that MLflow shows."""
+    outbox.log(
+        step,
+        {
+            f"{prefix}_{key}" if name == "trained" else f"{prefix}_{key}_{name}_model": value
+            for name, facts in scores["all"].items()
+            for key, value in facts.items()
+            if key != "rows" and value is not None and math.isfinite(value)
+        },
+    )
+    outbox.file("evaluation/scores.json").write_text(json.dumps(scores, indent=1), encoding="utf-8")
+    slices = scores["slices"]
+    table = {"columns": list(slices[0]), "data": [list(each.values()) for each in slices]}
+    outbox.file(SLICES).write_text(json.dumps(table), encoding="utf-8")
+    outbox.tag({"mlflow.loggedArtifacts": json.dumps([{"path": SLICES, "type": "table"}])})
 
 
 def readable_slices(slices: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -98,7 +128,7 @@ def _digits(value: float | None) -> str:
 def worth(scores: dict[str, dict[str, Any]], kind: str) -> str:
     """One sentence that says what the trained model is worth."""
     trained, exact, mean = (scores[name] for name in MODELS)
-    rows = f"the {trained['rows']:,} {'test' if kind == 'test' else 'training'} rows"
+    rows = f"the {trained['rows']:,} {ROWS_OF[kind]} rows"
     if trained["r2"] is None:
         return (
             f"The target is constant on {rows}, so no model can be told from guessing its mean: "

@@ -10,6 +10,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from tasks.splitting import ROWS_OF
 from tasks.tracking import Run
 
 
@@ -34,12 +35,14 @@ def report_run(
     text = "\n\n".join(
         [
             f"**{evaluation['verdict']}**",
+            evaluation["gate"]["verdict"],
             scores_table(evaluation),
             where_time_went(trained),
             "\n".join(f"- **{name}**: {value}" for name, value in facts.items()),
         ]
     )
     outbox.tag({"mlflow.note.content": text, "shardline.verdict": evaluation["verdict"]})
+    outbox.tag({"shardline.gate": evaluation["gate"]["verdict"]})
     outbox.file("report.md").write_text(text, encoding="utf-8")
     picture = f"![MSE by iteration](data:image/png;base64,{base64.b64encode(small).decode()})"
     create_markdown_artifact(
@@ -51,9 +54,11 @@ def report_run(
 
 
 def scores_table(evaluation: dict[str, Any]) -> str:
-    """The three models beside each other on the same rows, as a markdown table."""
+    """The models beside each other on the same rows, as a markdown table."""
     names = {"trained": "trained", "exact": "exact least squares", "mean": "always the mean"}
-    lines = [f"| model ({evaluation['rows_of']} rows) | MSE | RMSE | MAE | R² |", "|---|---:|---:|---:|---:|"]
+    if "champion" in evaluation["all"]:
+        names["champion"] = f"champion so far (version {evaluation['gate']['against']})"
+    lines = [f"| model ({ROWS_OF[evaluation['rows_of']]} rows) | MSE | RMSE | MAE | R² |", "|---|---:|---:|---:|---:|"]
     for key, name in names.items():
         facts = evaluation["all"][key]
         r2 = "–" if facts["r2"] is None else f"{facts['r2']:.4f}"
@@ -67,7 +72,8 @@ def where_time_went(trained: dict[str, Any]) -> str:
     total = sum(trained[key] for key in parts.values()) or 1.0
     shares = ", ".join(f"{name} {trained[key]:.2f} s ({trained[key] / total:.0%})" for name, key in parts.items())
     bound = max(parts, key=lambda name: trained[parts[name]])
+    number = f"{trained['iterations']} iterations" if trained["learning_rate"] else "One pass"
     return (
-        f"{trained['iterations']} iterations over {trained['rows']:,} rows in {trained['seconds']:.1f} s on "
+        f"{number} over {trained['rows']:,} rows in {trained['seconds']:.1f} s on "
         f"{trained['device']}: {shares}. The run was bound by {bound}."
     )

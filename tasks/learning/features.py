@@ -95,6 +95,12 @@ class Features:
         """Names of the features in the order of the weights: raw, then derived."""
         return self.raw + self.derived
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The columns that predicting takes: the raw features, then those that only derived ones are made of."""
+        made_of = (column for name in self.derived for column in DERIVATIONS[name].columns)
+        return tuple(dict.fromkeys((*self.raw, *made_of)))
+
     def target_of(self, batch: Tensor) -> Tensor:
         """The target of a [rows, columns] batch, as [rows, 1]."""
         at = self.columns.index(self.target)
