@@ -1,4 +1,4 @@
-"""The main job: verify → locate → preview → train → evaluate → register → report; see `python -m flows.training --help`.
+"""The main job: verify → locate → preview → train → evaluate → register → report (`python -m flows.training --help`).
 
 The flow's parameters are those of `tasks.parameters.TrainingParameters`; each step's policy is in its module in tasks/.
 """
@@ -57,12 +57,7 @@ def train(**parameters: Any) -> str:
         anonymous=given.anonymous,
     )
     sources = replace(sources, owner=given.bucket_owner or identity.account)
-    located = locate_shards(sources, given)
-    manifest = located["manifest"]
-    test_manifest = locate_test_shards(sources, given, manifest["columns"]) if sources.test_shards else None
-    manifest, test_manifest, kind, judged_on = split_rows(manifest, test_manifest, given.preset)
-    statistics = {} if kind == "held-out" else located["statistics"]  # they are of the rows held out, too
-    get_run_logger().info("The model will be judged on %s", judged_on)
+    manifest, test_manifest, kind, judged_on, statistics = locate_rows(sources, given)
     check_same_data(given, manifest)
     preview = preview_batch(manifest, sources, given, statistics)
     features = choose_features(manifest, given)
@@ -93,9 +88,19 @@ def train(**parameters: Any) -> str:
     return summary
 
 
-def locate_test_shards(sources: Sources, given: TrainingParameters, columns: list[str]) -> dict[str, Any]:
-    """The manifest of the test shards, read in the order of the training shards' columns."""
-    return dict(locate_shards(sources, given.model_copy(update={"columns": columns}), role="test")["manifest"])
+def locate_rows(
+    sources: Sources, given: TrainingParameters
+) -> tuple[dict[str, Any], dict[str, Any] | None, str, str, dict[str, Any]]:
+    """What `tasks.splitting.split_rows` returns for the shards, and the statistics of those to train on."""
+    located = locate_shards(sources, given)
+    manifest, test_manifest = located["manifest"], None
+    if sources.test_shards:  # in the order of the training shards' columns
+        same_columns = given.model_copy(update={"columns": manifest["columns"]})
+        test_manifest = locate_shards(sources, same_columns, role="test")["manifest"]
+    manifest, test_manifest, kind, judged_on = split_rows(manifest, test_manifest, given.preset)
+    get_run_logger().info("The model will be judged on %s", judged_on)
+    statistics = {} if kind == "held-out" else located["statistics"]  # they are of the rows held out, too
+    return manifest, test_manifest, kind, judged_on, statistics
 
 
 def data_of(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
 from tasks.errors import ConfigurationError
 from tasks.learning.features import Features
@@ -31,13 +31,13 @@ def save_served(model: LinearModel, folder: Path) -> None:
     folder.mkdir(parents=True)
     features = replace(model.features, columns=model.features.inputs)
     (folder / FEATURES).write_text(json.dumps(features.to_dict(), indent=1), encoding="utf-8")
-    save_file({"w": model.w.contiguous(), "b": model.b.contiguous()}, folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(save({"w": model.w.contiguous(), "b": model.b.contiguous()}))
 
 
 def _load_pyfunc(data_path: str) -> ServedModel:
     folder = Path(data_path)
     features = Features.from_dict(json.loads((folder / FEATURES).read_text(encoding="utf-8")))
-    weights = load_file(folder / WEIGHTS)
+    weights = load((folder / WEIGHTS).read_bytes())
     return ServedModel(LinearModel(features, weights["w"], weights["b"]))
 
 
