@@ -151,7 +151,7 @@ def tabulate(figures: list[Figure]) -> list[dict[str, Any]]:
             "dtype": figure.dtype,
             "size": figure.size,
             "time": write_unit(figure.seconds, "s"),
-            "spread": f"{figure.spread:.1%}",
+            "spread": write_spread(figure),
             "usable": "TOO NOISY" if figure.noisy else "yes",
             "samples": f"{figure.samples} × {figure.calls}",
             "rate": write_unit(figure.rate, figure.unit),
@@ -238,7 +238,7 @@ def write_figures(figures: list[Figure]) -> str:
     """Return figures as a markdown table that is narrow enough for a page; those too noisy to use are marked."""
     rows = [
         f"| {figure.name.replace('_', ' ')} | {figure.device} | {figure.dtype} | {figure.size:,} "
-        f"| {write_unit(figure.seconds, 's')} | {figure.spread:.1%}{', **too noisy**' if figure.noisy else ''} "
+        f"| {write_unit(figure.seconds, 's')} | {write_spread(figure)}{', **too noisy**' if figure.noisy else ''} "
         f"| {write_unit(figure.rate, figure.unit)}"
         f"{f', {figure.rate / figure.limit:.0%} of limit' if figure.limit else ''} |"
         for figure in figures
@@ -276,6 +276,11 @@ def write_changes(changes: list[Ratio], against: dict[str, Any] | None) -> list[
     ]
     heading = "| what | device | dtype | size | times as fast | by the quartiles |\n|---|---|---|---:|---:|---|"
     return [f"**Against the other run** ({others}; {len(changes)} figures in common)", "\n".join([heading, *rows])]
+
+
+def write_spread(figure: Figure) -> str:
+    """Return the interquartile range in per cent of the median; of a single sample that there is only one."""
+    return f"{figure.spread:.1%}" if figure.samples > 1 else "one sample"
 
 
 def write_unit(value: float, unit: str) -> str:

@@ -94,9 +94,11 @@ def test_predictions_stand_beside_what_was_measured(streamed):
 
 def test_the_table_is_one_that_mlflow_shows_as_a_table(streamed):
     _, run, client = streamed
-    table = client.load_table(run.info.experiment_id, "figures.json", run_ids=[run.info.run_id])
+    table = read_json(client, run, "figures.json")
 
-    assert {"what", "device", "dtype", "size", "time", "spread", "usable", "rate"} <= set(table.columns)
+    assert {"path": "figures.json", "type": "table"} in json.loads(run.data.tags["mlflow.loggedArtifacts"])
+    assert {"what", "device", "dtype", "size", "time", "spread", "usable", "rate"} <= set(table["columns"])
+    assert all(len(row) == len(table["columns"]) for row in table["data"])
 
 
 def test_plots_and_report_are_in_mlflow(streamed):
