@@ -27,7 +27,7 @@ from deployments.progress import Progress, say
 from deployments.recording import wait_until_recorded
 from deployments.servers import HOME, PREFECT_PORT, configured_prefect, find_pages, start_prefect
 from deployments.standin import REGION, StandIn
-from tasks.errors import ShardlineError
+from tasks.errors import ShardlineError, TrackingError
 
 UPLOADS_AT_ONCE = 4
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -115,14 +115,23 @@ def _run(options: argparse.Namespace, runner: Runner, children: Children, stack:
     ready, started = time.monotonic(), datetime.now(UTC)
     code = runner.run(children, options.command, environment)
     ended = time.monotonic()
-    if own_server and not wait_until_recorded(api, started):
-        say("Prefect: a run had not ended when its process did; its page says that it is running.")
+    if own_server:
+        await_record(api, started)
     stack.close()
     children.stop_all()
     if own_server:
         after = time.monotonic() - ended
         say(f"Servers: {ready - began:.1f} s to start, {after:.1f} s to record everything and stop. Pages: make ui")
     return code
+
+
+def await_record(api: str, started: datetime) -> None:
+    """Wait for Prefect's record of the command; what it lacks is said, and the command's exit code stays what it is."""
+    try:
+        if not wait_until_recorded(api, started):
+            say("Prefect: a run had not ended when its process did; its page says that it is running.")
+    except TrackingError as error:
+        say(str(error))
 
 
 def _find_prefect() -> str | None:

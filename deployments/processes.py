@@ -18,17 +18,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from flows import QUIET
 from tasks.errors import ConfigurationError
 
 LOOPBACK = "127.0.0.1"
 WATCHDOG = Path(__file__).with_name("watchdog.py")
 
-# What keeps Prefect, MLflow and whatever honours DO_NOT_TRACK from calling home; MLflow wants the literal "true", and
 # Prefect's V2 pages ask amplitude.com for settings whatever the analytics are set to, so the V1 pages come up first.
 QUIET_ENVIRONMENT = {
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    **QUIET,
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_SERVER_UI_V2_ENABLED": "false",
 }
@@ -123,8 +121,8 @@ class Children:
 
 
 def quiet_environment(base: Mapping[str, str]) -> dict[str, str]:
-    """`base` with nothing phoning home, and with loopback never asked for through a proxy."""
-    environment = {**base, **QUIET_ENVIRONMENT}
+    """`base` with nothing phoning home but what it says itself, and loopback never asked for through a proxy."""
+    environment = {**QUIET_ENVIRONMENT, **base}
     hosts = [host for host in base.get("NO_PROXY", base.get("no_proxy", "")).split(",") if host]
     environment["NO_PROXY"] = environment["no_proxy"] = ",".join(dict.fromkeys([*hosts, LOOPBACK, "localhost"]))
     return environment
@@ -159,7 +157,8 @@ def start_on_free_port(
 ) -> int:
     """Start a server on a free port and wait until it answers there; its port.
 
-    A port that was free can be lost to another process before the server listens on it: it is tried again elsewhere.
+    A port that was free can be lost to another process before the server listens on it, and then that one's answer is
+    heard: only a port on which the server itself listens will do, else another is tried.
     `start` gets the port; `health` is the path that answers when the server is up. Raises ConfigurationError.
     """
     for last_attempt in (False, False, True):
@@ -167,13 +166,28 @@ def start_on_free_port(
         process = start(port)
         try:
             wait_for_server(process, f"http://{LOOPBACK}:{port}{health}", log)
+            if listens(process.pid, port):
+                return port
+            raise ConfigurationError(f"Port {port} was taken by another process while the server for it started.")
         except ConfigurationError:
             children.stop(process)
             if last_attempt:
                 raise
-        else:
-            return port
     raise AssertionError("the last attempt returns or raises")
+
+
+def listens(pid: int, port: int) -> bool:
+    """Whether a process, or one that descends from it, listens on this port."""
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        for each in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                sockets = each.net_connections("tcp")
+                if any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in sockets):
+                    return True
+    return False
 
 
 def wait_for_server(process: subprocess.Popen[bytes], url: str, log: Path, timeout_seconds: float = 120.0) -> None:

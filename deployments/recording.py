@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from tasks.errors import TrackingError
+
 POLL_SECONDS = 0.3
 QUIET_SECONDS = 1.5  # longer than the server keeps anything in memory; see servers.PREFECT_SETTINGS
 TERMINAL = ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]
@@ -31,7 +33,8 @@ class Records:
 def wait_until_recorded(api: str, since: datetime, timeout_seconds: float = 20.0) -> bool:
     """Wait until all runs that started after `since` have ended and nothing more is written for a moment.
 
-    Returns False where a run is still under way at the end, as one is whose process was killed.
+    Returns False where a run is still under way at the end, as one is whose process was killed. Raises TrackingError
+    where the server does not answer.
     """
     deadline = time.monotonic() + timeout_seconds
     last, last_change = None, time.monotonic()
@@ -64,5 +67,11 @@ def _ask(api: str, path: str, body: dict[str, Any]) -> Any:
         headers["Authorization"] = "Basic " + base64.b64encode(word.encode()).decode()
     request = urllib.request.Request(f"{api}/{path}", json.dumps(body).encode(), headers)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=10) as response:
-        return json.load(response)
+    try:
+        with opener.open(request, timeout=10) as response:
+            return json.load(response)
+    except (OSError, ValueError) as error:
+        raise TrackingError(
+            f"Prefect: its server at {api} does not answer any more ({error}), so its page may lack what the "
+            "run sent last"
+        ) from error

@@ -11,11 +11,14 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from deployments.commands import has_credentials, needs_standin
+from deployments.local import await_record
 from deployments.processes import Children, answers, find_port, quiet_environment, start_on_free_port, wait_until
 from tasks.errors import ConfigurationError
 
@@ -289,6 +292,33 @@ def test_a_port_that_is_taken_is_not_chosen():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert find_port(port) not in (0, port)
+
+
+def test_a_port_on_which_somebody_else_answers_first_is_left_to_them(tmp_path):
+    log, winners = tmp_path / "server.log", []
+
+    def start(port):
+        if not winners:
+            winners.append(ThreadingHTTPServer(("127.0.0.1", port), BaseHTTPRequestHandler))
+            winners[0].RequestHandlerClass.do_GET = lambda request: request.send_response(200) or request.end_headers()
+            threading.Thread(target=winners[0].serve_forever).start()
+            return children.start_server(python("import time; time.sleep(600)"), os.environ, log)
+        return children.start_server(
+            [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"], os.environ, log
+        )
+
+    with Children() as children:
+        port = start_on_free_port(start, "/", log, children)
+        assert answers(f"http://127.0.0.1:{port}/")
+        assert port != winners[0].server_port
+    winners[0].shutdown()
+    winners[0].server_close()
+
+
+def test_a_prefect_server_that_is_gone_at_the_end_is_one_line(capsys):
+    await_record("http://127.0.0.1:9/api", datetime.now(UTC))
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"Prefect: its server at http://127\.0\.0\.1:9/api does not answer any more \(.*\n", said)
 
 
 def test_a_server_that_does_not_come_up_is_named_with_the_end_of_its_log(tmp_path):
