@@ -30,7 +30,7 @@ from tasks.splitting import split_rows
 from tasks.tracking import Run, note_data, page_in_prefect, tracked
 from tasks.training import train_model
 
-verify = task(name="verify credentials", cache_policy=NO_CACHE)(verify_credentials)
+verify = task(name="verify credentials", task_run_name="verify credentials", cache_policy=NO_CACHE)(verify_credentials)
 
 
 def name_run() -> str:

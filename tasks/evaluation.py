@@ -27,6 +27,7 @@ SLICES = "evaluation/slices.json"
 
 @task(
     name="evaluate",
+    task_run_name="evaluate",
     cache_policy=NO_CACHE,
     retries=2,
     retry_delay_seconds=[1, 5],

@@ -14,7 +14,7 @@ from tasks.splitting import ROWS_OF
 from tasks.tracking import Run
 
 
-@task(name="report", cache_policy=NO_CACHE)
+@task(name="report", task_run_name="report", cache_policy=NO_CACHE)
 def report_run(
     run: Run,
     facts: dict[str, Any],
@@ -61,19 +61,31 @@ def scores_table(evaluation: dict[str, Any]) -> str:
     lines = [f"| model ({ROWS_OF[evaluation['rows_of']]} rows) | MSE | RMSE | MAE | R² |", "|---|---:|---:|---:|---:|"]
     for key, name in names.items():
         facts = evaluation["all"][key]
-        r2 = "–" if facts["r2"] is None else f"{facts['r2']:.4f}"
+        r2 = "–" if facts["r2"] is None else f"{round(facts['r2'], 4) + 0.0:.4f}"
         lines.append(f"| {name} | {facts['mse']:.6g} | {facts['rmse']:.6g} | {facts['mae']:.6g} | {r2} |")
     return "\n".join(lines)
 
 
+HELP = {
+    "fetching": "a cache that holds all shards, a closer region, or fewer and larger shards would help",
+    "decoding": "more cores, Parquet shards, or a cache that holds all shards would help",
+    "waiting for data": "more DataLoader workers, or none (threads share one cache of decoded shards), may help",
+    "copying": "data that stays on the device (resident_bytes) would help",
+    "computing": "a GPU, float32 or fewer iterations would help; the data comes fast enough",
+}
+
+
 def where_time_went(trained: dict[str, Any]) -> str:
-    """One paragraph: iterations, time, and what share of it was waiting for data, copying and computing."""
+    """One paragraph: iterations, time, what share of it was waiting, copying and computing, and what would help."""
     parts = {"waiting for data": "wait_seconds", "copying": "copy_seconds", "computing": "compute_seconds"}
     total = sum(trained[key] for key in parts.values()) or 1.0
     shares = ", ".join(f"{name} {trained[key]:.2f} s ({trained[key] / total:.0%})" for name, key in parts.items())
-    bound = max(parts, key=lambda name: trained[parts[name]])
+    bound, stream = max(parts, key=lambda name: trained[parts[name]]), trained.get("stream")
+    if bound == "waiting for data" and stream:
+        bound = "fetching" if stream["fetch_seconds"] > stream["decode_seconds"] else "decoding"
+        shares += f" (behind it: fetching {stream['fetch_seconds']:.2f} s, decoding {stream['decode_seconds']:.2f} s)"
     number = f"{trained['iterations']} iterations" if trained["learning_rate"] else "One pass"
     return (
         f"{number} over {trained['rows']:,} rows in {trained['seconds']:.1f} s on "
-        f"{trained['device']}: {shares}. The run was bound by {bound}."
+        f"{trained['device']}: {shares}. The run was bound by {bound}: {HELP[bound]}."
     )

@@ -12,11 +12,12 @@ from prefect.logging import get_run_logger
 from tasks.parameters import TrainingParameters
 from tasks.settings import Sources
 from tasks.shards import may_succeed_later, open_dataset
-from tasks.training import Progress, keep_weights, with_workers
+from tasks.training import Progress, StreamTimes, keep_weights, with_workers
 
 
 @task(
     name="solve",
+    task_run_name="solve",
     cache_policy=NO_CACHE,
     retries=2,
     retry_delay_seconds=[5, 30],
@@ -34,9 +35,9 @@ def solve_model(
     from tasks.learning.record import Outbox
 
     outbox, moments = Outbox(run_id), Moments(Features.from_dict(features))
-    dataset = open_dataset(manifest, sources, given, epochs=1)
+    dataset, stages = open_dataset(manifest, sources, given, epochs=1), StreamTimes()
     progress, began, computed = Progress(len(dataset)), time.perf_counter(), 0.0
-    for done, batch in enumerate(with_workers(dataset, given.num_workers), start=1):
+    for done, batch in enumerate(with_workers(dataset, given.num_workers, stages), start=1):
         arrived = time.perf_counter()
         moments.add(batch)
         computed += time.perf_counter() - arrived
@@ -58,5 +59,6 @@ def solve_model(
         "rows": moments.rows,
         "curve": {"first": mse, "last": mse},
         "seconds": seconds,
+        "stream": stages.totals,
         **times,
     }

@@ -5,9 +5,10 @@ Which run is gone on with, and whether, is decided in `tasks.resuming`; a retry 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tasks.learning.checkpoints import Checkpoint, Checkpoints
-    from tasks.learning.features import Features
+    from tasks.learning.features import Features, Scaling
     from tasks.learning.loop import Iteration, Trainer
+    from tasks.streaming import ObjectStorageDataset
 
 PROGRESS_EVERY_SECONDS = 2.0
 CHECKPOINT_EVERY_SECONDS = 30.0
@@ -37,6 +39,7 @@ TIMES = ("wait_seconds", "copy_seconds", "compute_seconds")
 
 @task(
     name="train",
+    task_run_name="train",
     cache_policy=NO_CACHE,
     retries=2,
     retry_delay_seconds=[5, 30],
@@ -61,7 +64,10 @@ def train_model(
 
     client, outbox, logger = record.connect(), record.Outbox(run_id), get_run_logger()
     checkpoints = Checkpoints(checkpoint_folder(given.checkpoint_url), run_id)
-    trainer, batches = start_trainer(Features.from_dict(features), manifest, sources, given, statistics, checkpoints)
+    times = StreamTimes()
+    trainer, batches = start_trainer(
+        Features.from_dict(features), manifest, sources, given, statistics, checkpoints, times
+    )
     already = record.histories(client, outbox, ["mse"])["mse"] if trainer.iteration else {}
     saver, progress = Saver(checkpoints, manifest, given.checkpoint_every), Progress(trainer.settings.iterations)
     began = time.perf_counter()
@@ -86,6 +92,7 @@ def train_model(
         "rows": len(mse) * given.batch_size,
         "curve": {"first": mse[0], "last": mse[-1]},
         "seconds": seconds,
+        "stream": times.totals,
         **{name: sum(kept[name].values()) for name in TIMES},
     }
 
@@ -97,6 +104,7 @@ def start_trainer(
     given: TrainingParameters,
     statistics: dict[str, dict[str, float]] | None,
     checkpoints: Checkpoints,
+    times: StreamTimes,
 ) -> tuple[Trainer, Iterator[Any]]:
     """A trainer at its first iteration, or at that of the last whole checkpoint, and the batches from there on."""
     import torch
@@ -119,11 +127,14 @@ def start_trainer(
     dataset = open_dataset(
         manifest, sources, given, start=kept.iteration if kept else 0, shuffle=given.shuffle, seed=given.seed
     )
-    stream = iter(with_workers(dataset, given.num_workers))
+    stream, waited = with_workers(dataset, given.num_workers, times), 0.0
     if kept or not resolved.standardise:
         scaling = Scaling.none(len(features.names))
     else:
-        stream, scaling = choose_scaling(stream, features, statistics)
+        asked = time.perf_counter()
+        first = next(stream)
+        waited = time.perf_counter() - asked
+        stream, scaling = itertools.chain([first], stream), choose_scaling(first, features, statistics)
     trainer = Trainer(features, scaling, settings, device)
     if kept:
         trainer.restore(kept)
@@ -131,7 +142,7 @@ def start_trainer(
     preparation = Preparation(features=features, scaling=trainer.scaling, dtype=dtype, device=device)
     resident_bytes = free_bytes(device) // 4 if given.resident_bytes is None else given.resident_bytes
     fits = 0 if given.shuffle else resident_bytes  # a new order in each epoch is the stream's business
-    return trainer, stay_resident(preparation.stream(stream), dataset.manifest.rows, fits)
+    return trainer, stay_resident(preparation.stream(stream, waited), dataset.manifest.rows, fits)
 
 
 def check_data(kept: Checkpoint | None, manifest: dict[str, Any], folder: str) -> None:
@@ -154,31 +165,42 @@ def training_device(asked: str) -> Any:
     return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def with_workers(dataset: Any, workers: int) -> Any:
-    """The dataset's batches, through a DataLoader where worker processes are asked for."""
+class StreamTimes:
+    """What the stream's stages took in the background, in seconds, added up over its batches and threads."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, float] = {}
+
+    def watch(self, dataset: ObjectStorageDataset) -> Iterator[Tensor]:
+        """The dataset's batches, their times added up."""
+        with closing(dataset.batches()) as batches:
+            for batch in batches:
+                for name in ("fetch_seconds", "decode_seconds", "assemble_seconds"):
+                    self.totals[name] = self.totals.get(name, 0.0) + getattr(batch.times, name)
+                yield batch.tensor
+
+
+def with_workers(dataset: ObjectStorageDataset, workers: int, times: StreamTimes) -> Iterator[Tensor]:
+    """The dataset's batches, through a DataLoader where worker processes are asked for (their times stay unknown)."""
     if not workers:
-        return dataset
+        return times.watch(dataset)
     from torch.utils.data import DataLoader
 
     # spawn: a fork copies the locks of Prefect's and MLflow's threads, held or not
-    return DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context="spawn")
+    return iter(DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context="spawn"))
 
 
-def choose_scaling(
-    stream: Iterator[Tensor], features: Features, statistics: dict[str, dict[str, float]] | None
-) -> tuple[Iterator[Tensor], Any]:
-    """How features are scaled, from `.meta/stats` and the first batch, and the stream with that batch put back."""
-    import itertools
-
+def choose_scaling(first: Tensor, features: Features, statistics: dict[str, dict[str, float]] | None) -> Scaling:
+    """How features are scaled: as `.meta/stats` states, and for what it does not name as the first batch shows."""
     from tasks.learning.features import Scaling
 
-    first, stated = next(stream), statistics or {}
+    stated = statistics or {}
     known = {
         index: (stated[name]["mean"], stated[name]["stddev"])
         for index, name in enumerate(features.names)
         if name in stated
     }
-    return itertools.chain([first], stream), Scaling.of(features.of(first), known)
+    return Scaling.of(features.of(first), known)
 
 
 def metrics_of(iteration: Iteration) -> dict[str, float]:

@@ -39,10 +39,10 @@ class Preparation:
     dtype: torch.dtype
     device: torch.device
 
-    def stream(self, batches: Iterator[Tensor]) -> Iterator[Prepared]:
-        """Prepare [rows, columns] batches as they come."""
+    def stream(self, batches: Iterator[Tensor], waited: float = 0.0) -> Iterator[Prepared]:
+        """Prepare [rows, columns] batches as they come; `waited` seconds passed before, for the first of them."""
         while True:
-            began = time.perf_counter()
+            began, waited = time.perf_counter() - waited, 0.0
             batch = next(batches, None)
             if batch is None:
                 return
