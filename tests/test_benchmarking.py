@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +12,10 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 
 from flows.benchmarking import benchmark, check, find_sources
 from tasks.benchmark_report import judge, load_benchmark, write_report, write_unit
-from tasks.devices import PLANS, Figure
+from tasks.devices import PLANS, Figure, describe
+from tasks.devices.description import CudaDevice
 from tasks.errors import ConfigurationError
-from tasks.hardware import describe_hardware, make_plan
+from tasks.hardware import describe_hardware, make_plan, write_description
 from tasks.learning import record
 from tasks.parameters import BenchmarkParameters
 
@@ -191,6 +192,20 @@ def test_the_description_is_a_step_for_other_flows(prefect_api):
 
     assert state.result()["cpu"]["usable"] > 0
     assert "**Processor**" in read_artifacts(state)["hardware"].data
+
+
+def test_a_gpu_is_described_with_its_limits_and_without_what_nobody_tells():
+    device = CudaDevice(
+        index=0, name="NVIDIA H100", capability="9.0", memory=80 * 2**30, multiprocessors=132, clock=1980, driver="580",
+        memory_clock=2619, memory_bus=5120, bandwidth_limit=3.352e12, link_generation=None, link_width=None,
+        link_limit=None,
+    )  # fmt: skip
+
+    text = write_description(asdict(replace(describe(), cuda=(device,), nvidia_smi="| table |")))
+
+    assert "- **cuda:0**: NVIDIA H100; compute capability 9.0, memory 80.0 GiB" in text
+    assert "bandwidth limit 3352 GB/s, driver 580\n" in text
+    assert "| table |" in text
 
 
 def make_measured(**predictions):

@@ -69,6 +69,18 @@ def test_what_does_not_fit_the_memory_is_neither_built_nor_silent():
     assert left_out == ["add of 134,217,728 (float64) on cpu: it needs 2 GiB, and 1 GiB are free."]
 
 
+def test_a_device_that_runs_out_of_memory_all_the_same_is_said():
+    def build():
+        raise torch.OutOfMemoryError
+
+    world = World()
+
+    figures, left_out = world.measure(replace(world.job(1.0), build=build), world.job(0.001, name="copy"))
+
+    assert [figure.name for figure in figures] == ["copy"]
+    assert left_out == ["add of 1,024 (float64) on cpu: the device ran out of memory."]
+
+
 def test_a_spent_budget_leaves_the_rest_out_in_one_sentence():
     world = World()
     slow = world.job(30.0, name="matmul")

@@ -81,6 +81,8 @@ def measure(
     A job that does not settle down may take its share of the time that is left, so that all have their turn. Returns
     the figures, and sentences for the jobs that did not fit the memory or the time that was left.
     """
+    from torch import OutOfMemoryError
+
     instruments, waiting = instruments or Instruments(), list(jobs)
     deadline = instruments.clock() + plan.budget
     figures: list[Figure] = []
@@ -94,7 +96,11 @@ def measure(
             obstacles.append((job, obstacle))
             continue
         patience = plan.patience.share(seconds_left / (len(waiting) - place))
-        largest[series] = figure = _measure_job(job, hardware, patience, instruments)
+        try:
+            largest[series] = figure = _measure_job(job, hardware, patience, instruments)
+        except OutOfMemoryError:
+            obstacles.append((job, "the device ran out of memory"))
+            continue
         figures.append(figure)
     return figures, write_obstacles(obstacles)
 

@@ -164,7 +164,7 @@ def shrink(image: bytes, share: float) -> bytes:
 
     whole = Image.open(BytesIO(image)).convert("RGB")
     size = (round(whole.width * share), round(whole.height * share))
-    return _compress(whole.resize(size, Image.Resampling.LANCZOS), colours=24)
+    return _compress(whole.resize(size, Image.Resampling.LANCZOS), colours=56)
 
 
 def _compress(image: Any, colours: int) -> bytes:
