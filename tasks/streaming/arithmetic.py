@@ -127,8 +127,9 @@ class Sequencing:
 
     def windows(self, span: Span) -> list[tuple[int, Span]]:
         """The windows that `span` touches, each with the part of `span` in it, counted inside the window."""
-        assert self.window is not None
-        found = []
+        found: list[tuple[int, Span]] = []
+        if self.window is None:
+            return found
         start = span.start
         while start < span.stop:
             number, inside = divmod(start, self.window)

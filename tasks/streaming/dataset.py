@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,12 +18,15 @@ from tasks.streaming.loading import Loading
 from tasks.streaming.locating import locate
 from tasks.streaming.manifest import Manifest
 from tasks.streaming.patience import Patience
-from tasks.streaming.pipeline import Pipeline, Request
+from tasks.streaming.pipeline import Pipeline
+from tasks.streaming.planning import Request, plan_batches
 from tasks.streaming.quarantine import set_bad_rows_aside
+from tasks.streaming.shelf import Shelf
 from tasks.streaming.stores import open_store
 
 NUMPY_NAMES = {torch.float64: "float64", torch.float32: "float32"}
 IN_MEMORY = 2**26  # bytes of decoded rows; a larger shard is staged in a temporary file
+HELD = 2**27  # bytes of decoded shards that are loaded ahead in any case, however small the batches are
 SMALLEST_WINDOW = 2**18
 LOADERS = 2 * len(os.sched_getaffinity(0))  # one fetches while another decodes
 
@@ -120,7 +123,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         for batch in self.batches():
             yield batch.tensor
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Generator[Batch, None, None]:
         """The batches with their iterations and times. Closing the generator ends every thread."""
         pipeline = iter(self._pipeline())
         try:
@@ -139,12 +142,20 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         worker = get_worker_info()
         first, step = (self.start, 1) if worker is None else (self.start + worker.id, worker.num_workers)
         window = max(2 * self.batch_size, SMALLEST_WINDOW) if self.shuffle else None
-        request = Request(first, step, self.rank, self.world_size, self.batch_size, self.epochs, self.prefetch)
+        request = Request(first, step, self.rank, self.world_size, self.batch_size, self.epochs)
         sequencing = Sequencing(self.manifest.counts, window=window, seed=self.seed)
         dtype, cache = NUMPY_NAMES[self.dtype], None
         if self._cache:
             cache = Cache(self._folder, self.manifest.shards, self._contract, dtype, limit=self._cache_bytes)
-        return Pipeline(self.manifest, sequencing, self._loading(cache), request, LOADERS)
+        shelf = Shelf(
+            self._loading(cache),
+            self.manifest.shards,
+            plan_batches(sequencing, request),
+            ahead=self.prefetch,
+            held_bytes=HELD,
+            threads=LOADERS,
+        )
+        return Pipeline(shelf, sequencing, len(self.manifest.columns), dtype)
 
     def _loading(self, cache: Cache | None) -> Loading:
         return Loading(self._store, self._contract, self._patience, NUMPY_NAMES[self.dtype], IN_MEMORY, cache)

@@ -44,6 +44,13 @@ class Loading:
     large: int
     cache: Cache | None = None
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a decoded row."""
+        import numpy as np
+
+        return len(self.contract.columns) * np.dtype(self.dtype).itemsize
+
     def load(self, shard: Shard, stop: threading.Event) -> Loaded:
         """The shard's rows: from the cache, else fetched, decoded and verified. Raises ShardError, ClosedError."""
         watch = _Stopwatch()
@@ -70,10 +77,8 @@ class Loading:
         return cache.open(shard)
 
     def _load_into_staging(self, shard: Shard, stop: threading.Event, watch: "_Stopwatch") -> "NDArray[Any]":
-        import numpy as np
-
         width = len(self.contract.columns)
-        if shard.rows * width * np.dtype(self.dtype).itemsize <= self.large:
+        if shard.rows * self.row_bytes <= self.large:
             return self._fill(MemoryStaging(shard.rows, width, self.dtype), shard, stop, watch)
         staging = stage_in_temporary_file(width, self.dtype)
         try:

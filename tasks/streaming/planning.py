@@ -1,0 +1,57 @@
+"""What each batch of one consumer needs, batch by batch: spans of rows, windows, shards. Pure, like `arithmetic.py`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tasks.streaming.arithmetic import Piece, Sequencing, Span, batch_spans
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which batches one consumer gets: iterations first, first + step, … of one rank."""
+
+    first: int
+    step: int
+    rank: int
+    world_size: int
+    batch_size: int
+    epochs: int | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One batch.
+
+    spans: its rows, in order
+    windows: the shuffle windows that they lie in, as (epoch, number); none where the stream is not shuffled
+    shards: those that must be loaded for it, by their places in the manifest, in the order of need
+    """
+
+    iteration: int
+    spans: tuple[Span, ...]
+    windows: tuple[tuple[int, int], ...]
+    shards: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(span.rows for span in self.spans)
+
+
+def plan_batches(sequencing: Sequencing, request: Request) -> Iterator[Plan]:
+    """The plans of all batches that the request asks for; without end where `epochs` is None."""
+    iteration = request.first
+    while request.epochs is None or iteration * request.batch_size < request.epochs * sequencing.rows:
+        spans = batch_spans(
+            sequencing.rows,
+            request.batch_size,
+            iteration,
+            rank=request.rank,
+            world_size=request.world_size,
+            epochs=request.epochs,
+        )
+        windows = [(span.epoch, number) for span in spans for number, _ in sequencing.windows(span)]
+        needed = [sequencing.window_span(*window) for window in windows] or spans
+        pieces: list[Piece] = [piece for span in needed for piece in sequencing.pieces(span)]
+        shards = tuple(dict.fromkeys(piece.shard for piece in pieces))
+        yield Plan(iteration, tuple(spans), tuple(windows), shards)
+        iteration += request.step
