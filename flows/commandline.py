@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar, cast, get_args, g
 from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 
+from tasks.blocks import credentials_of
 from tasks.errors import ShardlineError
 from tasks.parameters import Parameters
 
@@ -44,7 +45,8 @@ def parameters(model: type[Parameters]) -> Callable[[Function], Function]:
         @wraps(function)
         def flow(**given: Any) -> Any:
             logging.getLogger("prefect.flow_runs").addFilter(without_traceback)
-            return function(**given)
+            with credentials_of(given.get("aws_block")):
+                return function(**given)
 
         described = "\n".join(f"    {name}: {field.description}" for name, field in model.model_fields.items())
         flow.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]

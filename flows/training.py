@@ -11,6 +11,7 @@ from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
@@ -29,6 +30,7 @@ from tasks.solving import solve_model
 from tasks.splitting import split_rows
 from tasks.tracking import Run, note_data, page_in_prefect, tracked
 from tasks.training import train_model
+from tasks.unchanged import announce_champion, compare_with_last_success, tags_of_work
 
 verify = task(name="verify credentials", task_run_name="verify credentials", cache_policy=NO_CACHE)(verify_credentials)
 
@@ -44,7 +46,7 @@ def name_run() -> str:
 
 @flow(name="training", flow_run_name=name_run)
 @parameters(TrainingParameters)
-def train(**parameters: Any) -> str:
+def train(**parameters: Any) -> str | State[str]:
     """Train a linear model on CSV shards in object storage, and say what it is worth."""
     given = TrainingParameters(**parameters)
     given = repeat_parameters(given) if given.like else given
@@ -59,10 +61,13 @@ def train(**parameters: Any) -> str:
     sources = replace(sources, owner=given.bucket_owner or identity.account)
     manifest, test_manifest, kind, judged_on, statistics = locate_rows(sources, given)
     check_same_data(given, manifest)
-    preview = preview_batch(manifest, sources, given, statistics)
     features = choose_features(manifest, given)
-    hardware = describe_hardware()
     settings = recorded(given, sources, features)
+    tags = tags_of(identity, manifest, settings) | tags_of_work(test_manifest)
+    if unchanged := compare_with_last_success(given.experiment, tags, skip=given.skip_unchanged):
+        return unchanged
+    preview = preview_batch(manifest, sources, given, statistics)
+    hardware = describe_hardware()
     find = partial(
         find_unfinished,
         experiment=given.experiment,
@@ -70,8 +75,7 @@ def train(**parameters: Any) -> str:
         manifest=manifest,
         checkpoint_url=checkpoint_folder(given.checkpoint_url),
     )
-    tags = tags_of(identity, manifest, settings) | {"shardline.judged_on": judged_on}
-    with tracked(given.experiment, settings, tags, find) as mlflow_run:
+    with tracked(given.experiment, settings, tags | {"shardline.judged_on": judged_on}, find) as mlflow_run:
         run_id = mlflow_run.run_id
         note_data(run_id, data_of(sources, manifest, test_manifest))
         if given.solver == "exact":
@@ -83,6 +87,7 @@ def train(**parameters: Any) -> str:
         facts = facts_of(sources, identity, manifest, preview, hardware, trained) | {"Judged on": judged_on}
         report_run(mlflow_run, facts, manifest, trained, evaluation)
     discard_checkpoints(given.checkpoint_url, mlflow_run.run_id)
+    announce_champion(given.experiment, mlflow_run)
     summary = summarise(f"{evaluation['verdict']}\n{evaluation['gate']['verdict']}", mlflow_run)
     get_run_logger().info("%s", summary)
     return summary

@@ -64,6 +64,12 @@ class Access(Parameters):
         True, description="Ask STS who the caller is; false for stores without STS (MinIO, Ceph, R2)."
     )
     anonymous: bool = Field(False, description="Read a public bucket without credentials.")
+    aws_block: str | None = Field(
+        None,
+        min_length=1,
+        description="Name of a Prefect AWS Credentials block to use; null: boto3's own chain (environment, profile, "
+        "role).",
+    )
 
 
 class Shards(Access):
@@ -233,6 +239,11 @@ class Tracking(Parameters):
 
 class TrainingParameters(Tracking, Resuming, Model, Stream, Source):
     """All parameters of the training flow, flat, in the order of its form."""
+
+    skip_unchanged: bool = Field(
+        False,
+        description="End at once, as Unchanged, where data, code and parameters are those of the last success.",
+    )
 
 
 class ReplayParameters(Parameters):

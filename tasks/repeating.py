@@ -13,7 +13,7 @@ from tasks.parameters import TrainingParameters
 from tasks.resuming import FINGERPRINT
 from tasks.tracking import code
 
-OWN = ("like", "resume", "experiment", "bucket_id")  # the shards that a bucket_id stood for are recorded themselves
+OWN = ("like", "resume", "experiment", "skip_unchanged", "aws_block", "bucket_id")  # its shards are recorded themselves
 
 
 def repeat_parameters(given: TrainingParameters) -> TrainingParameters:

@@ -26,6 +26,7 @@ NEUTRAL = (
     "bucket_owner",
     "verify_identity",
     "anonymous",
+    "aws_block",
     "meta_shards",
     "prefetch",
     "num_workers",
@@ -38,6 +39,7 @@ NEUTRAL = (
     "resume",
     "like",
     "experiment",
+    "skip_unchanged",
 )
 
 
