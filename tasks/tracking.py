@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import getpass
 import platform
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -120,7 +121,8 @@ def context() -> dict[str, str]:
     """Tags that say where, by what and from which code a run was made."""
     tags = {f"version.{name}": version(name) for name in VERSIONS_OF}
     tags["version.python"] = platform.python_version()
-    tags["host.name"] = platform.node()
+    tags |= {"host.name": platform.node(), "mlflow.user": getpass.getuser()}
+    tags |= {"mlflow.source.name": f"flows.{flow_run.flow_name}", "mlflow.source.type": "LOCAL"}
     tags[PROCESS] = this_process()
     tags |= code()
     if flow_run.id:
@@ -133,8 +135,9 @@ def context() -> dict[str, str]:
 def page_in_prefect() -> str:
     """The address of this flow run's page; empty where its server is a temporary one, which ends with the run."""
     from prefect.settings import PREFECT_UI_URL
+    from prefect.utilities.urls import url_for
 
-    return str(flow_run.ui_url or "") if PREFECT_UI_URL.value() else ""
+    return str(url_for("flow-run", obj_id=flow_run.id) or "") if PREFECT_UI_URL.value() and flow_run.id else ""
 
 
 def code() -> dict[str, str]:
