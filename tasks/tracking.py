@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import getpass
+import json
 import platform
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -121,7 +121,9 @@ def context() -> dict[str, str]:
     """Tags that say where, by what and from which code a run was made."""
     tags = {f"version.{name}": version(name) for name in VERSIONS_OF}
     tags["version.python"] = platform.python_version()
-    tags |= {"host.name": platform.node(), "mlflow.user": getpass.getuser()}
+    tags["host.name"] = platform.node()
+    with suppress(OSError, KeyError):  # a container may run as a user that has no name
+        tags["mlflow.user"] = getpass.getuser()
     tags |= {"mlflow.source.name": f"flows.{flow_run.flow_name}", "mlflow.source.type": "LOCAL"}
     tags[PROCESS] = this_process()
     tags |= code()
