@@ -18,7 +18,7 @@ from tasks.streaming.contract import BYTE_ORDER_MARK, Contract, name_columns, sp
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-BLOCK_SIZE = 2**22
+BLOCK_SIZE = 2**20
 GZIP_MAGIC = b"\x1f\x8b"
 BLANK = re.compile(rb"[\r\n]*")
 

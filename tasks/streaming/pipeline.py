@@ -15,6 +15,7 @@ from tasks.streaming.arithmetic import Piece, Sequencing, Span, window_permutati
 from tasks.streaming.patience import ClosedError
 from tasks.streaming.planning import Plan
 from tasks.streaming.shelf import Shelf
+from tasks.streaming.staging import allocate_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,11 +80,9 @@ class Pipeline:
         raise ClosedError
 
     def _assemble(self, plan: Plan) -> Assembled:
-        import numpy as np
-
         fetch, decode = self._shelf.wait_for(plan)
         began = time.perf_counter()
-        rows = np.empty((plan.rows, self._width), dtype=self._dtype)
+        rows = allocate_rows(plan.rows, self._width, self._dtype)
         done = 0
         for span in plan.spans:
             target = rows[done : done + span.rows]
@@ -111,12 +110,10 @@ class Pipeline:
 
     def _open_window(self, epoch: int, number: int) -> "tuple[NDArray[Any], NDArray[Any]]":
         """A window's rows in the shards' order, and the permutation to read them by."""
-        import numpy as np
-
         if (epoch, number) not in self._windows:
             self._windows.clear()  # the one before it was read to its end
             span = self._sequencing.window_span(epoch, number)
-            rows = np.empty((span.rows, self._width), dtype=self._dtype)
+            rows = allocate_rows(span.rows, self._width, self._dtype)
             self._copy(self._sequencing.pieces(span), rows)
             self._windows[epoch, number] = rows, window_permutation(span.rows, self._sequencing.seed, epoch, number)
         return self._windows[epoch, number]

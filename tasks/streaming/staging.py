@@ -5,14 +5,36 @@ memory does not grow with the shard. Files are written, not filled through a map
 be handled, not a SIGBUS.
 """
 
+import mmap
 import tempfile
 import zlib
+from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from tasks.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+SMALL = 2**20  # bytes below which pages of its own are not worth it
+
+
+def allocate_rows(rows: int, width: int, dtype: str) -> "NDArray[Any]":
+    """Room for [rows, width] numbers in pages of its own, which the system has back as soon as nobody refers to it.
+
+    malloc would keep much of it for later: memory would creep with every shard.
+    """
+    import numpy as np
+
+    count = rows * width
+    size = count * np.dtype(dtype).itemsize
+    if size < SMALL:
+        return np.empty((rows, width), dtype=dtype)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without huge pages
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, dtype=dtype, count=count).reshape(rows, width)
 
 
 class Staging(Protocol):
@@ -34,10 +56,8 @@ class MemoryStaging:
     """See `Staging`. rows_expected: more than these are counted, but not kept."""
 
     def __init__(self, rows_expected: int, width: int, dtype: str) -> None:
-        import numpy as np
-
         self.rows = 0
-        self._array: NDArray[Any] = np.empty((rows_expected, width), dtype=dtype)
+        self._array = allocate_rows(rows_expected, width, dtype)
 
     def append(self, columns: "list[NDArray[Any]]") -> None:
         count = len(columns[0])
