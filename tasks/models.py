@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -30,11 +31,12 @@ def name_of_model(experiment: str) -> str:
 class ColumnModel:
     """A model from MLflow that predicts batches of tensors.
 
-    uri: as it was asked for
+    uri: models:/name/version, where it was asked for by an alias too
     version: of the registered model, where it is one
     run_id: of the run that made it
     inputs: the columns that it needs
     target: the column that it predicts, where the model says so
+    folder: where its files are for as long as it lives
     columns: those of the batches; set by `on`
     """
 
@@ -44,6 +46,7 @@ class ColumnModel:
     inputs: tuple[str, ...]
     target: str | None
     model: Any
+    folder: tempfile.TemporaryDirectory[str]
     columns: tuple[str, ...] = ()
 
     def on(self, columns: Sequence[str]) -> ColumnModel:
@@ -73,12 +76,16 @@ def load_model(client: MlflowClient, uri: str) -> ColumnModel:
     Raises ConfigurationError where there is none, it cannot be loaded here, or it does not say which columns it needs.
     """
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    from mlflow import pyfunc
+    from mlflow import artifacts, pyfunc
     from mlflow.exceptions import MlflowException
 
+    folder = tempfile.TemporaryDirectory(prefix="shardline-model-", ignore_cleanup_errors=True)
     try:
         version = find_version(client, uri)
-        loaded = pyfunc.load_model(f"models:/{version.name}/{version.version}" if version else uri)
+        source = client.get_model_version_download_uri(version.name, version.version) if version else uri
+        loaded = pyfunc.load_model(
+            artifacts.download_artifacts(source, dst_path=folder.name, tracking_uri=client.tracking_uri)
+        )
         if loaded.input_example is not None:
             loaded.predict(loaded.input_example)  # what does not work on its own example works on nothing
     except MlflowException as error:
@@ -93,12 +100,13 @@ def load_model(client: MlflowClient, uri: str) -> ColumnModel:
         raise ConfigurationError(f"the model {uri} has no signature that names its columns, so it cannot be fed shards")
     ours = (loaded.metadata.metadata or {}).get(OURS)
     return ColumnModel(
-        uri=uri,
+        uri=f"models:/{version.name}/{version.version}" if version else uri,
         version=str(version.version) if version else None,
         run_id=str(version.run_id or "") if version else uri.removeprefix("runs:/").partition("/")[0],
         inputs=tuple(inputs.input_names()),
         target=ours["target"] if ours else None,
         model=loaded.get_raw_model() if ours else loaded,  # ours checks its columns at once, MLflow every cell
+        folder=folder,
     )
 
 

@@ -72,13 +72,13 @@ class Access(Parameters):
     )
 
 
-class Shards(Access):
-    """Which shards, and what stands in them."""
+class Listing(Access):
+    """Which shards are read, and how they name their columns."""
 
     shards: str | None = Field(
         None,
         min_length=1,
-        description="Glob of the training shards (s3://bucket/path/part*.csv, file://, https://, a local path); "
+        description="Glob of the shards to read (s3://bucket/path/part*.csv, file://, https://, a local path); "
         "null: csv/dev/part*.csv in the bucket of bucket_id.",
     )
     meta_shards: str | None = Field(
@@ -96,24 +96,34 @@ class Shards(Access):
         description="The columns to read, by name, in this order; without a header, the names of all columns; "
         "null: those of the first shard's header.",
     )
-    target: str | None = Field(None, min_length=1, description="Column to predict; null: the first one.")
-    features: list[str] | None = Field(None, min_length=1, description="Columns to predict it from; null: all others.")
     max_shards: int | None = Field(None, ge=1, description="Read the first so many shards only; null: all.")
 
     @model_validator(mode="after")
-    def _fields_agree(self) -> Self:
+    def _listing_agrees(self) -> Self:
         if self.shards and self.bucket_id:
             raise ValueError("shards and bucket_id both say where the data is: leave one out")
-        for name, listed in (("columns", self.columns), ("features", self.features)):
-            if listed and len(set(listed)) < len(listed):
-                raise ValueError(f"{name} names a column twice: {','.join(listed)}")
+        if self.columns and len(set(self.columns)) < len(self.columns):
+            raise ValueError(f"columns names a column twice: {','.join(self.columns)}")
+        if self.header == "none" and not self.columns:
+            raise ValueError("header is none, so nothing names the columns: list them in columns")
+        return self
+
+
+class Shards(Listing):
+    """Which columns are learned from, and which one is learned."""
+
+    target: str | None = Field(None, min_length=1, description="Column to predict; null: the first one.")
+    features: list[str] | None = Field(None, min_length=1, description="Columns to predict it from; null: all others.")
+
+    @model_validator(mode="after")
+    def _columns_agree(self) -> Self:
+        if self.features and len(set(self.features)) < len(self.features):
+            raise ValueError(f"features names a column twice: {','.join(self.features)}")
         if self.target and self.features and self.target in self.features:
             raise ValueError(f"target {self.target!r} is among the features: leave it out of one of them")
         for used in [self.target, *(self.features or [])]:
             if used and self.columns and used not in self.columns:
                 raise ValueError(f"column {used!r} is used as target or feature and is not among columns: add it there")
-        if self.header == "none" and not self.columns:
-            raise ValueError("header is none, so nothing names the columns: list them in columns")
         return self
 
 
@@ -128,18 +138,11 @@ class Source(Shards):
     )
 
 
-class Stream(Parameters):
-    """How rows become batches."""
+class Reading(Parameters):
+    """How rows are read."""
 
     batch_size: int = Field(2**20, ge=1, description="Rows in a batch, over all ranks together.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the initial weights and of the shuffling.")
-    shuffle: bool = Field(
-        False, description="New order in each epoch: shards permuted, rows shuffled in windows; false: as stored."
-    )
-    prefetch: int = Field(2, ge=1, le=64, description="Batches made ready ahead of the training step.")
-    num_workers: int = Field(
-        0, ge=0, le=64, description="DataLoader worker processes that read and decode; 0: threads of the trainer."
-    )
+    prefetch: int = Field(2, ge=1, le=64, description="Batches made ready ahead of the one in use.")
     on_bad_rows: Literal["error", "quarantine"] = Field(
         "error",
         description="A row that breaks the contract: error stops the run and names it; quarantine leaves it out, "
@@ -151,6 +154,18 @@ class Stream(Parameters):
     )
     cache_bytes: int | None = Field(
         None, ge=0, description="Most bytes that the cache may hold; null: four fifths of what the disk has free."
+    )
+
+
+class Stream(Reading):
+    """How rows become the batches of a training."""
+
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the initial weights and of the shuffling.")
+    shuffle: bool = Field(
+        False, description="New order in each epoch: shards permuted, rows shuffled in windows; false: as stored."
+    )
+    num_workers: int = Field(
+        0, ge=0, le=64, description="DataLoader worker processes that read and decode; 0: threads of the trainer."
     )
 
 
@@ -268,3 +283,21 @@ class BenchmarkParameters(Tracking, Device, Shards):
     against: str | None = Field(
         None, pattern="^[0-9a-f]{32}$", description="MLflow run id of an earlier benchmark to be compared with."
     )
+
+
+class PredictionParameters(Tracking, Reading, Listing):
+    """All parameters of the predicting flow, flat, in the order of its form."""
+
+    cache: bool = Field(False, description=Reading.model_fields["cache"].description)
+    model: str | None = Field(
+        None,
+        pattern="^(models|runs):/.+",
+        description="The model to predict with, models:/name@alias, models:/name/version or runs:/id/model; "
+        "null: the champion of the experiment.",
+    )
+    output: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder to write to, a local path or any fsspec URL; null: predictions beside the shards.",
+    )
+    format: Literal["csv", "parquet"] = Field("csv", description="What the predictions are written as.")

@@ -36,6 +36,7 @@ EXAMPLE_ROWS = 5
 
 @task(
     name="register model",
+    task_run_name="register model",
     cache_policy=NO_CACHE,
     retries=2,
     retry_delay_seconds=[1, 5],

@@ -13,7 +13,7 @@ from prefect.logging import get_run_logger
 from prefect.tasks import Task
 
 from tasks.errors import ShardlineError
-from tasks.parameters import Source, TrainingParameters
+from tasks.parameters import Listing, Reading, TrainingParameters
 from tasks.settings import Sources
 
 if TYPE_CHECKING:
@@ -39,18 +39,18 @@ async def may_succeed_later(_task: Task[..., Any], _run: TaskRun, state: State[A
     retry_delay_seconds=[1, 5],
     retry_condition_fn=may_succeed_later,
 )
-def locate_shards(sources: Sources, given: Source, role: str = "training") -> dict[str, Any]:
-    """List the training or test shards; a table artifact shows them. Returns plain JSON types:
+def locate_shards(sources: Sources, given: Listing, role: str = "training") -> dict[str, Any]:
+    """List the shards of a role (test: those of `test_shards`); a table artifact shows them. Returns plain JSON types:
 
     {"manifest": as Manifest.to_dict, "statistics": {column: {count, mean, stddev, min, max}}, empty where nobody wrote
     them or where they are of other rows}.
     """
     from tasks.streaming import locate, read_statistics
 
-    uri = sources.shards if role == "training" else str(sources.test_shards)
+    uri = str(sources.test_shards) if role == "test" else sources.shards
     manifest = locate(
         uri,
-        meta_shards=given.meta_shards if role == "training" else None,
+        meta_shards=None if role == "test" else given.meta_shards,
         header="infer" if given.header == "infer" else None,
         columns=given.columns,
         max_shards=given.max_shards,
@@ -70,7 +70,7 @@ def locate_shards(sources: Sources, given: Source, role: str = "training") -> di
     first = manifest.shards[:MOST_SHARDS_IN_A_TABLE]
     create_table_artifact(
         key=f"{role}-shards",
-        table=[{"shard": s.uri, "rows": s.rows, "bytes": s.size, "etag": s.etag} for s in first],
+        table=[{"shard": s.uri.rsplit("/", 1)[-1], "rows": s.rows, "bytes": s.size, "etag": s.etag} for s in first],
         description="\n".join(
             [
                 f"**{role.capitalize()} shards** of `{uri}`: {len(manifest.shards)} shards, {manifest.rows:,} rows, "
@@ -90,6 +90,7 @@ def locate_shards(sources: Sources, given: Source, role: str = "training") -> di
 
 @task(
     name="preview batch",
+    task_run_name="preview batch",
     cache_policy=NO_CACHE,
     retries=2,
     retry_delay_seconds=[1, 5],
@@ -126,7 +127,7 @@ def preview_batch(
     for fault in outside:
         get_run_logger().warning("The statistics are of other data: %s", fault)
     rows = [
-        f"| {name} | {least:.6f} | {most:.6f} | " + " | ".join(f"{value:g}" for value in column) + " |"
+        f"| {name} | {least:.8g} | {most:.8g} | " + " | ".join(f"{value:g}" for value in column) + " |"
         for name, least, most, column in zip(
             located.columns, low, high, batch[:SHOWN_ROWS].T.double().tolist(), strict=True
         )
@@ -152,9 +153,7 @@ def preview_batch(
     return facts
 
 
-def open_dataset(
-    manifest: dict[str, Any], sources: Sources, given: TrainingParameters, **options: Any
-) -> ObjectStorageDataset:
+def open_dataset(manifest: dict[str, Any], sources: Sources, given: Reading, **options: Any) -> ObjectStorageDataset:
     """The dataset over a manifest's shards, as the stream's parameters say; `options` win over them."""
     from tasks.streaming import Manifest, ObjectStorageDataset
 

@@ -1,0 +1,76 @@
+"""Predicts shards with a model from MLflow: `python -m flows.predicting --help` shows all.
+
+The flow's parameters are those of `tasks.parameters.PredictionParameters`. The predictions are written as shards
+beside those that were read, or to `output`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+
+from flows.commandline import parameters, run
+from tasks.credentials import verify_credentials
+from tasks.parameters import Listing, PredictionParameters, Source
+from tasks.predicting import choose_model, predict_shards, report_predictions, resolve_output
+from tasks.resuming import FINGERPRINT
+from tasks.settings import Sources, resolve_sources
+from tasks.shards import locate_shards
+from tasks.tracking import note_data, page_in_prefect, tracked
+
+verify = task(name="verify credentials", task_run_name="verify credentials", cache_policy=NO_CACHE)(verify_credentials)
+
+
+def name_run() -> str:
+    """A name that says what is predicted with what: `models:/shardline@champion · s3://…/csv/test`."""
+    given = PredictionParameters(**flow_run.parameters)
+    where = find_places(given)[0].shards.rpartition("/")[0]
+    return f"{given.model or 'champion of ' + given.experiment} · {where[-60:]}"
+
+
+@flow(name="predicting", flow_run_name=name_run)
+@parameters(PredictionParameters)
+def predict(**parameters: Any) -> str:
+    """Predict CSV or Parquet shards with the champion, or another model from MLflow, and write them beside."""
+    given = PredictionParameters(**parameters)
+    sources, output = find_places(given)
+    identity = verify(
+        uris=[sources.shards, output],
+        region=sources.region,
+        bucket_owner=given.bucket_owner,
+        verify_identity=given.verify_identity,
+        anonymous=given.anonymous,
+    )
+    sources = replace(sources, owner=given.bucket_owner or identity.account)
+    manifest = locate_shards(sources, given, role="input")["manifest"]
+    model = choose_model(given, manifest["columns"])
+    settings = given.model_dump() | {"shards": sources.shards, "output": output, "model": model["uri"]}
+    tags = {
+        "aws.account": identity.account or "none",
+        "shardline.flow": "predicting",
+        "shardline.shards": sources.shards,
+        FINGERPRINT: manifest["fingerprint"],
+    }
+    with tracked(given.experiment, settings, tags) as mlflow_run:
+        note_data(mlflow_run.run_id, {"predict": (sources.shards, manifest)})
+        predicted = predict_shards(manifest, sources, given, model, output, mlflow_run.run_id)
+        verdict = report_predictions(mlflow_run, model, predicted, output)
+    get_run_logger().info(
+        "%s\n  Prefect  %s\n  MLflow   %s", verdict, page_in_prefect() or "(a temporary server)", mlflow_run.url
+    )
+    return str(verdict)
+
+
+def find_places(given: PredictionParameters) -> tuple[Sources, str]:
+    """The shards to read and the folder to write to; raises ConfigurationError where there is none."""
+    sources = resolve_sources(Source(**given.model_dump(include=set(Listing.model_fields))))
+    return sources, resolve_output(given, sources.shards)
+
+
+if __name__ == "__main__":
+    run(predict, PredictionParameters, "flows.predicting", find_places)
