@@ -12,5 +12,8 @@ QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
 
+# what the libraries warn of belongs on the run's page
+os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "tasks")
+
 for name, value in QUIET.items():
     os.environ.setdefault(name, value)

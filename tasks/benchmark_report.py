@@ -52,7 +52,7 @@ def report_benchmark(run: Run, measured: dict[str, Any], against: dict[str, Any]
     """Put figures, tables, plots and the report into MLflow's outbox and Prefect's artifacts; return the verdict."""
     from tasks.devices import Figure, Ratio, compare_runs
     from tasks.devices.plots import render, shrink
-    from tasks.learning.record import Outbox
+    from tasks.learning.outbox import Outbox
 
     outbox = Outbox(run.run_id)
     figures = [Figure.from_row(row) for row in measured["figures"]]

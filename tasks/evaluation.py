@@ -19,7 +19,7 @@ from tasks.splitting import ROWS_OF
 
 if TYPE_CHECKING:
     from tasks.learning.linear import LinearModel
-    from tasks.learning.record import Outbox
+    from tasks.learning.outbox import Outbox
 
 MODELS = ("trained", "exact", "mean")
 SLICES = "evaluation/slices.json"
@@ -49,7 +49,7 @@ def evaluate_model(
     Returns {"rows_of": kind, "all": {model: facts}, "verdict", "gate": as `judge` says, "train_mse": {model: MSE}}.
     """
     from tasks.learning.evaluation import Moments, score
-    from tasks.learning.record import Outbox
+    from tasks.learning.outbox import Outbox
 
     model = linear_model(features, trained)
     moments = Moments(model.features)

@@ -195,15 +195,16 @@ class Model(Device):
     standardise: bool | None = Field(
         None, description="Train on features of mean 0 and deviation 1, folded back at the end; null: from the preset."
     )
-    derive: list[str] | None = Field(
+    derive: list[Literal["distance_km", "hour_sine", "hour_cosine"]] | None = Field(
         None,
-        description="Engineered features by name (distance_km); null: those of the preset whose columns are there.",
+        description="Engineered features: distance_km, hour_sine, hour_cosine; null: those of the preset whose columns "
+        "are there.",
     )
     resident_bytes: int | None = Field(
         None,
         ge=0,
         description="Data that takes no more than this stays prepared in the device's memory after its first pass; "
-        "0: never; null: a quarter of what is free.",
+        "0: never; null: a quarter of what is free. Shuffled data is streamed in every epoch.",
     )
     optimizer: Literal["SGD", "Adam", "AdamW", "RMSprop", "Adagrad"] = Field(
         "SGD", description="Optimiser, by its name in torch.optim; but for SGD, a null learning_rate is torch's own."
@@ -229,8 +230,10 @@ class Resuming(Parameters):
         min_length=1,
         description="Folder for checkpoints, a local path or any fsspec URL; null: .shardline/checkpoints.",
     )
-    checkpoint_every: int | None = Field(
-        None, ge=1, description="Iterations between checkpoints; null: as many as take 30 seconds."
+    checkpoint_every: str = Field(
+        "30s",
+        pattern="^[1-9][0-9]*s?$",
+        description="Iterations (100) or seconds (30s) between checkpoints; the first follows the first iteration.",
     )
     resume: str = Field(
         "auto",

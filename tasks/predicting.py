@@ -75,7 +75,8 @@ def predict_shards(
     What is held in memory is some batches, on disk one shard. Where the model's target is among the columns, the
     summary's `rmse` says how far the predictions are from it.
     """
-    from tasks.learning.record import Outbox, connect
+    from tasks.learning.outbox import Outbox
+    from tasks.learning.record import connect
 
     dataset = open_dataset(manifest, sources, given, epochs=1, rank=0, world_size=1)
     columns, shards = dataset.manifest.columns, dataset.manifest.shards
@@ -123,7 +124,7 @@ def cut_at_shards(batches: Iterable[Tensor], counts: Sequence[int]) -> Iterator[
 @task(name="report predictions", task_run_name="report predictions", cache_policy=NO_CACHE)
 def report_predictions(run: Run, model: dict[str, Any], predicted: dict[str, Any], output: str) -> str:
     """Say what was predicted, by which model, and where it is: markdown artifact, MLflow's description and tags."""
-    from tasks.learning.record import Outbox
+    from tasks.learning.outbox import Outbox
 
     error = f" Their RMSE against {model['target']} is {predicted['rmse']:.6g}." if "rmse" in predicted else ""
     left_out = f" {predicted['bad_rows']:,.0f} bad rows were left out." if predicted["bad_rows"] else ""

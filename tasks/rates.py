@@ -230,7 +230,7 @@ class _Loop:
         there, options = torch.device(device), self.sources.storage_options(self.manifest.shards[0].uri)
         preparation = Preparation(features=self.features, scaling=self.scaling, dtype=torch.float64, device=there)
         dataset = ObjectStorageDataset(self.manifest, batch_size=self.rows, epochs=1, storage_options=options)
-        with closing(dataset.batches()) as stream:  # type: ignore[type-var]
+        with closing(dataset.batches()) as stream:
             for batch in preparation.stream(each.tensor for each in stream):
                 if len(kept) < KEPT_BATCHES:
                     kept.append(batch)

@@ -52,7 +52,8 @@ def register_model(
     run_id: str,
 ) -> None:
     """Save the model into the run's outbox, and plan its registration: as challenger, and champion where it won."""
-    from tasks.learning.record import REGISTRATION, Outbox
+    from tasks.learning.outbox import Outbox
+    from tasks.learning.record import REGISTRATION
 
     outbox, model = Outbox(run_id), linear_model(features, trained)
     batch = next(iter(open_dataset(manifest, sources, given, batch_size=EXAMPLE_ROWS, epochs=1, prefetch=1)))

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 def complete_records(client: MlflowClient) -> tuple[list[str], list[str]]:
     """Complete every outbox whose run has ended or whose process is gone: (ids completed, what failed)."""
-    from tasks.learning.record import complete_outbox, outboxes
+    from tasks.learning.outbox import held, outboxes
+    from tasks.learning.record import complete_outbox
 
     completed, failed = [], []
     for outbox in sorted(outboxes().glob("*")):
@@ -24,7 +25,10 @@ def complete_records(client: MlflowClient) -> tuple[list[str], list[str]]:
             tags = tags_of(client, outbox.name)
             if tags is None or not ((outbox / "status").exists() or is_gone(tags.get(PROCESS))):
                 continue  # of another store, or it runs
-            complete_outbox(client, outbox)
+            with held(outbox) as free:
+                if not free:
+                    continue
+                complete_outbox(client, outbox)
         except TrackingError as error:
             failed.append(str(error))
             continue

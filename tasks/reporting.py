@@ -24,10 +24,10 @@ def report_run(
 ) -> str:
     """Write the report into Prefect (markdown artifact) and MLflow (description, curve, manifest); the report."""
     from tasks.learning.figures import draw_curve
-    from tasks.learning.record import Outbox
+    from tasks.learning.outbox import Outbox
 
     outbox = Outbox(run.run_id)
-    curve = [row[1] for row in sorted(outbox.rows, key=lambda row: row[3]) if row[0] == "mse"]
+    curve = trained["curve"]
     reference = evaluation["train_mse"]
     draw_curve(curve, reference, outbox.file("figures/curve.png"))
     small = draw_curve(curve, reference, None, small=True)

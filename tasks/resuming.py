@@ -23,6 +23,7 @@ HOPELESS = ("NonFiniteLossError", "ConfigurationError")  # repeated, they would 
 
 # What changes speed, place or record, and not the curve
 NEUTRAL = (
+    "bucket_id",  # shards says what it stood for
     "bucket_owner",
     "verify_identity",
     "anonymous",
@@ -50,25 +51,43 @@ def settings_key(recorded: Mapping[str, Any]) -> str:
 
 
 def this_process() -> str:
-    """This host, process and its start, so that another run can tell whether it still lives."""
-    import psutil
-
-    return f"{platform.node()} {os.getpid()} {psutil.Process().create_time():.2f}"
+    """This host, its boot, the process and its start, so that another run can tell whether it still lives."""
+    return " ".join((platform.node(), *_place(), str(os.getpid()), _start_of(os.getpid()) or "unknown"))
 
 
-def is_gone(process: str | None) -> bool:
-    """Whether a process of this host has ended; of another host's nothing is known."""
+def _place() -> tuple[str, str]:
+    """This boot of the machine and the space of its process numbers: a container has one of its own."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return boot, str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return "unknown", "unknown"
+
+
+def _start_of(pid: int) -> str | None:
+    """When a process started, in a form that no correction of the clock changes; None without such a process."""
+    stat = Path(f"/proc/{pid}/stat")
+    if Path("/proc/self/stat").exists():
+        try:
+            return stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+        except OSError:
+            return None
     import psutil
 
     try:
-        host, pid, created = str(process).rsplit(" ", 2)
-        if host != platform.node():
-            return False
-        return bool(abs(psutil.Process(int(pid)).create_time() - float(created)) > 1)
+        return f"{psutil.Process(pid).create_time():.0f}"
     except psutil.NoSuchProcess:
-        return True
-    except ValueError:
-        return False
+        return None
+
+
+def is_gone(process: str | None) -> bool:
+    """Whether a process of this host has ended; of another host's or another container's nothing is known."""
+    match str(process).rsplit(" ", 4):
+        case [host, boot, space, pid, start] if host == platform.node() and pid.isdigit():
+            if boot != _place()[0]:
+                return True  # the machine was started again since
+            return space == _place()[1] and _start_of(int(pid)) != start
+    return False
 
 
 def close_abandoned(client: MlflowClient, experiment: str) -> None:
@@ -139,6 +158,9 @@ def _check_named(
         raise ConfigurationError(f"resume names run {run_id}, which MLflow does not know") from error
     if run.info.status == "FINISHED":
         raise ConfigurationError(f"resume names run {run_id}, which is finished: there is nothing to go on with")
+    process = str(run.data.tags.get(PROCESS))
+    if run.info.status == "RUNNING" and process.startswith(f"{platform.node()} ") and not is_gone(process):
+        raise ConfigurationError(f"resume names run {run_id}, which is running: stop it first")
     if run.data.tags.get(KEY) != key:
         differing = [
             f"{name} is {written(value)}, was {run.data.params.get(name)}"
@@ -174,7 +196,10 @@ def discard_checkpoints(given: str | None, run_id: str) -> None:
     """Delete the checkpoints of a run that has ended well: its weights stand in its record."""
     from tasks.learning.checkpoints import Checkpoints
 
-    Checkpoints(checkpoint_folder(given), run_id).delete()
+    try:
+        Checkpoints(checkpoint_folder(given), run_id).delete()
+    except CheckpointError as error:
+        get_run_logger().warning("The run is complete, and its checkpoints are left behind: %s", error)
 
 
 def checkpoint_folder(given: str | None) -> str:

@@ -114,7 +114,7 @@ def preview_batch(
     batch = next(iter(dataset))
     facts = {
         "columns": list(located.columns),
-        "dtype": str(batch.dtype).removeprefix("torch."),
+        "dtype": given.dtype,
         "batch_shape": [given.batch_size, batch.shape[1]],
         "previewed_rows": len(batch),
     }

@@ -12,7 +12,8 @@ from prefect.logging import get_run_logger
 from tasks.parameters import TrainingParameters
 from tasks.settings import Sources
 from tasks.shards import may_succeed_later, open_dataset
-from tasks.training import Progress, StreamTimes, keep_weights, with_workers
+from tasks.starting import StreamTimes, with_workers
+from tasks.training import Progress, keep_weights
 
 
 @task(
@@ -32,7 +33,7 @@ def solve_model(
     """
     from tasks.learning.evaluation import Moments
     from tasks.learning.features import Features
-    from tasks.learning.record import Outbox
+    from tasks.learning.outbox import Outbox
 
     outbox, moments = Outbox(run_id), Moments(Features.from_dict(features))
     dataset, stages = open_dataset(manifest, sources, given, epochs=1), StreamTimes()
@@ -57,8 +58,10 @@ def solve_model(
         "device": "cpu",
         "iterations": 1,
         "rows": moments.rows,
-        "curve": {"first": mse, "last": mse},
+        "curve": [mse],
         "seconds": seconds,
+        "bad_rows": dataset.bad_rows,
+        "bad_rows_file": str(dataset.bad_rows_file or ""),
         "stream": stages.totals,
         **times,
     }

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
-from tasks.errors import TrackingError
+from tasks.errors import ConfigurationError, TrackingError
 from tasks.replaying import complete_records
 from tasks.resuming import PROCESS, this_process
 
@@ -52,9 +52,11 @@ def tracked(
     Raises TrackingError where MLflow does not answer at the start (nothing was done), or its record stays incomplete.
     """
     from tasks.learning import record
+    from tasks.learning.outbox import Outbox, held
 
     client = record.connect()
-    complete_records(client)
+    for problem in complete_records(client)[1]:
+        get_run_logger().warning("%s", problem)
     name = str(flow_run.name or "run")
     tags = {**context(), **tags}
     run_id = find_unfinished(client)
@@ -64,19 +66,22 @@ def tracked(
         run_id = record.begin(client, experiment=experiment, name=name, parameters=parameters, tags=tags)
     run = Run(run_id, name, page_of(record.tracking_uri(), client.get_run(run_id).info.experiment_id, run_id))
     get_run_logger().info("Recording in MLflow: %s", run.url)
-    outbox = record.Outbox(run_id)
-    try:
-        yield run
-    except BaseException as error:
-        # Ctrl-C, SIGTERM and a cancelled flow arrive as BaseException: somebody stopped the run
-        status = "FAILED" if isinstance(error, Exception) else "KILLED"
-        outbox.tag({"shardline.error": f"{type(error).__name__}: {error}"[:5000]})
+    outbox = Outbox(run_id)
+    with held(outbox.path) as free:
+        if not free:
+            raise ConfigurationError(f"another process goes on with run {run_id} already: resume=never starts anew")
         try:
-            record.complete_outbox(client, outbox.path, status)
-        except TrackingError as incomplete:
-            get_run_logger().warning("%s", incomplete)
-        raise
-    record.complete_outbox(client, outbox.path, "FINISHED")
+            yield run
+        except BaseException as error:
+            # Ctrl-C, SIGTERM and a cancelled flow arrive as BaseException: somebody stopped the run
+            status = "FAILED" if isinstance(error, Exception) else "KILLED"
+            outbox.tag({"shardline.error": f"{type(error).__name__}: {error}"[:5000]})
+            try:
+                record.complete_outbox(client, outbox.path, status)
+            except TrackingError as incomplete:
+                get_run_logger().warning("%s", incomplete)
+            raise
+        record.complete_outbox(client, outbox.path, "FINISHED")
 
 
 def note_data(run_id: str, data: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
@@ -84,7 +89,8 @@ def note_data(run_id: str, data: Mapping[str, tuple[str, Mapping[str, Any]]]) ->
 
     The digest is the fingerprint, cut to the 36 characters that MLflow keeps; the profile has all of it.
     """
-    from tasks.learning.record import INPUTS, Outbox
+    from tasks.learning.outbox import Outbox
+    from tasks.learning.record import INPUTS
 
     entries = [
         {"context": context, "dataset": describe_dataset(uri, manifest)} for context, (uri, manifest) in data.items()

@@ -1,14 +1,13 @@
 """The step that trains: the stream and the loop meet here, inside one task; what leaves it is small and plain.
 
-Which run is gone on with, and whether, is decided in `tasks.resuming`; a retry of this step goes on by itself.
+Where the loop starts is in `tasks.starting`; which run is gone on with, and whether, is decided in `tasks.resuming`. A
+retry of this step goes on by itself.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
-from contextlib import closing, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
@@ -18,22 +17,21 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from tasks.errors import CheckpointError, ConfigurationError, NonFiniteLossError
+from tasks.errors import CheckpointError, NonFiniteLossError, TrackingError
 from tasks.parameters import TrainingParameters
 from tasks.resuming import checkpoint_folder
 from tasks.settings import Sources
-from tasks.shards import may_succeed_later, open_dataset
+from tasks.shards import may_succeed_later
+from tasks.starting import Started, shards_of, start_trainer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tasks.learning.checkpoints import Checkpoint, Checkpoints
-    from tasks.learning.features import Features, Scaling
-    from tasks.learning.loop import Iteration, Trainer
-    from tasks.streaming import ObjectStorageDataset
+    from tasks.learning.loop import Iteration
+    from tasks.learning.outbox import Outbox
 
 PROGRESS_EVERY_SECONDS = 2.0
-CHECKPOINT_EVERY_SECONDS = 30.0
 TIMES = ("wait_seconds", "copy_seconds", "compute_seconds")
 
 
@@ -59,148 +57,70 @@ def train_model(
     """
     from tasks.learning import record
     from tasks.learning.checkpoints import Checkpoints
-    from tasks.learning.features import Features
     from tasks.learning.loop import train
+    from tasks.learning.outbox import Outbox
 
-    client, outbox, logger = record.connect(), record.Outbox(run_id), get_run_logger()
+    client, outbox, logger = record.connect(), Outbox(run_id), get_run_logger()
     checkpoints = Checkpoints(checkpoint_folder(given.checkpoint_url), run_id)
-    times = StreamTimes()
-    trainer, batches = start_trainer(
-        Features.from_dict(features), manifest, sources, given, statistics, checkpoints, times
-    )
-    already = record.histories(client, outbox, ["mse"])["mse"] if trainer.iteration else {}
-    saver, progress = Saver(checkpoints, manifest, given.checkpoint_every), Progress(trainer.settings.iterations)
-    began = time.perf_counter()
+    earlier = record.histories(client, outbox, ["mse", *TIMES])
+    recorded = next(step for step in itertools.count() if step not in earlier["mse"])
+    kept = checkpoints.latest(at_most=recorded)  # after a later one, the record would have a gap
+    started = start_trainer(features, manifest, sources, given, statistics, kept)
+    saver = Saver(checkpoints, given, manifest)
+    progress, began = Progress(started.trainer.settings.iterations), time.perf_counter()
     with record.sending(client, outbox), saver:
-        for iteration in train(trainer, batches):
-            if iteration.iteration not in already:
+        for iteration in train(started.trainer, started.batches):
+            if iteration.iteration not in earlier["mse"]:
                 outbox.log(iteration.iteration, metrics_of(iteration))
             logger.info("%s", iteration)
             saver.keep(iteration.after)
             progress.show(iteration.iteration + 1)
-    seconds = time.perf_counter() - began
-    model = trainer.model()
-    keep_weights(outbox, model.w, model.b, model.describe())
-    kept = record.histories(client, outbox, ["mse", *TIMES])
-    mse = list(kept["mse"].values())
+    keep_model(outbox, started)
+    return summarise(started, earlier, outbox, time.perf_counter() - began)
+
+
+def summarise(started: Started, earlier: dict[str, dict[int, float]], outbox: Outbox, seconds: float) -> dict[str, Any]:
+    """Weights, curve and times as plain JSON types; TrackingError where an iteration is not in the record."""
+    series = {name: dict(values) for name, values in earlier.items()}
+    for name, value, _, step in outbox.rows:
+        if name in series:
+            series[name][step] = value
+    trainer, model, curve = started.trainer, started.trainer.model(), series["mse"]
+    missing = sorted(set(range(trainer.settings.iterations)) - set(curve))
+    if missing:
+        raise TrackingError(f"record incomplete: iterations {missing[:5]} of run {outbox.run_id} have no mse")
     return {
         "weights": model.w.flatten().tolist(),
         "bias": model.b.item(),
         "learning_rate": trainer.learning_rate,
         "device": str(trainer.device),
-        "iterations": len(mse),
-        "rows": len(mse) * given.batch_size,
-        "curve": {"first": mse[0], "last": mse[-1]},
+        "iterations": len(curve),
+        "rows": len(curve) * started.dataset.batch_size,
+        "curve": [curve[step] for step in sorted(curve)],
         "seconds": seconds,
-        "stream": times.totals,
-        **{name: sum(kept[name].values()) for name in TIMES},
+        "stream": started.times.totals,
+        "bad_rows": started.dataset.bad_rows,
+        "bad_rows_file": str(started.dataset.bad_rows_file or ""),
+        **{name: sum(series[name].values()) for name in TIMES},
     }
 
 
-def start_trainer(
-    features: Features,
-    manifest: dict[str, Any],
-    sources: Sources,
-    given: TrainingParameters,
-    statistics: dict[str, dict[str, float]] | None,
-    checkpoints: Checkpoints,
-    times: StreamTimes,
-) -> tuple[Trainer, Iterator[Any]]:
-    """A trainer at its first iteration, or at that of the last whole checkpoint, and the batches from there on."""
-    import torch
+def keep_model(outbox: Outbox, started: Started) -> None:
+    """Put weights, scaling and what was found out while training into the outbox."""
+    import json
 
-    from tasks.learning.batches import Preparation, free_bytes, stay_resident
-    from tasks.learning.features import Scaling
-    from tasks.learning.loop import Settings, Trainer
-
-    resolved, device, dtype = given.resolved(), training_device(given.device), getattr(torch, given.dtype)
-    settings = Settings(
-        iterations=resolved.iterations,
-        learning_rate=resolved.learning_rate,
-        gradient_norm=resolved.gradient_norm,
-        seed=given.seed,
-        dtype=dtype,
-        optimizer=given.optimizer,
-    )
-    kept = checkpoints.latest()
-    check_data(kept, manifest, checkpoints.folder)
-    dataset = open_dataset(
-        manifest, sources, given, start=kept.iteration if kept else 0, shuffle=given.shuffle, seed=given.seed
-    )
-    stream, waited = with_workers(dataset, given.num_workers, times), 0.0
-    if kept or not resolved.standardise:
-        scaling = Scaling.none(len(features.names))
-    else:
-        asked = time.perf_counter()
-        first = next(stream)
-        waited = time.perf_counter() - asked
-        stream, scaling = itertools.chain([first], stream), choose_scaling(first, features, statistics)
-    trainer = Trainer(features, scaling, settings, device)
-    if kept:
-        trainer.restore(kept)
-        get_run_logger().info("Going on at iteration %d, from %s", kept.iteration, checkpoints.folder)
-    preparation = Preparation(features=features, scaling=trainer.scaling, dtype=dtype, device=device)
-    resident_bytes = free_bytes(device) // 4 if given.resident_bytes is None else given.resident_bytes
-    fits = 0 if given.shuffle else resident_bytes  # a new order in each epoch is the stream's business
-    return trainer, stay_resident(preparation.stream(stream, waited), dataset.manifest.rows, fits)
-
-
-def check_data(kept: Checkpoint | None, manifest: dict[str, Any], folder: str) -> None:
-    """Raise CheckpointError where a checkpoint was made from other shards than those that were listed."""
-    if kept and kept.facts["shards"] != shards_of(manifest):
-        raise CheckpointError(f"the checkpoints in {folder} are of other shards: start anew with resume=never")
-
-
-def shards_of(manifest: dict[str, Any]) -> dict[str, str]:
-    """ETags by URI."""
-    return {shard["uri"]: shard["etag"] for shard in manifest["shards"]}
-
-
-def training_device(asked: str) -> Any:
-    """The torch device to train on; ConfigurationError where CUDA is asked for and there is none."""
-    import torch
-
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError("device is cuda, and torch finds no CUDA device here: use device=auto or device=cpu")
-    return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-class StreamTimes:
-    """What the stream's stages took in the background, in seconds, added up over its batches and threads."""
-
-    def __init__(self) -> None:
-        self.totals: dict[str, float] = {}
-
-    def watch(self, dataset: ObjectStorageDataset) -> Iterator[Tensor]:
-        """The dataset's batches, their times added up."""
-        with closing(dataset.batches()) as batches:
-            for batch in batches:
-                for name in ("fetch_seconds", "decode_seconds", "assemble_seconds"):
-                    self.totals[name] = self.totals.get(name, 0.0) + getattr(batch.times, name)
-                yield batch.tensor
-
-
-def with_workers(dataset: ObjectStorageDataset, workers: int, times: StreamTimes) -> Iterator[Tensor]:
-    """The dataset's batches, through a DataLoader where worker processes are asked for (their times stay unknown)."""
-    if not workers:
-        return times.watch(dataset)
-    from torch.utils.data import DataLoader
-
-    # spawn: a fork copies the locks of Prefect's and MLflow's threads, held or not
-    return iter(DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context="spawn"))
-
-
-def choose_scaling(first: Tensor, features: Features, statistics: dict[str, dict[str, float]] | None) -> Scaling:
-    """How features are scaled: as `.meta/stats` states, and for what it does not name as the first batch shows."""
-    from tasks.learning.features import Scaling
-
-    stated = statistics or {}
-    known = {
-        index: (stated[name]["mean"], stated[name]["stddev"])
-        for index, name in enumerate(features.names)
-        if name in stated
+    trainer, model = started.trainer, started.trainer.model()
+    if not (model.w.isfinite().all() and model.b.isfinite().all()):
+        raise NonFiniteLossError("the last step's weights are not finite: try a smaller learning_rate")
+    keep_weights(outbox, model.w, model.b, model.describe())
+    scaling = {
+        name: {"mean": mean, "scale": scale, "from": started.scaled_by.get(name, "the first batch")}
+        for name, mean, scale in zip(
+            trainer.features.names, trainer.scaling.mean.tolist(), trainer.scaling.scale.tolist(), strict=True
+        )
     }
-    return Scaling.of(features.of(first), known)
+    outbox.file("weights/scaling.json").write_text(json.dumps(scaling, indent=1), encoding="utf-8")
+    outbox.tag({"device": str(trainer.device), "learning_rate": f"{trainer.learning_rate!r}"})
 
 
 def metrics_of(iteration: Iteration) -> dict[str, float]:
@@ -223,29 +143,44 @@ def keep_weights(outbox: Any, w: Tensor, b: Tensor, text: str) -> None:
 
 
 class Saver:
-    """Writes checkpoints as a loop goes, and the last state when it is stopped by anything but a loss that is lost."""
+    """Writes checkpoints as a loop goes, and the last state when it is stopped by anything but a loss that is lost.
 
-    def __init__(self, checkpoints: Checkpoints, manifest: dict[str, Any], every: int | None) -> None:
-        self.checkpoints, self.every = checkpoints, every
-        self.shards, self.saved_at = shards_of(manifest), time.monotonic()
+    A checkpoint that cannot be written is warned of once, and does not stop the training.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, given: TrainingParameters, manifest: dict[str, Any]) -> None:
+        self.checkpoints, self.every, self.saved_at, self.warned = checkpoints, given.checkpoint_every, 0.0, False
+        self.facts = {
+            "shards": shards_of(manifest),
+            "fingerprint": manifest["fingerprint"],
+            "seed": given.seed,
+            "settings": given.model_dump(mode="json"),
+        }
         self.state: Checkpoint | None = None
 
     def __enter__(self) -> Saver:
         return self
 
     def keep(self, state: Checkpoint) -> None:
-        """Take the state after an iteration, and write it where it is time to."""
-        self.state = replace(state, facts={**state.facts, "shards": self.shards})
-        due = time.monotonic() - self.saved_at >= CHECKPOINT_EVERY_SECONDS
-        if due if self.every is None else state.iteration % self.every == 0:
-            self.checkpoints.write(self.state)
-            self.saved_at = time.monotonic()
+        """Take the state after an iteration, and write it where it is time to: after the first one, always."""
+        self.state = replace(state, facts={**state.facts, **self.facts})
+        number, unit = int(self.every.removesuffix("s")), self.every[-1:]
+        since = time.monotonic() - self.saved_at
+        if not self.saved_at or (since >= number if unit == "s" else state.iteration % number == 0):
+            self._write(self.state)
+
+    def _write(self, state: Checkpoint) -> None:
+        self.saved_at = time.monotonic()
+        try:
+            self.checkpoints.write(state)
+        except CheckpointError as error:
+            if not self.warned:
+                get_run_logger().warning("%s; the training goes on without", error)
+            self.warned = True
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if error is None or self.state is None or isinstance(error, NonFiniteLossError):
-            return
-        with suppress(CheckpointError):  # the error that stopped the loop is the one to tell
-            self.checkpoints.write(self.state)
+        if error is not None and self.state is not None and not isinstance(error, NonFiniteLossError):
+            self._write(self.state)
 
 
 class Progress:

@@ -11,6 +11,7 @@ from flows.replaying import replay
 from flows.training import train
 from tasks.errors import TrackingError
 from tasks.learning import record
+from tasks.learning.outbox import Outbox, read_metrics
 
 STEPS = 240
 
@@ -54,7 +55,7 @@ def server(running, monkeypatch, tmp_path):
 
 def begin():
     client = record.connect()
-    return client, record.Outbox(record.begin(client, experiment="record", name="r", parameters={"a": [1]}, tags={}))
+    return client, Outbox(record.begin(client, experiment="record", name="r", parameters={"a": [1]}, tags={}))
 
 
 def assert_whole(client, run_id, status="FINISHED"):
@@ -130,9 +131,9 @@ def test_a_line_cut_short_by_a_kill_is_cut_off(server):
     log_all(outbox)
     with (outbox.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 240, "times')
-    again = record.Outbox(outbox.run_id)
+    again = Outbox(outbox.run_id)
     again.log(240, {"mse": 1.0})
-    assert [row[3] for row in record.read_metrics(again.path) if row[0] == "mse"] == list(range(241))
+    assert [row[3] for row in read_metrics(again.path) if row[0] == "mse"] == list(range(241))
 
 
 def test_a_full_disk_is_a_clear_stop(server):

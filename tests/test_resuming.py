@@ -78,7 +78,7 @@ def test_checkpoints_are_kept_on_any_fsspec_url():
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=f"the checkpoint {tmp_path}/file/run cannot be written"):
+    with pytest.raises(CheckpointError, match=f"the checkpoints in {tmp_path}/file/run cannot be written"):
         Checkpoints(str(tmp_path / "file"), "run").write(state(1))
 
 

@@ -18,6 +18,7 @@ from flows.training import train
 from tasks.errors import TrackingError
 from tasks.gate import Champion, judge
 from tasks.learning import record
+from tasks.learning.outbox import Outbox
 
 pytestmark = pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")  # MLflow's own, of pandas 3.1
 
@@ -235,7 +236,7 @@ def test_the_gate(scores, kind, champion, wins, words):
 def outbox(client, request):
     """The outbox of a run that has ended but for its record, with a model to be registered that won against nobody."""
     run_id = record.begin(client, experiment="outbox", name="run", parameters={}, tags={})
-    outbox = record.Outbox(run_id)
+    outbox = Outbox(run_id)
     outbox.file("model/MLmodel").write_text("flavors: {}\n")
     plan = {"name": request.node.name[:50], "description": "fine", "tags": {}, "wins": True, "against": None}
     (outbox.path / record.REGISTRATION).write_text(json.dumps(plan))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tasks.devices.comparison import Ratio, compare_devices, compare_runs, find_win
-    from tasks.devices.description import Hardware, describe
+    from tasks.devices.description import Hardware, describe, describe_memory
     from tasks.devices.measurement import Figure, measure
     from tasks.devices.planning import PLANS, Plan, choose_devices, plan_jobs
     from tasks.devices.prediction import Prediction, StreamRates, limit_speedup, predict
@@ -26,6 +26,7 @@ __all__ = [
     "compare_devices",
     "compare_runs",
     "describe",
+    "describe_memory",
     "find_win",
     "limit_speedup",
     "measure",
@@ -35,7 +36,7 @@ __all__ = [
 
 _HOMES = {
     "comparison": ("Ratio", "compare_devices", "compare_runs", "find_win"),
-    "description": ("Hardware", "describe"),
+    "description": ("Hardware", "describe", "describe_memory"),
     "measurement": ("Figure", "measure"),
     "planning": ("PLANS", "Plan", "choose_devices", "plan_jobs"),
     "prediction": ("Prediction", "StreamRates", "limit_speedup", "predict"),

@@ -109,7 +109,7 @@ def describe(root: Path = Path("/")) -> Hardware:
         platform=platform.platform(),
         python=platform.python_version(),
         cpu=_describe_cpu(root),
-        memory=_describe_memory(root),
+        memory=describe_memory(root),
         torch=_describe_torch(),
         cuda=devices,
         nvidia_smi=_run_nvidia_smi(left_out),
@@ -135,7 +135,8 @@ def _read_model(root: Path) -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _describe_memory(root: Path) -> Memory:
+def describe_memory(root: Path = Path("/")) -> Memory:
+    """Main memory, as the machine and the control group that this process is in leave it; `root` as in `describe`."""
     import psutil
 
     memory = psutil.virtual_memory()

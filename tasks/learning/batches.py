@@ -110,12 +110,3 @@ def _wrapped(table: Tensor, start: int, size: int) -> Tensor:
         parts.append(table[:left])
         left -= len(parts[-1])
     return torch.cat(parts)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory of the device that is free now, in bytes."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    import psutil
-
-    return int(psutil.virtual_memory().available)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from tasks.errors import CheckpointError
 
 KEPT = 2
+DAMAGE = (FileNotFoundError, ValueError, KeyError, SafetensorError)  # of one checkpoint, not of the store
 
 logger = logging.getLogger(__name__)
 
@@ -53,15 +55,23 @@ class Checkpoints:
             "facts": dict(checkpoint.facts),
         }
         name = f"{self._path}/checkpoint-{checkpoint.iteration:09d}"
-        try:
+        with self._translated("written"):
             self._files.makedirs(self._path, exist_ok=True)
             self._put(f"{name}.safetensors", data)
             self._put(f"{name}.json", json.dumps(facts).encode())
             for old in self._names()[:-KEPT]:
                 self._files.rm_file(f"{self._path}/{old}.json")
                 self._files.rm_file(f"{self._path}/{old}.safetensors")
-        except OSError as error:
-            raise CheckpointError(f"the checkpoint {self.folder} cannot be written: {error}") from error
+
+    @contextmanager
+    def _translated(self, done: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+        """What fsspec and the library behind it raise, `but` for some, as CheckpointError."""
+        try:
+            yield
+        except but:
+            raise
+        except Exception as error:
+            raise CheckpointError(f"the checkpoints in {self.folder} cannot be {done}: {error}") from error
 
     def _put(self, path: str, data: bytes) -> None:
         """One object, replaced at once: object stores do that themselves, a local file is renamed into its place."""
@@ -78,12 +88,20 @@ class Checkpoints:
         found = (str(path).rsplit("/", 1)[-1] for path in self._files.ls(self._path, detail=False, refresh=True))
         return sorted(name.removesuffix(".json") for name in found if name.endswith(".json"))
 
-    def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole, with a warning for each newer one that is not; None without one."""
-        for name in reversed(self._names()):
+    def latest(self, at_most: int | None = None) -> Checkpoint | None:
+        """The newest checkpoint that is whole, with a warning for each newer one that is not; None without one.
+
+        `at_most` leaves out those of later iterations. Raises CheckpointError where the folder cannot be read.
+        """
+        with self._translated("read"):
+            names = self._names()
+        for name in reversed(names):
+            if at_most is not None and int(name.removeprefix("checkpoint-")) > at_most:
+                continue
             try:
-                return self._read(name)
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                with self._translated("read", but=DAMAGE):
+                    return self._read(name)
+            except DAMAGE as error:
                 logger.warning("The checkpoint %s/%s is damaged (%s): taking the one before", self.folder, name, error)
         return None
 
@@ -96,5 +114,6 @@ class Checkpoints:
 
     def delete(self) -> None:
         """Delete all of them: the run has ended, and its weights stand in its record."""
-        if self._files.exists(self._path):
-            self._files.rm(self._path, recursive=True)
+        with self._translated("deleted"):
+            if self._files.exists(self._path):
+                self._files.rm(self._path, recursive=True)

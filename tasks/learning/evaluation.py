@@ -16,6 +16,7 @@ from tasks.learning.features import Features
 from tasks.learning.linear import LinearModel
 
 MOST_TARGET_RANGES = 5
+EDGE_DIGITS = 4  # of the ranges' edges, so that a person can read them
 
 
 class Moments:
@@ -169,13 +170,13 @@ def _chain(first: Tensor, rest: Iterable[Tensor]) -> Iterable[Tensor]:
 
 
 def _target_edges(target: Tensor) -> Tensor:
-    """Distinct inner quintiles, rounded so that a person can read them."""
+    """Distinct inner quintiles, rounded."""
     inner = torch.linspace(0, 1, MOST_TARGET_RANGES + 1, dtype=torch.float64)[1:-1]
     sample = target[: 2**20]  # torch.quantile takes 2**24 values at most
-    edges: Tensor = torch.unique(torch.round(torch.quantile(sample, inner), decimals=2))
-    return edges
+    quintiles = torch.quantile(sample, inner).tolist()
+    return torch.tensor(sorted({float(f"{edge:.{EDGE_DIGITS}g}") for edge in quintiles}), dtype=torch.float64)
 
 
 def _range_labels(target: str, edges: list[float]) -> list[str]:
-    between = [f"{low:g} ≤ {target} < {high:g}" for low, high in itertools.pairwise(edges)]
-    return [f"{target} < {edges[0]:g}", *between, f"{target} ≥ {edges[-1]:g}"]
+    between = [f"{low:.{EDGE_DIGITS}g} ≤ {target} < {high:.{EDGE_DIGITS}g}" for low, high in itertools.pairwise(edges)]
+    return [f"{target} < {edges[0]:.{EDGE_DIGITS}g}", *between, f"{target} ≥ {edges[-1]:.{EDGE_DIGITS}g}"]

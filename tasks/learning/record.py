@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -19,16 +20,17 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tasks.errors import TrackingError
+from tasks.learning.outbox import STATE, Outbox, outboxes, read_metrics
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-STATE = Path(".shardline")
 SEND_EVERY_ROWS = 500
 SEND_EVERY_SECONDS = 5.0
 MOST_METRICS_A_BATCH = 1000  # MLflow's own limit for log_batch
 MOST_PARAMETER_CHARACTERS = 6000  # MLflow's own limit
 REACHABLE_WITHIN_SECONDS = 20.0
+USER_INFO = re.compile(r"://[^/@\s]+@")
 REGISTRATION, INPUTS = "registration.json", "inputs.json"  # in an outbox, where there is a model or data to record
 
 
@@ -63,20 +65,22 @@ def connect() -> MlflowClient:
 
 
 def _await_server(uri: str) -> None:
-    """Raise TrackingError unless something accepts connections at the server's address within some seconds."""
-    import socket
+    """Raise TrackingError unless an HTTP server answers at the address within some seconds."""
+    from urllib.error import HTTPError, URLError
+    from urllib.request import urlopen
 
-    address = urlsplit(uri)
-    port = address.port or (443 if address.scheme == "https" else 80)
     deadline = time.monotonic() + REACHABLE_WITHIN_SECONDS
     while True:
         try:
-            socket.create_connection((address.hostname or "", port), timeout=3).close()
-            return
-        except OSError as error:
+            with urlopen(f"{shown(uri).rstrip('/')}/health", timeout=5):
+                return
+        except HTTPError:
+            return  # it answers, and MLflow's client will say what is wrong
+        except (URLError, OSError) as error:
             if time.monotonic() > deadline:
+                reason = getattr(error, "reason", error)
                 raise TrackingError(
-                    f"no MLflow server at {shown(uri)} ({error}): start it, or correct MLFLOW_TRACKING_URI; "
+                    f"no MLflow server at {shown(uri)} ({reason}): start it, or correct MLFLOW_TRACKING_URI; "
                     "nothing was trained"
                 ) from error
             time.sleep(1)
@@ -84,8 +88,7 @@ def _await_server(uri: str) -> None:
 
 def shown(uri: str) -> str:
     """A URI for people: without the user and password that it may hold."""
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
+    return USER_INFO.sub("://", uri)
 
 
 @contextmanager
@@ -97,8 +100,8 @@ def translated(problem: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        text = " ".join(str(error).split())[:400]
-        raise TrackingError(f"{problem}: {text}") from error
+        text = USER_INFO.sub("://", " ".join(str(error).split()))[:400]
+        raise TrackingError(f"{problem}: {text}") from None  # the cause may hold the password of the tracking URI
 
 
 def find_experiment(client: MlflowClient, name: str) -> str:
@@ -141,51 +144,14 @@ def reopen(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
         client.update_run(run_id, status="RUNNING")
         for key, value in tags.items():
             client.set_tag(run_id, key, value)
-        client.delete_tag(run_id, "shardline.error") if "shardline.error" in client.get_run(run_id).data.tags else None
+        if "shardline.error" in client.get_run(run_id).data.tags:
+            client.delete_tag(run_id, "shardline.error")
+    (outboxes() / run_id / "status").unlink(missing_ok=True)
 
 
 def written(value: Any) -> str:
     """A parameter's value as it is recorded: text as it is, all else as JSON."""
     return value if isinstance(value, str) else json.dumps(value)
-
-
-class Outbox:
-    """What one run leaves (metrics, files, tags), kept in a local folder until MLflow has it all.
-
-    `metrics.jsonl` (a line an iteration), `artifacts/` (as they will stand in MLflow) and `tags.json`. The folder
-    outlives the process, so that a run whose server went away, or that was killed, can be completed later.
-    """
-
-    def __init__(self, run_id: str) -> None:
-        self.run_id, self.path = run_id, outboxes() / run_id
-        (self.path / "artifacts").mkdir(parents=True, exist_ok=True)
-        self.rows = read_metrics(self.path)
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Keep one step's metrics."""
-        timestamp = time.time_ns() // 1_000_000
-        line = json.dumps({"step": step, "timestamp": timestamp, "metrics": dict(metrics)}) + "\n"
-        try:
-            with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(line)
-        except OSError as error:
-            raise TrackingError(
-                f"the record of run {self.run_id} cannot be kept in {self.path}: {error.strerror}; make room there, "
-                "then start again: the run goes on from its last checkpoint"
-            ) from error
-        self.rows.extend((key, float(value), timestamp, step) for key, value in metrics.items())
-
-    def file(self, path: str) -> Path:
-        """Where to write the artifact that will stand at this path in the run."""
-        target = self.path / "artifacts" / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return target
-
-    def tag(self, tags: Mapping[str, str]) -> None:
-        """Keep tags for the run."""
-        path = self.path / "tags.json"
-        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        path.write_text(json.dumps({**kept, **tags}), encoding="utf-8")
 
 
 @contextmanager
@@ -214,22 +180,6 @@ def sending(client: MlflowClient, outbox: Outbox) -> Iterator[None]:
         sender.join(timeout=30)
 
 
-def outboxes() -> Path:
-    """The folder with an outbox for each run whose record is not complete."""
-    return (STATE / "outbox").absolute()
-
-
-def read_metrics(outbox: Path) -> list[tuple[str, float, int, int]]:
-    """The (key, value, timestamp in ms, step) rows of an outbox; a last line cut short by a kill is cut off."""
-    path = outbox / "metrics.jsonl"
-    if not path.exists():
-        return []
-    whole = path.read_bytes().rpartition(b"\n")
-    os.truncate(path, len(whole[0]) + len(whole[1]))
-    entries = [json.loads(line) for line in whole[0].splitlines()]
-    return [(k, float(v), entry["timestamp"], entry["step"]) for entry in entries for k, v in entry["metrics"].items()]
-
-
 def send_metrics(client: MlflowClient, run_id: str, rows: Sequence[tuple[str, float, int, int]]) -> None:
     """Log rows in batches; identical rows are stored once, so sending them again is safe."""
     from mlflow.entities import Metric
@@ -249,9 +199,9 @@ def missing_rows(client: MlflowClient, run_id: str, rows: Sequence[tuple[str, fl
 
 
 def histories(client: MlflowClient, outbox: Outbox, keys: Sequence[str]) -> dict[str, dict[int, float]]:
-    """Metrics' values by step, from MLflow where it answers and from what is still in the outbox."""
-    stored: dict[str, dict[int, float]] = {key: {} for key in keys}
-    with suppress(TrackingError), translated(f"the history of run {outbox.run_id} cannot be read"):
+    """Metrics' values by step, from MLflow and from what is still in the outbox; TrackingError where MLflow is away."""
+    stored: dict[str, dict[int, float]] = {}
+    with translated(f"the history of run {outbox.run_id} cannot be read"):
         for key in keys:
             stored[key] = {metric.step: metric.value for metric in client.get_metric_history(outbox.run_id, key)}
     for key, value, _, step in outbox.rows:
@@ -287,7 +237,8 @@ def complete_outbox(client: MlflowClient, outbox: Path, status: str | None = Non
         log_inputs(client, run_id, outbox / INPUTS)
         if status == "FINISHED":
             register(client, run_id, outbox / REGISTRATION)
-        client.set_terminated(run_id, status)
+        if client.get_run(run_id).info.status != "FINISHED":  # it may have been completed from another machine
+            client.set_terminated(run_id, status)
     shutil.rmtree(outbox, ignore_errors=True)  # another process may complete it too
 
 

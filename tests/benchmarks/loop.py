@@ -19,6 +19,7 @@ from contextlib import nullcontext
 import torch
 
 from tasks.learning import record
+from tasks.learning.outbox import Outbox
 from tasks.learning.batches import Preparation, stay_resident
 from tasks.learning.features import Features, Scaling
 from tasks.learning.loop import Settings, Trainer, train
@@ -60,7 +61,7 @@ def our_loop(rows: torch.Tensor, recorded: bool) -> float:
     batches = stay_resident(preparation.stream(stream), ROWS, 2**40)
     client = record.connect() if recorded else None
     outbox = (
-        record.Outbox(record.begin(client, experiment="loop", name="loop", parameters={}, tags={})) if client else None
+        Outbox(record.begin(client, experiment="loop", name="loop", parameters={}, tags={})) if client else None
     )
     seconds, began = [], time.perf_counter()
     with record.sending(client, outbox) if client and outbox else nullcontext():

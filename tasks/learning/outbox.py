@@ -1,0 +1,85 @@
+"""What a run leaves, kept in a local folder until MLflow has it all; nothing here knows MLflow."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from tasks.errors import TrackingError
+
+STATE = Path(".shardline")
+
+
+class Outbox:
+    """What one run leaves (metrics, files, tags), kept in a local folder until MLflow has it all.
+
+    `metrics.jsonl` (a line an iteration), `artifacts/` (as they will stand in MLflow) and `tags.json`. The folder
+    outlives the process, so that a run whose server went away, or that was killed, can be completed later.
+    """
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id, self.path = run_id, outboxes() / run_id
+        (self.path / "artifacts").mkdir(parents=True, exist_ok=True)
+        self.rows = read_metrics(self.path)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Keep one step's metrics."""
+        timestamp = time.time_ns() // 1_000_000
+        line = json.dumps({"step": step, "timestamp": timestamp, "metrics": dict(metrics)}) + "\n"
+        try:
+            with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise TrackingError(
+                f"the record of run {self.run_id} cannot be kept in {self.path}: {error.strerror}; make room there, "
+                "then start again: the run goes on from its last checkpoint"
+            ) from error
+        self.rows.extend((key, float(value), timestamp, step) for key, value in metrics.items())
+
+    def file(self, path: str) -> Path:
+        """Where to write the artifact that will stand at this path in the run."""
+        target = self.path / "artifacts" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Keep tags for the run."""
+        path = self.path / "tags.json"
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        path.write_text(json.dumps({**kept, **tags}), encoding="utf-8")
+
+
+@contextmanager
+def held(outbox: Path) -> Iterator[bool]:
+    """Hold an outbox for this process while the block runs: whether no other process holds it.
+
+    The lock ends with the process, however that ends.
+    """
+    with (outbox / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def outboxes() -> Path:
+    """The folder with an outbox for each run whose record is not complete."""
+    return (STATE / "outbox").absolute()
+
+
+def read_metrics(outbox: Path) -> list[tuple[str, float, int, int]]:
+    """The (key, value, timestamp in ms, step) rows of an outbox; a last line cut short by a kill is cut off."""
+    path = outbox / "metrics.jsonl"
+    if not path.exists():
+        return []
+    whole = path.read_bytes().rpartition(b"\n")
+    os.truncate(path, len(whole[0]) + len(whole[1]))
+    entries = [json.loads(line) for line in whole[0].splitlines()]
+    return [(k, float(v), entry["timestamp"], entry["step"]) for entry in entries for k, v in entry["metrics"].items()]
