@@ -1,0 +1,128 @@
+"""What a model is judged on, and the exact model as a run of its own."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd  # type: ignore[import-untyped]
+import pytest
+from mlflow import MlflowClient
+from safetensors.numpy import load_file
+
+from flows.training import train
+from tasks.learning import record
+from tasks.splitting import split_rows
+from tasks.streaming import Manifest, Shard
+from tests.shards import COLUMNS, to_csv, write_shards
+
+pytestmark = pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")  # MLflow's own, of pandas 3.1
+
+
+def manifest_of(*counts):
+    shards = tuple(Shard(f"s3://b/part-{number}.csv", 10, "e", rows) for number, rows in enumerate(counts))
+    return Manifest(shards, ("y", "a")).to_dict()
+
+
+def rows_of(manifest):
+    return [shard["rows"] for shard in manifest["shards"]]
+
+
+@pytest.mark.parametrize(
+    ("counts", "training", "held", "sentence"),
+    [
+        ((50, 50), [50], [50], "50 rows held out from training, 50% of all: the last shard of 2"),
+        ((90, 10), [90], [10], "10 rows held out from training, 10% of all: the last shard of 2"),
+        ((85, 6, 5, 4), [85], [6, 5, 4], "15 rows held out from training, 15% of all: the last 3 shards of 4"),
+        (
+            [1000] * 21,
+            [1000] * 18,
+            [1000] * 3,
+            "3,000 rows held out from training, 14% of all: the last 3 shards of 21",
+        ),
+        ((100,), [100], None, "the training rows themselves: no test shards are named, and there is only one shard"),
+        ((10, 90), [10, 90], None, "no test shards are named, and the last ones do not hold between 10 % and half"),
+        ((95, 5), [95, 5], None, "no test shards are named, and the last ones do not hold between 10 % and half"),
+    ],
+)
+def test_the_last_shards_with_a_tenth_of_the_rows_are_held_out(counts, training, held, sentence):
+    located = manifest_of(*counts)
+    left, out, kind, judged_on = split_rows(located, None, "default")
+    assert (rows_of(left), out and rows_of(out)) == (training, held)
+    assert kind == ("held-out" if held else "train")
+    assert judged_on.endswith(sentence)
+    assert [*left["shards"], *(out["shards"] if out else [])] == located["shards"]
+    assert Manifest.from_dict(left).fingerprint == left["fingerprint"]
+
+
+def test_test_shards_are_judged_on_where_there_are_some():
+    located, test = manifest_of(50, 50), manifest_of(7)
+    assert split_rows(located, test, "default") == (located, test, "test", "the 7 rows of the test shards")
+
+
+def test_the_notebook_trains_on_everything_and_says_so():
+    left, out, kind, judged_on = split_rows(manifest_of(50, 50), None, "notebook")
+    assert (rows_of(left), out, kind) == ([50, 50], None, "train")
+    assert judged_on == "the training rows themselves: the notebook's preset holds none out"
+
+
+@pytest.fixture(scope="module")
+def learn(prefect_api, tmp_path_factory):
+    """A function that runs the flow in a working directory of its own; the MLflow run and its files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("workplace"))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+        def run(**given):
+            state = train(**given, return_state=True)
+            assert state.is_completed(), state.message  # type: ignore[attr-defined]
+            client = MlflowClient(tracking_uri=record.tracking_uri())
+            found = f"tags.`prefect.flow_run_id` = '{state.state_details.flow_run_id}'"  # type: ignore[attr-defined]
+            run = client.search_runs([client.get_experiment_by_name("shardline").experiment_id], found)[0]
+            return client, run, Path(client.download_artifacts(run.info.run_id, ""))
+
+        yield run
+
+
+@pytest.fixture(scope="module")
+def exact_run(learn, tmp_path_factory):
+    """The exact model on shards of 100, 60 and 40 rows, of which the last are held out; with those rows."""
+    folder = tmp_path_factory.mktemp("shards")
+    rows = write_shards(folder, (100, 60, 40))
+    return *learn(shards=f"{folder}/part*.csv", solver="exact", batch_size=33), rows
+
+
+def test_the_exact_solver_leaves_numpys_weights_and_one_value(exact_run):
+    client, run, files, rows = exact_run
+    design = np.column_stack([rows[:160, 1:], np.ones(160)])
+    expected, residual, *_ = np.linalg.lstsq(design, rows[:160, 0], rcond=None)
+    weights = load_file(files / "weights" / "weights.safetensors")
+    assert np.allclose([*weights["w"].flatten(), *weights["b"].flatten()], expected, rtol=1e-9)
+    (only,) = client.get_metric_history(run.info.run_id, "mse")
+    assert (only.step, only.value) == (0, pytest.approx(residual[0] / 160, rel=1e-9))
+    assert run.data.params["solver"] == "exact"
+    assert "One pass over 160 rows" in (files / "report.md").read_text()
+
+
+def test_held_out_rows_are_what_the_model_is_judged_on_and_it_says_so(exact_run):
+    _, run, files, rows = exact_run
+    weights = load_file(files / "weights" / "weights.safetensors")
+    error = rows[160:, 1:] @ weights["w"].flatten() + weights["b"].item() - rows[160:, 0]
+    assert run.data.metrics["test_mse"] == pytest.approx(np.mean(error**2), rel=1e-9)
+    sentence = "40 rows held out from training, 20% of all: the last shard of 3"
+    assert run.data.tags["shardline.judged_on"] == sentence
+    assert sentence in (files / "report.md").read_text()
+    contexts = {
+        entry.tags[0].value: json.loads(entry.dataset.profile)["num_rows"] for entry in run.inputs.dataset_inputs
+    }
+    assert contexts == {"train": 160, "test": 40}
+
+
+def test_test_shards_may_have_their_columns_in_another_order(learn, exact_run, tmp_path):
+    _, run, _, rows = exact_run
+    for name, part in (("part-0.csv", rows[:100]), ("part-1.csv", rows[100:160])):
+        (tmp_path / name).write_bytes(to_csv(part))
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    swapped = ("hour", "fare", "latitude")
+    (tmp_path / "test.csv").write_bytes(to_csv(table[160:][list(swapped)].to_numpy(), swapped))
+    _, again, _ = learn(shards=f"{tmp_path}/part*.csv", test_shards=f"{tmp_path}/test.csv", solver="exact")
+    assert again.data.metrics["test_mse"] == pytest.approx(run.data.metrics["test_mse"], rel=1e-9)
