@@ -27,10 +27,10 @@ verify = task(name="verify credentials", task_run_name="verify credentials", cac
 
 
 def name_run() -> str:
-    """A name that says what is predicted with what: `models:/shardline@champion · s3://…/csv/test`."""
+    """A name that says what is predicted with what: `champion of shardline · csv/test`."""
     given = PredictionParameters(**flow_run.parameters)
-    where = find_places(given)[0].shards.rpartition("/")[0]
-    return f"{given.model or 'champion of ' + given.experiment} · {where[-60:]}"
+    where = "/".join(find_places(given)[0].shards.split("/")[-3:-1])
+    return f"{given.model or 'champion of ' + given.experiment} · {where}"
 
 
 @flow(name="predicting", flow_run_name=name_run)
