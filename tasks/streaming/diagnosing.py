@@ -53,7 +53,7 @@ def decode_csv(
 
 def explain(block: Block, columns: tuple[str, ...], dtype: str) -> RowError:
     """The error for the first bad line of a block that could not be decoded."""
-    lines = block.data.split(b"\n")
+    lines = bytes(block.data).split(b"\n")
     for index in find_bad_lines(lines, block.names, columns, dtype):
         bad = describe(block, index, lines[index], columns, dtype)
         return RowError(
@@ -65,7 +65,7 @@ def explain(block: Block, columns: tuple[str, ...], dtype: str) -> RowError:
 
 def drop_bad_lines(block: Block, columns: tuple[str, ...], dtype: str) -> "tuple[list[NDArray[Any]], list[BadLine]]":
     """The columns of the lines that keep the contract, and the lines that break it, in order."""
-    lines = block.data.split(b"\n")
+    lines = bytes(block.data).split(b"\n")
     found = set(find_bad_lines(lines, block.names, columns, dtype))
     bad = [describe(block, index, lines[index], columns, dtype) for index in sorted(found)]
     good = b"\n".join(line for index, line in enumerate(lines) if index not in found)
