@@ -23,11 +23,20 @@ from tasks.parameters import MODEL_PARAMETERS, TrainingParameters
 from tasks.registering import register_model
 from tasks.repeating import check_same_data, repeat_parameters
 from tasks.reporting import report_run
-from tasks.resuming import FINGERPRINT, KEY, checkpoint_folder, discard_checkpoints, find_unfinished, settings_key
+from tasks.resuming import (
+    FINGERPRINT,
+    KEY,
+    check_checkpoint_url,
+    checkpoint_folder,
+    discard_checkpoints,
+    find_unfinished,
+    settings_key,
+)
 from tasks.settings import Sources, resolve_sources
 from tasks.shards import locate_shards, preview_batch
 from tasks.solving import solve_model
 from tasks.splitting import split_rows
+from tasks.starting import training_device
 from tasks.tracking import Run, note_data, page_in_prefect, tracked
 from tasks.training import train_model
 from tasks.unchanged import announce_champion, compare_with_last_success, tags_of_work
@@ -176,6 +185,16 @@ def facts_of(
     }
 
 
+def check(given: TrainingParameters) -> None:
+    """Raise ConfigurationError for what can be known to fail before anything is started."""
+    if not given.like:
+        resolve_sources(given)
+    if given.device == "cuda":
+        training_device(given.device)
+    if given.checkpoint_url:
+        check_checkpoint_url(given.checkpoint_url)
+
+
 def summarise(verdict: str, mlflow_run: Run) -> str:
     """What the run's end says: the verdict, and where to look next."""
     return f"""{verdict}
@@ -185,4 +204,4 @@ def summarise(verdict: str, mlflow_run: Run) -> str:
 
 
 if __name__ == "__main__":
-    run(train, TrainingParameters, "flows.training", check=lambda given: given.like or resolve_sources(given))
+    run(train, TrainingParameters, "flows.training", check)

@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args, get_origin
 from prefect.logging import get_run_logger
 
 from tasks.errors import ConfigurationError
-from tasks.parameters import TrainingParameters
+from tasks.parameters import MODEL_PARAMETERS, TrainingParameters
 from tasks.resuming import FINGERPRINT
-from tasks.tracking import code
+from tasks.unchanged import CODE, digest_code
 
 OWN = ("like", "resume", "experiment", "skip_unchanged", "aws_block", "bucket_id")  # its shards are recorded themselves
 
@@ -33,12 +33,14 @@ def repeat_parameters(given: TrainingParameters) -> TrainingParameters:
         raise ConfigurationError(f"like names run {given.like}, which is not a training run")
     fields = TrainingParameters.model_fields
     kept = {name: _read(name, text) for name, text in run.data.params.items() if name in fields and name not in OWN}
+    if given.preset != kept.get("preset"):  # what the other preset stood for is not carried over
+        kept = {name: value for name, value in kept.items() if name not in MODEL_PARAMETERS}
     changed = {name: value for name, value in given.model_dump().items() if value != fields[name].default}
     if given.bucket_id:
         kept |= {"shards": None, "test_shards": None}
-    here, there = code().get("mlflow.source.git.commit"), run.data.tags.get("mlflow.source.git.commit")
-    if here != there:
-        get_run_logger().warning("Run %s was made by the code of commit %s; this is %s", given.like, there, here)
+    if run.data.tags.get(CODE) != digest_code():
+        commit = run.data.tags.get("mlflow.source.git.commit", "unknown")
+        get_run_logger().warning("Run %s was made by other code or libraries (commit %s)", given.like, commit)
     return TrainingParameters(**(kept | changed))
 
 
@@ -46,7 +48,10 @@ def _read(name: str, text: str) -> Any:
     """A recorded parameter's value: null, text where the parameter is text (an account's digits too), else JSON."""
     annotation = TrainingParameters.model_fields[name].annotation
     is_text = str in (annotation, *get_args(annotation)) or get_origin(annotation) is Literal
-    return text if is_text and text != "null" else json.loads(text)
+    try:
+        return text if is_text and text != "null" else json.loads(text)
+    except json.JSONDecodeError:
+        raise ConfigurationError(f"MLflow kept only the beginning of the parameter {name}: give it here too") from None
 
 
 def check_same_data(given: TrainingParameters, manifest: Mapping[str, Any]) -> None:

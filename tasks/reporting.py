@@ -38,6 +38,7 @@ def report_run(
             evaluation["gate"]["verdict"],
             scores_table(evaluation),
             where_time_went(trained),
+            *bad_rows(trained),
             "\n".join(f"- **{name}**: {value}" for name, value in facts.items()),
         ]
     )
@@ -51,6 +52,13 @@ def report_run(
         markdown=f"{text}\n\n{picture}\n\n[This run in MLflow]({run.url})",
     )
     return text
+
+
+def bad_rows(trained: dict[str, Any]) -> list[str]:
+    """A sentence on the rows that were left out, where there are any."""
+    if not trained["bad_rows"]:
+        return []
+    return [f"**{trained['bad_rows']:,} bad rows were left out**; `{trained['bad_rows_file']}` lists them."]
 
 
 def scores_table(evaluation: dict[str, Any]) -> str:

@@ -202,6 +202,16 @@ def discard_checkpoints(given: str | None, run_id: str) -> None:
         get_run_logger().warning("The run is complete, and its checkpoints are left behind: %s", error)
 
 
+def check_checkpoint_url(url: str) -> None:
+    """Raise ConfigurationError for a URL whose scheme no installed package knows."""
+    import fsspec
+
+    try:
+        fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise ConfigurationError(f"checkpoint_url {url!r} cannot be used: {error}") from error
+
+
 def checkpoint_folder(given: str | None) -> str:
     """Where checkpoints are kept: the parameter, else .shardline/checkpoints in the working directory."""
     return given or str((Path(".shardline") / "checkpoints").absolute())

@@ -4,10 +4,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from prefect.utilities.callables import parameter_schema
 
 from flows.commandline import parse
-from flows.training import train
+from flows.training import check, train
+from tasks.errors import ConfigurationError
 from tasks.parameters import PRESETS, TrainingParameters
 
 
@@ -37,6 +39,8 @@ def test_options_become_parameters_with_their_types():
         (["--learning-rate", "nan"], "--learning-rate 'nan': input should be a finite number"),
         (["--gradient-norm", "-1"], "--gradient-norm '-1': input should be greater than or equal to 0"),
         (["--bucket-id", "xyz"], "--bucket-id 'xyz': string should match pattern '^[0-9a-f]{32}$'"),
+        (["--derive", "speed"], "--derive 'speed': input should be 'distance_km', 'hour_sine' or 'hour_cosine'"),
+        (["--checkpoint-every", "5m"], "--checkpoint-every '5m': string should match pattern '^[1-9][0-9]*s?$'"),
         (["--no-such-thing", "1"], "unrecognized arguments: --no-such-thing 1"),
         (["--batch", "64"], "unrecognized arguments: --batch 64"),
         (["--columns", "a,b,a"], "columns names a column twice: a,b,a"),
@@ -57,6 +61,17 @@ def test_what_is_not_valid_is_one_line_and_exit_code_2(words, message, capsys):
         parsed(*words)
     assert left.value.code == 2
     assert capsys.readouterr().err == f"flows.training: {message} (--help lists every parameter)\n"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_without_a_cuda_device_is_told_before_anything_is_started():
+    with pytest.raises(ConfigurationError, match="device is cuda, and torch finds no CUDA device here"):
+        check(TrainingParameters(shards="x*.csv", device="cuda"))
+
+
+def test_a_checkpoint_url_that_cannot_be_used_is_told_before_anything_is_started():
+    with pytest.raises(ConfigurationError, match="checkpoint_url 'bogus://x' cannot be used"):
+        check(TrainingParameters(shards="x*.csv", checkpoint_url="bogus://x"))
 
 
 def test_help_shows_each_parameter_with_default_bounds_and_sentence(capsys):

@@ -185,6 +185,16 @@ def test_a_loss_that_is_not_finite_stops_with_its_place_and_what_to_try(trips):
         trained(trips, 100, Features.choose(TAXI), settings, standardise=False)
 
 
+def test_the_default_settings_come_within_one_percent_of_the_exact_model_on_the_real_rows(dctaxi):
+    rows = [np.loadtxt(dctaxi / f"{name}.csv", delimiter=",", skiprows=1) for name in ("train", "valid", "test")]
+    real, features = torch.from_numpy(np.concatenate(rows)), Features.choose(TAXI, derive=["distance_km"])
+    trainer, _ = trained(real, len(real), features, DEFAULT)
+    moments = Moments(features)
+    moments.add(real)
+    assert len(real) == 298
+    assert moments.mse(trainer.model()) < 1.01 * moments.mse(moments.exact())
+
+
 def test_the_exact_model_is_numpys_to_nine_digits_on_raw_years_and_longitudes(trips):
     features = Features.choose(TAXI, derive=["distance_km"])
     moments = Moments(features)

@@ -18,6 +18,8 @@ from tasks.errors import CheckpointError
 from tasks.learning.checkpoints import Checkpoint, Checkpoints
 from tasks.learning.features import Features, Scaling
 from tasks.learning.loop import Settings, Trainer
+from tasks.learning.outbox import held
+from tasks.resuming import is_gone, this_process
 
 ROOT = Path(__file__).parents[1]
 ITERATIONS = 400
@@ -74,6 +76,48 @@ def test_checkpoints_are_kept_on_any_fsspec_url():
     assert checkpoints.latest().iteration == 3
     checkpoints.delete()
     assert checkpoints.latest() is None
+
+
+def test_a_store_that_does_not_answer_is_not_a_damaged_checkpoint(checkpoints, monkeypatch):
+    checkpoints.write(state(1))
+
+    def refuse(*_):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(checkpoints._files, "cat_file", refuse)
+    with pytest.raises(CheckpointError, match="cannot be read: no route"):
+        checkpoints.latest()
+
+
+def test_checkpoints_of_later_iterations_can_be_left_out(checkpoints):
+    checkpoints.write(state(3))
+    checkpoints.write(state(9))
+    assert checkpoints.latest(at_most=8).iteration == 3
+    assert checkpoints.latest(at_most=2) is None
+
+
+def test_this_process_is_not_gone_and_one_that_ended_is():
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    host, boot, space, _, _ = this_process().rsplit(" ", 4)
+    start = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    process = f"{host} {boot} {space} {child.pid} {start}"
+    assert not is_gone(this_process())
+    assert not is_gone(process)
+    child.communicate(b"")
+    assert is_gone(process)
+    assert is_gone(this_process().replace(boot, "another-boot"))
+    assert not is_gone(f"another-host {boot} {space} {child.pid} {start}")
+    assert not is_gone(None)
+
+
+def test_an_outbox_is_held_by_one_process_at_a_time(tmp_path):
+    script = "import sys, pathlib\nfrom tasks.learning.outbox import held\n"
+    script += "with held(pathlib.Path(sys.argv[1])) as free: sys.exit(0 if free else 3)"
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with held(tmp_path) as free:
+        assert free
+        assert subprocess.run(command, cwd=ROOT).returncode == 3
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
@@ -191,9 +235,23 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(iteration, job, place, undi
     name = f"killed at {iteration}"
     stop_at(job(name), iteration, signal.SIGKILL)
     printed = finish(job(name))
-    assert "was left RUNNING by a process that is gone: KILLED" in printed
     assert "Going on with run" in printed
+    assert ", which was KILLED" in printed  # by the run that found it left RUNNING
     assert_went_on_as_undisturbed(place, name, undisturbed)
+
+
+DIES_AT_THE_END = """
+import os, runpy, signal
+import tasks.reporting
+tasks.reporting.where_time_went = lambda trained: os.kill(os.getpid(), signal.SIGKILL)
+runpy.run_module('flows.training', run_name='__main__')
+"""
+
+
+def test_a_run_killed_after_its_last_iteration_ends_as_if_nothing_had_been(job, place, undisturbed):
+    job("killed at the end", script=DIES_AT_THE_END).communicate()
+    assert f"Going on at iteration {ITERATIONS}" in finish(job("killed at the end"))
+    assert_went_on_as_undisturbed(place, "killed at the end", undisturbed)
 
 
 DIES_WRITING = """
@@ -225,7 +283,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_goes_on(kind, part, job, plac
     assert_went_on_as_undisturbed(place, name, undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_stopped_run_is_killed_in_mlflow_and_goes_on(number, job, place, undisturbed):
     name = f"stopped by {number.name}"
     process = job(name)

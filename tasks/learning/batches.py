@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,6 +18,20 @@ from torch import Tensor
 from tasks.learning.features import Features, Scaling
 
 ALIGNMENT = 64  # bytes; torch's own on CPU. Sums of a slice that begins elsewhere differ in their last bits
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A copy to a GPU that may still run, on a stream of its own; what it reads from is kept until it has ended."""
+
+    began: torch.cuda.Event
+    ended: torch.cuda.Event
+    source: tuple[Tensor, ...]
+
+    def seconds(self) -> float:
+        """How long it took; waits for its end."""
+        self.ended.synchronize()
+        return float(self.began.elapsed_time(self.ended)) / 1000
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,15 @@ class Prepared:
     wait_seconds: float = 0.0
     copy_seconds: float = 0.0
     prepare_seconds: float = 0.0
+    copy: Copy | None = None
+
+    def await_copy(self) -> None:
+        """Let what is launched on the GPU from here on wait for the copy; the CPU does not."""
+        if self.copy is not None:
+            current = torch.cuda.current_stream(self.x.device)
+            current.wait_event(self.copy.ended)
+            self.x.record_stream(current)
+            self.y.record_stream(current)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +72,8 @@ class Preparation:
                 return
             arrived = time.perf_counter()
             x, y = self._choose(batch)
-            chosen = time.perf_counter()
-            x, y = self._move(x), self._move(y)
-            yield Prepared(x, y, arrived - began, time.perf_counter() - chosen, chosen - arrived)
+            prepared = Prepared(x, y, arrived - began, 0.0, time.perf_counter() - arrived)
+            yield self._copied(prepared) if self.device.type == "cuda" else prepared
 
     def _choose(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Features and target in tensors of their own, so that their alignment does not depend on the batch's."""
@@ -58,11 +81,19 @@ class Preparation:
         x = x.clone(memory_format=torch.contiguous_format) if x.data_ptr() % ALIGNMENT or not x.is_contiguous() else x
         return x, self.features.target_of(batch).to(self.dtype).clone(memory_format=torch.contiguous_format)
 
-    def _move(self, values: Tensor) -> Tensor:
-        if self.device.type != "cuda":
-            return values
-        # from pinned memory the copy runs beside the step before, which is not waited for
-        return values.pin_memory().to(self.device, non_blocking=True)
+    def _copied(self, batch: Prepared) -> Prepared:
+        """The batch on its way to the GPU: pinned, and copied on a stream of its own, beside the step before."""
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        source = batch.x.pin_memory(), batch.y.pin_memory()
+        with torch.cuda.stream(self._copier):
+            began.record(self._copier)
+            x, y = (values.to(self.device, non_blocking=True) for values in source)
+            ended.record(self._copier)
+        return replace(batch, x=x, y=y, copy=Copy(began, ended, source))
+
+    @cached_property
+    def _copier(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
 
 def stay_resident(prepared: Iterator[Prepared], rows: int, resident_bytes: int) -> Iterator[Prepared]:
@@ -84,6 +115,7 @@ def stay_resident(prepared: Iterator[Prepared], rows: int, resident_bytes: int) 
     with closing(prepared):  # type: ignore[type-var]
         batch: Prepared | None = first
         while batch is not None:
+            batch.await_copy()
             new = min(size, rows - at)
             x[at : at + new], y[at : at + new] = batch.x[:new], batch.y[:new]
             yield batch

@@ -71,6 +71,7 @@ class Trainer:
 
     def step(self, batch: Prepared) -> Tensor:
         """One iteration on a prepared batch; the mean squared error as a scalar tensor that may not be computed yet."""
+        batch.await_copy()
         if self.learning_rate is None:
             self.learning_rate = suit_learning_rate(batch.x)  # CPU and GPU synchronise here, once
             self._optimizer.param_groups[0]["lr"] = self.learning_rate
@@ -143,6 +144,10 @@ class Launched:
         self.began = self._mark()
         self.loss = trainer.step(batch)
         self.ended = self._mark()
+        if isinstance(self.ended, torch.cuda.Event):  # fetched on its way, so that the next step is not waited for
+            self.loss = torch.empty((), dtype=self.loss.dtype, pin_memory=True).copy_(self.loss, non_blocking=True)
+            self.fetched = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.fetched.record()
         self.after = trainer.state()
 
     def _mark(self) -> float | torch.cuda.Event:
@@ -154,17 +159,19 @@ class Launched:
 
     def facts(self) -> Iteration:
         """What is known when the step has ended; waits for that."""
-        mse = self.loss.item()  # CPU and GPU synchronise here
         if isinstance(self.began, float) and isinstance(self.ended, float):
-            seconds = self.ended - self.began
+            seconds, copying = self.ended - self.began, 0.0
         else:
+            self.fetched.synchronize()  # CPU and GPU synchronise here: the GPU runs the next step already
             seconds = self.began.elapsed_time(self.ended) / 1000  # type: ignore[union-attr, arg-type]
+            copying = self.batch.copy.seconds() if self.batch.copy else 0.0
+        mse = self.loss.item()
         return Iteration(
             iteration=self.iteration,
             mse=_finite(mse, self.iteration, self.batch, self.trainer),
             rows=len(self.batch.x),
             wait_seconds=self.batch.wait_seconds,
-            copy_seconds=self.batch.copy_seconds,
+            copy_seconds=self.batch.copy_seconds + copying,
             compute_seconds=self.batch.prepare_seconds + seconds,
             after=self.after,
         )
@@ -173,9 +180,13 @@ class Launched:
 def _finite(mse: float, iteration: int, batch: Prepared, trainer: Trainer) -> float:
     if math.isfinite(mse):
         return mse
-    first = iteration * len(batch.x)
+    first, place = iteration * len(batch.x), f"the mean squared error of iteration {iteration}"
     raise NonFiniteLossError(
-        f"the mean squared error of iteration {iteration} (rows {first} to {first + len(batch.x) - 1} of the endless "
-        f"stream) is {mse}: the step size {trainer.learning_rate:g} is too large for these features; try a smaller "
-        "learning_rate, standardise=true, or a gradient_norm"
+        f"{place} (rows {first} to {first + len(batch.x) - 1} of the endless stream) is {mse}: "
+        + (
+            "the target or a feature is too large for this dtype: scale it, or leave it out"
+            if iteration == 0
+            else f"the step size {trainer.learning_rate:g} is too large for these features; try a smaller "
+            "learning_rate, standardise=true, or a gradient_norm"
+        )
     )

@@ -189,13 +189,13 @@ def send_metrics(client: MlflowClient, run_id: str, rows: Sequence[tuple[str, fl
 
 
 def missing_rows(client: MlflowClient, run_id: str, rows: Sequence[tuple[str, float, int, int]]) -> list[Any]:
-    """The rows that the server's history does not have."""
+    """The rows whose metric has no value at their step yet: each has one, however often a step was repeated."""
     stored = {
-        (metric.key, metric.value, metric.timestamp, metric.step)
+        (metric.key, metric.step)
         for key in {row[0] for row in rows}
         for metric in client.get_metric_history(run_id, key)
     }
-    return [row for row in rows if row not in stored]
+    return [row for row in rows if (row[0], row[3]) not in stored]
 
 
 def histories(client: MlflowClient, outbox: Outbox, keys: Sequence[str]) -> dict[str, dict[int, float]]:
