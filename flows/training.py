@@ -15,11 +15,12 @@ from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
+from flows.benchmarking import benchmark
 from flows.commandline import parameters, run
 from tasks.credentials import Identity, verify_credentials
 from tasks.evaluation import evaluate_model
 from tasks.hardware import describe_hardware
-from tasks.parameters import MODEL_PARAMETERS, TrainingParameters
+from tasks.parameters import MODEL_PARAMETERS, BenchmarkParameters, TrainingParameters
 from tasks.registering import register_model
 from tasks.repeating import check_same_data, repeat_parameters
 from tasks.reporting import report_run
@@ -77,6 +78,8 @@ def train(**parameters: Any) -> str | State[str]:
         return unchanged
     preview = preview_batch(manifest, sources, given, statistics)
     hardware = describe_hardware()
+    if given.benchmark:
+        benchmark(**shared_with_benchmark(given), mode="quick")
     find = partial(
         find_unfinished,
         experiment=given.experiment,
@@ -115,6 +118,11 @@ def locate_rows(
     get_run_logger().info("The model will be judged on %s", judged_on)
     statistics = {} if kind == "held-out" else located["statistics"]  # they are of the rows held out, too
     return manifest, test_manifest, kind, judged_on, statistics
+
+
+def shared_with_benchmark(given: TrainingParameters) -> dict[str, Any]:
+    """The parameters that the benchmark has too."""
+    return given.model_dump(include=set(BenchmarkParameters.model_fields))
 
 
 def data_of(

@@ -258,6 +258,10 @@ class Tracking(Parameters):
 class TrainingParameters(Tracking, Resuming, Model, Stream, Source):
     """All parameters of the training flow, flat, in the order of its form."""
 
+    benchmark: bool = Field(
+        False, description="Measure the hardware first, in quick mode, as a subflow with an MLflow run of its own."
+    )
+
     skip_unchanged: bool = Field(
         False,
         description="End at once, as Unchanged, where data, code and parameters are those of the last success.",

@@ -40,6 +40,7 @@ NEUTRAL = (
     "resume",
     "like",
     "experiment",
+    "benchmark",
     "skip_unchanged",
 )
 

@@ -19,6 +19,7 @@ from prefect.events import emit_event
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
+from tasks.errors import TrackingError
 from tasks.models import name_of_model
 from tasks.resuming import FINGERPRINT, KEY
 from tasks.tracking import VERSIONS_OF, Run, page_of
@@ -110,8 +111,8 @@ def announce_champion(experiment: str, run: Run) -> None:
     name = name_of_model(experiment)
     try:
         champion = connect().get_model_version_by_alias(name, "champion")
-    except MlflowException:
-        return  # there is none
+    except (MlflowException, TrackingError):
+        return  # there is none, or nobody to ask: the run itself is complete
     if champion.run_id != run.run_id:
         return
     emit_event(
