@@ -51,7 +51,8 @@ def name_run() -> str:
     if given.like:
         return f"like {given.like[:8]}"
     where = "/".join(resolve_sources(given).shards.split("/")[-3:-1])
-    return f"{given.preset} · {where} · {given.resolved().iterations} × {given.batch_size}"
+    work = "exact" if given.solver == "exact" else f"{given.resolved().iterations} × {given.batch_size}"
+    return f"{given.preset} · {where} · {work}"
 
 
 @flow(name="training", flow_run_name=name_run)
