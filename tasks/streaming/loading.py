@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import RowCountError
@@ -13,7 +13,7 @@ from tasks.streaming.diagnosing import BadLine, decode_csv
 from tasks.streaming.manifest import Shard
 from tasks.streaming.parquet import decode_parquet, is_parquet
 from tasks.streaming.patience import Patience
-from tasks.streaming.staging import MemoryStaging, Staging, explain_full_disk, stage_in_temporary_file
+from tasks.streaming.staging import MemoryStaging, Pages, Staging, explain_full_disk, stage_in_temporary_file
 from tasks.streaming.stores import Listed, Store
 from tasks.streaming.transfer import read_object
 
@@ -43,6 +43,7 @@ class Loading:
     dtype: str
     large: int
     cache: Cache | None = None
+    pages: Pages = field(default_factory=lambda: Pages(kept=1))
 
     @property
     def row_bytes(self) -> int:
@@ -79,7 +80,7 @@ class Loading:
     def _load_into_staging(self, shard: Shard, stop: threading.Event, watch: "_Stopwatch") -> "NDArray[Any]":
         width = len(self.contract.columns)
         if shard.rows * self.row_bytes <= self.large:
-            return self._fill(MemoryStaging(shard.rows, width, self.dtype), shard, stop, watch)
+            return self._fill(MemoryStaging(shard.rows, width, self.dtype, self.pages), shard, stop, watch)
         staging = stage_in_temporary_file(width, self.dtype)
         try:
             return self._fill(staging, shard, stop, watch)

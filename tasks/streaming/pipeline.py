@@ -15,7 +15,7 @@ from tasks.streaming.arithmetic import Piece, Sequencing, Span, window_permutati
 from tasks.streaming.patience import ClosedError
 from tasks.streaming.planning import Plan
 from tasks.streaming.shelf import Shelf
-from tasks.streaming.staging import allocate_rows
+from tasks.streaming.staging import Pages
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,6 +39,7 @@ class Pipeline:
         self._shelf = shelf
         self._sequencing = sequencing
         self._width, self._dtype = width, dtype
+        self._pages = Pages(kept=1)
         self._windows: dict[tuple[int, int], tuple[NDArray[Any], NDArray[Any]]] = {}
         self._ready: queue.Queue[Assembled | BaseException | None] = queue.Queue(1)
         self._assembler = threading.Thread(target=self._assemble_all, name="shardline-assemble", daemon=True)
@@ -82,7 +83,7 @@ class Pipeline:
     def _assemble(self, plan: Plan) -> Assembled:
         fetch, decode = self._shelf.wait_for(plan)
         began = time.perf_counter()
-        rows = allocate_rows(plan.rows, self._width, self._dtype)
+        rows = self._pages.allocate(plan.rows, self._width, self._dtype)
         done = 0
         for span in plan.spans:
             target = rows[done : done + span.rows]
@@ -113,7 +114,7 @@ class Pipeline:
         if (epoch, number) not in self._windows:
             self._windows.clear()  # the one before it was read to its end
             span = self._sequencing.window_span(epoch, number)
-            rows = allocate_rows(span.rows, self._width, self._dtype)
+            rows = self._pages.allocate(span.rows, self._width, self._dtype)
             self._copy(self._sequencing.pieces(span), rows)
             self._windows[epoch, number] = rows, window_permutation(span.rows, self._sequencing.seed, epoch, number)
         return self._windows[epoch, number]

@@ -7,7 +7,9 @@ be handled, not a SIGBUS.
 
 import mmap
 import tempfile
+import weakref
 import zlib
+from collections import deque
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
@@ -16,25 +18,47 @@ from tasks.errors import ConfigurationError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SMALL = 2**20  # bytes below which pages of its own are not worth it
+SMALL = 2**20  # bytes below which pages of their own are not worth it
+HUGE_PAGE = 2**21
 
 
-def allocate_rows(rows: int, width: int, dtype: str) -> "NDArray[Any]":
-    """Room for [rows, width] numbers in pages of its own, which the system has back as soon as nobody refers to it.
+class Pages:
+    """Room for rows in pages of its own, taken again for the next rows as soon as nobody refers to the last ones.
 
-    malloc would keep much of it for later: memory would creep with every shard.
+    malloc would keep pages for later, so that memory creeps with every shard; new pages are zeroed by the system, which
+    takes as long as filling them. At most `kept` pieces wait to be taken again.
     """
-    import numpy as np
 
-    count = rows * width
-    size = count * np.dtype(dtype).itemsize
-    if size < SMALL:
-        return np.empty((rows, width), dtype=dtype)
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without huge pages
-            pages.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(pages, dtype=dtype, count=count).reshape(rows, width)
+    def __init__(self, kept: int) -> None:
+        self._free: deque[mmap.mmap] = deque(maxlen=kept)
+
+    def allocate(self, rows: int, width: int, dtype: str) -> "NDArray[Any]":
+        """[rows, width] numbers, whatever they are."""
+        import numpy as np
+
+        count = rows * width
+        size = count * np.dtype(dtype).itemsize
+        if size < SMALL:
+            return np.empty((rows, width), dtype=dtype)
+        pages = self._take(-(-size // HUGE_PAGE) * HUGE_PAGE)
+        array = np.frombuffer(pages, dtype=dtype, count=count).reshape(rows, width)
+        # A tensor made from this array, and every view of the tensor, refers to the array as long as it lives.
+        weakref.finalize(array, self._free.append, pages).atexit = False
+        return array
+
+    def _take(self, size: int) -> mmap.mmap:
+        while True:
+            try:
+                pages = self._free.popleft()
+            except IndexError:
+                break
+            if len(pages) == size:
+                return pages
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with suppress(OSError):  # a kernel without huge pages
+                pages.madvise(mmap.MADV_HUGEPAGE)
+        return pages
 
 
 class Staging(Protocol):
@@ -55,9 +79,9 @@ class Staging(Protocol):
 class MemoryStaging:
     """See `Staging`. rows_expected: more than these are counted, but not kept."""
 
-    def __init__(self, rows_expected: int, width: int, dtype: str) -> None:
+    def __init__(self, rows_expected: int, width: int, dtype: str, pages: Pages) -> None:
         self.rows = 0
-        self._array = allocate_rows(rows_expected, width, dtype)
+        self._array = pages.allocate(rows_expected, width, dtype)
 
     def append(self, columns: "list[NDArray[Any]]") -> None:
         count = len(columns[0])

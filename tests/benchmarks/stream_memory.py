@@ -1,0 +1,84 @@
+"""Peak anonymous memory of a pass, at 1 and at 10 times the data, and the formula that the README states.
+
+    python -m tests.benchmarks.stream_memory
+
+RssAnon is sampled every 5 ms in a process that does nothing else. Ten times the data: the same shards listed ten times.
+"""
+
+import dataclasses
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from tests.benchmarks.stream_setting import ROOT, describe_machine, serve_shards
+
+CASES = (
+    {"batch_size": 2**18},
+    {"batch_size": 2**20},
+    {"batch_size": 2**16},
+    {"batch_size": 2**18, "prefetch": 6},
+    {"batch_size": 2**18, "shuffle": True},
+    {"batch_size": 2**18, "cache": True},
+)
+
+
+def read_anonymous() -> float:
+    """RssAnon of this process in MiB."""
+    with Path("/proc/self/status").open() as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) / 1024
+
+
+def measure(times: int, options: dict[str, object]) -> None:
+    """Prints MiB before the first batch is asked for, and at the peak."""
+    import tempfile
+
+    import pyarrow.csv  # noqa: F401
+    import torch  # noqa: F401
+
+    from tasks.streaming import ObjectStorageDataset, locate
+
+    manifest = locate("s3://taxi/csv/part-*.csv")
+    dataset = ObjectStorageDataset(
+        dataclasses.replace(manifest, shards=manifest.shards * times), epochs=1, cache_dir=tempfile.mkdtemp(), **options
+    )
+    base = peak = read_anonymous()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.005):
+            peak = max(peak, read_anonymous())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in dataset:
+        pass
+    done.set()
+    watcher.join()
+    print(base, peak)
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        return measure(int(sys.argv[1]), eval(sys.argv[2]))
+    print("| | base MiB | peak, 1× | peak, 10× | 10× / 1× |\n|---|---:|---:|---:|---:|")
+    with serve_shards() as environment:
+        for options in CASES:
+            command = [sys.executable, "-m", "tests.benchmarks.stream_memory"]
+            found = [
+                subprocess.run(
+                    [*command, str(times), repr(options)],
+                    cwd=ROOT, env=environment, check=True, capture_output=True, text=True,
+                ).stdout.split()
+                for times in (1, 10)
+            ]  # fmt: skip
+            (base, one), (_, ten) = [(float(a), float(b)) for a, b in found]
+            said = ", ".join(f"{name} {value}" for name, value in options.items())
+            print(f"| {said} | {base:.0f} | {one:.0f} | {ten:.0f} | {ten / one:.2f} |", flush=True)
+    print(f"\n{describe_machine()}")
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Where the stream is measured: generated taxi shards behind a real S3 server, peers in an environment of their own.
+
+Candidates (`stream_candidates.py`) run in processes that stay, and take turns: a round asks each for one measurement,
+so that whatever else the machine does falls on all of them alike. Medians of the rounds are compared.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from deployments.generator import provide_data
+from tests.servers import serve_rclone
+from tests.shards import write_metadata
+
+ROOT = Path(__file__).parents[2]
+HOME = ROOT / ".shardline" / "benchmarks"
+ROWS, SHARDS = 4_000_000, 16
+BATCH = 2**20
+PEERS = ("kaen==1.0.1.31", "polars==2.1.0")
+KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+@contextlib.contextmanager
+def serve_shards() -> Iterator[dict[str, str]]:
+    """The environment in which `s3://taxi/csv/part-*.csv` are 16 shards, and `s3://taxi/one/` is one of 1 M rows."""
+    folder = _lay_out_shards()
+    with serve_rclone(folder) as url:
+        yield os.environ | KEYS | {"AWS_ENDPOINT_URL": url, "PYTHONPATH": str(ROOT)}
+
+
+def _lay_out_shards() -> Path:
+    """Two buckets' folders below the one returned, without the empty partition that kaen cannot read."""
+    generated, _ = provide_data(ROOT / ".shardline" / "generated", ROWS)
+    full = [path for path in sorted((generated / "csv" / "dev").glob("part-*.csv")) if path.stat().st_size]
+    assert len(full) == SHARDS
+    folder = HOME / "s3"
+    many, one = folder / "taxi" / "csv", folder / "taxi" / "one"
+    if not one.exists():
+        many.mkdir(parents=True)
+        for number, path in enumerate(full):
+            (many / f"part-{number:05d}.csv").hardlink_to(path)
+        write_metadata(many, dict.fromkeys(range(SHARDS), ROWS // SHARDS))
+        one.mkdir()
+        lines = [path.read_bytes().split(b"\n", 1) for path in full[:4]]
+        (one / "part-00000.csv").write_bytes(lines[0][0] + b"\n" + b"".join(rest for _, rest in lines))
+        write_metadata(one, {0: ROWS // 4})
+    return folder
+
+
+def provide_peers() -> Path:
+    """The Python of an environment with kaen and polars; all else it takes from the project's own."""
+    folder = HOME / "peers"
+    python = folder / "bin" / "python"
+    if not (folder / "ready").exists():
+        venv.create(folder, with_pip=True, clear=True)
+        subprocess.run(
+            [python, "-m", "pip", "install", "--quiet", "--no-deps", *PEERS, "polars-runtime-32==2.1.0"], check=True
+        )
+        packages = next((folder / "lib").glob("python*")) / "site-packages"
+        (packages / "project.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        (folder / "ready").touch()
+    return python
+
+
+class Candidate:
+    """One candidate in a process of its own; a call measures it once and returns what it printed, as JSON."""
+
+    def __init__(self, name: str, *arguments: object, environment: dict[str, str], python: Path | None = None) -> None:
+        self.name = name
+        command = [
+            str(python or sys.executable),
+            "-m",
+            "tests.benchmarks.stream_candidates",
+            name,
+            *map(str, arguments),
+        ]
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __call__(self) -> Any:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write("once\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} ended with exit code {self._process.wait()}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def take_turns(candidates: Sequence[Callable[[], Any]], rounds: int) -> list[list[Any]]:
+    """What each candidate measured in each round, after a round that is not counted."""
+    for candidate in candidates:
+        candidate()
+    measured: list[list[Any]] = [[] for _ in candidates]
+    for _ in range(rounds):
+        for found, candidate in zip(measured, candidates, strict=True):
+            found.append(candidate())
+    return measured
+
+
+def describe_machine() -> str:
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    cores, busy = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    return f"{cores} cores of {model}, Python {platform.python_version()}, load {busy:.1f} at the end"
+
+
+def print_table(title: str, seconds: dict[str, list[float]], rows: int, reference: str) -> None:
+    """Medians, rates and ratios to `reference`, whose ratio is 1."""
+    base = statistics.median(seconds[reference])
+    print(f"\n{title}\n\n| | median s | least s | M rows/s | speed against {reference} |\n|---|---:|---:|---:|---:|")
+    for name, found in seconds.items():
+        median = statistics.median(found)
+        print(f"| {name} | {median:.3f} | {min(found):.3f} | {rows / median / 1e6:.2f} | {base / median:.2f} |")
+    print(f"\n{describe_machine()}; {len(seconds[reference])} rounds in turn.")
