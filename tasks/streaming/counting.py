@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tasks.streaming import parquet
 from tasks.streaming.decoding import decompress
 from tasks.streaming.patience import Patience
+from tasks.streaming.progress import Progress, watch
 from tasks.streaming.stores import Listed, Store
 from tasks.streaming.transfer import read_object
 
@@ -22,23 +23,27 @@ def count_rows(
     With a limit, reading ends after so many shards with rows. Of Parquet shards only the footer is read.
     """
 
+    progress = Progress("counting rows", sum(entry.size for entry in listed))
+
     def count(entry: Listed) -> tuple[Listed, int]:
         if parquet.is_parquet(entry.uri):
             return entry, parquet.read_footer(store, entry, patience)[1]
         digest = hashlib.md5(usedforsecurity=False)
-        lines = _count_lines(entry.uri, _hash(read_object(store, entry, patience), digest))
+        pieces = _hash(read_object(store, entry, patience), digest)
+        lines = _count_lines(entry.uri, watch(pieces, progress))
         return Listed(entry.uri, entry.size, entry.etag or digest.hexdigest()), max(0, lines - has_header)
 
-    with ThreadPoolExecutor(READERS, thread_name_prefix="shardline-count") as pool:
+    with progress:
         if limit is None:
-            return list(pool.map(count, listed))
-    found: list[tuple[Listed, int]] = []
-    for entry in listed:
-        found.append(count(entry))
-        limit -= found[-1][1] > 0
-        if not limit:
-            break
-    return found
+            with ThreadPoolExecutor(READERS, thread_name_prefix="shardline-count") as pool:
+                return list(pool.map(count, listed))
+        found: list[tuple[Listed, int]] = []
+        for entry in listed:
+            found.append(count(entry))
+            limit -= found[-1][1] > 0
+            if not limit:
+                break
+        return found
 
 
 def read_first_line(store: Store, entry: Listed, patience: Patience) -> bytes:

@@ -20,6 +20,7 @@ from tasks.streaming.manifest import Manifest
 from tasks.streaming.patience import Patience
 from tasks.streaming.pipeline import Pipeline
 from tasks.streaming.planning import Request, plan_batches
+from tasks.streaming.progress import Progress
 from tasks.streaming.quarantine import set_bad_rows_aside
 from tasks.streaming.shelf import Shelf
 from tasks.streaming.stores import open_store
@@ -48,6 +49,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
     start: the first iteration
     dtype: torch.float64 or torch.float32
     prefetch: batches made ready ahead
+    progress: whether a line in the terminal shows how far the stream is; never where standard error is no terminal
     cache: keep decoded shards on local disk, and read them from there the next time
     cache_dir: where (and where bad rows are listed); None: $XDG_CACHE_HOME/shardline or ~/.cache/shardline
     cache_bytes: how much the cache may hold; None: four fifths of what the disk has free
@@ -76,6 +78,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         start: int = 0,
         dtype: torch.dtype = torch.float64,
         prefetch: int = 2,
+        progress: bool = False,
         cache: bool = False,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
@@ -104,6 +107,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         self.bad_rows, self.bad_rows_file = 0, None
         self._folder = Path(cache_dir).expanduser() if cache_dir is not None else _default_folder()
         self._cache, self._cache_bytes = cache, cache_bytes
+        self._progress = progress
         self._patience = Patience(deadline_seconds, minimum_throughput)
         self._store = open_store(shards.shards[0].uri, storage_options, self._patience)
         self._contract = Contract.of(shards, drops_bad_rows=on_bad_rows == "quarantine")
@@ -126,6 +130,8 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
     def batches(self) -> Generator[Batch, None, None]:
         """The batches with their iterations and times. Closing the generator ends every thread."""
         pipeline = iter(self._pipeline())
+        total = None if self.epochs is None else self.epochs * self.manifest.rows // self.world_size
+        progress = Progress("streaming", total, "rows") if self._progress else None
         try:
             while True:
                 began = time.perf_counter()
@@ -134,9 +140,13 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
                     return
                 waited = time.perf_counter() - began
                 self.times = Times(waited, item.fetch_seconds, item.decode_seconds, item.assemble_seconds)
+                if progress:
+                    progress.advance(len(item.rows))
                 yield Batch(torch.from_numpy(item.rows), item.iteration, self.times)
         finally:
             pipeline.close()  # type: ignore[attr-defined]
+            if progress:
+                progress.close()
 
     def _pipeline(self) -> Pipeline:
         worker = get_worker_info()

@@ -19,6 +19,7 @@ from tasks.errors import RowCountError, ShardsNotFoundError
 from tasks.streaming.diagnosing import BadLine
 from tasks.streaming.loading import Loading
 from tasks.streaming.manifest import Manifest, Shard
+from tasks.streaming.progress import Progress
 
 
 def set_bad_rows_aside(manifest: Manifest, loading: Loading, folder: Path, threads: int) -> tuple[Manifest, int, Path]:
@@ -50,6 +51,7 @@ def set_bad_rows_aside(manifest: Manifest, loading: Loading, folder: Path, threa
 def _survey(manifest: Manifest, loading: Loading, threads: int) -> list[list[BadLine]]:
     """The bad lines of each shard."""
     stop = threading.Event()
+    progress = Progress("looking for bad rows", manifest.size)
 
     def look_at(shard: Shard) -> list[BadLine]:
         good = 0
@@ -59,6 +61,7 @@ def _survey(manifest: Manifest, loading: Loading, threads: int) -> list[list[Bad
             good += len(columns[0])
 
         bad = list(loading.decode(shard, count, stop))
+        progress.advance(shard.size)
         if good + len(bad) != shard.rows:
             raise RowCountError(
                 f"{shard.uri}: {good} good and {len(bad)} bad rows, but {shard.rows} are stated for it. "
@@ -66,7 +69,7 @@ def _survey(manifest: Manifest, loading: Loading, threads: int) -> list[list[Bad
             )
         return bad
 
-    with ThreadPoolExecutor(threads, thread_name_prefix="shardline-survey") as pool:
+    with progress, ThreadPoolExecutor(threads, thread_name_prefix="shardline-survey") as pool:
         try:
             return list(pool.map(look_at, manifest.shards))
         finally:
