@@ -60,9 +60,7 @@ def our_loop(rows: torch.Tensor, recorded: bool) -> float:
     stream = itertools.cycle(rows.split(BATCH))
     batches = stay_resident(preparation.stream(stream), ROWS, 2**40)
     client = record.connect() if recorded else None
-    outbox = (
-        Outbox(record.begin(client, experiment="loop", name="loop", parameters={}, tags={})) if client else None
-    )
+    outbox = Outbox(record.begin(client, experiment="loop", name="loop", parameters={}, tags={})) if client else None
     seconds, began = [], time.perf_counter()
     with record.sending(client, outbox) if client and outbox else nullcontext():
         for iteration in train(trainer, batches):
