@@ -6,9 +6,10 @@ BIN := .venv/bin
 RUN := $(BIN)/python -m
 ARGS ?=
 ROWS ?=
+PLATFORM ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train ui check test test-all constraints clean
+.PHONY: help setup train ui up status down deploy check test test-all constraints clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; do \
@@ -21,6 +22,18 @@ train: .venv/.installed-local  ## train a model; ARGS='--preset notebook', ROWS=
 
 ui: .venv/.installed-local  ## open Prefect's and MLflow's pages on this machine, until Ctrl-C
 	@$(RUN) deployments.pages
+
+up: .venv/.installed-local  ## both pages, a worker, and the deployments on their schedules, until Ctrl-C; ROWS as above
+	@$(RUN) deployments.up $(if $(ROWS),--rows $(ROWS))
+
+status: .venv/.installed-local  ## what of `make up` runs, and what its worker does
+	@$(RUN) deployments.up status
+
+down: .venv/.installed-local  ## stop `make up`, as Ctrl-C does
+	@$(RUN) deployments.up down
+
+deploy: .venv/.installed-local  ## to the Prefect server of PREFECT_API_URL; PLATFORM=docker, kubernetes or ecs
+	@$(RUN) deployments.applying $(if $(PLATFORM),--platform $(PLATFORM))
 
 check: .venv/.installed-test  ## format, lint and types
 	$(RUN) ruff format --check .

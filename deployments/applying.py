@@ -1,8 +1,8 @@
 """Puts work pool, deployments and automations in place on a Prefect server: `python -m deployments.applying`.
 
 It may be repeated: what is there is brought up to date. The server is the one that PREFECT_API_URL or the active
-profile names. SHARDLINE_WEBHOOK_URL, where it is set, is kept in a Webhook block, and failures, changed data and new champions
-are told there; it may hold a secret, and so it is no argument of a command.
+profile names. SHARDLINE_WEBHOOK_URL, where it is set, is kept in a Webhook block, and failures, changed data and new
+champions are told there; it may hold a secret, and so it is no argument of a command.
 """
 
 import argparse

@@ -107,7 +107,9 @@ def _run(options: argparse.Namespace, runner: Runner, children: Children, stack:
         api = _find_prefect()
         own_server = None if api else pool.submit(start_prefect, children, HOME, preferred_port=PREFECT_PORT)
         if standin:
-            environment = _without_aws(environment) | _start_standin(options, stack).environment
+            region = find_region(options.command) or REGION
+            standin_environment = start_standin(stack, options.rows, options.seed, region).environment
+            environment = without_aws(environment) | standin_environment
         if own_server:
             api = own_server.result()
     assert api is not None
@@ -135,33 +137,34 @@ def await_record(api: str, started: datetime) -> None:
 
 
 def _find_prefect() -> str | None:
-    """The API's URL of the server that is configured, else of the one that `make ui` runs, else None."""
+    """The API's URL of the server that is configured, else of the one that `make ui` or `make up` runs, else None."""
     if api := configured_prefect():
         return api
     if pages := find_pages(HOME):
-        say(f"Prefect: the server of `make ui`, {pages.prefect_api.removesuffix('/api')}; let it run until the end.")
+        page = pages.prefect_api.removesuffix("/api")
+        say(f"Prefect: the server of `{pages.command}`, {page}; let it run until the end.")
         return pages.prefect_api
     return None
 
 
-def _without_aws(environment: Mapping[str, str]) -> dict[str, str]:
+def without_aws(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without any setting of AWS."""
     return {name: value for name, value in environment.items() if not name.startswith("AWS_")}
 
 
-def _start_standin(options: argparse.Namespace, stack: ExitStack) -> StandIn:
-    """The stand-in, filled; says that it is one."""
+def start_standin(stack: ExitStack, rows: int, seed: int, region: str = REGION) -> StandIn:
+    """The stand-in, filled, until the stack ends; says that it is one."""
     say("No BUCKET_ID, no AWS credentials, no shards: this runs on a stand-in for AWS, with generated taxi trips.")
     began = time.monotonic()
     with Progress("Generating rows") as progress:
-        folder, made = provide_data(HOME / "generated", options.rows, options.seed, progress)
+        folder, made = provide_data(HOME / "generated", rows, seed, progress)
     generated = time.monotonic()
-    standin = stack.enter_context(StandIn(HOME / "logs" / "standin.log", region=find_region(options.command) or REGION))
+    standin = stack.enter_context(StandIn(HOME / "logs" / "standin.log", region=region))
     with Progress("Uploading bytes") as progress:
         fill(standin, folder, progress)
     origin = f"generated in {generated - began:.1f} s" if made else "generated earlier"
     say(
-        f"Stand-in: {options.rows:,} rows, {origin}, uploaded to s3://{standin.bucket} in "
-        f"{time.monotonic() - generated:.1f} s."
+        f"Stand-in: {rows:,} rows, {origin}, uploaded to s3://{standin.bucket} in {time.monotonic() - generated:.1f} s."
     )
     return standin
 

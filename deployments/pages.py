@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from urllib.parse import urlsplit
@@ -32,66 +33,84 @@ MLFLOW_START = "/#/experiments?workflowType=machine_learning"  # without it MLfl
 
 def serve() -> int:
     """Serve what is not served already, print both addresses, and wait until told to stop; the exit code."""
-    prefect_api, store = configured_prefect(), os.environ.get("MLFLOW_TRACKING_URI", "")
-    mlflow = store if urlsplit(store).scheme in ("http", "https") else None
-    if prefect_api and mlflow:
-        _show(Pages(prefect_api, mlflow))
-        return 0
     if running := find_pages(HOME):
         say("They are being served already:")
-        _show(running)
+        show(running)
         return 0
-    HOME.mkdir(exist_ok=True)
     with Children() as children:
-        with ThreadPoolExecutor(2) as pool:
-            own_prefect = prefect_api or pool.submit(start_prefect, children, HOME, preferred_port=PREFECT_PORT)
-            own_mlflow = mlflow or pool.submit(
-                start_mlflow, children, HOME, store or _default_store(), preferred_port=MLFLOW_PORT
-            )
-        pages = Pages(
-            own_prefect if isinstance(own_prefect, str) else own_prefect.result(),
-            own_mlflow if isinstance(own_mlflow, str) else own_mlflow.result(),
-        )
-        with announce(HOME, pages) if not prefect_api else nullcontext():
-            _show(
-                pages, prefect_port=None if prefect_api else PREFECT_PORT, mlflow_port=None if mlflow else MLFLOW_PORT
-            )
+        pages = start_pages(children, "make ui")
+        if not children.some_started():
+            show(pages)
+            return 0
+        with nullcontext() if configured_prefect() else announce(HOME, pages):
+            show(pages)
             say("Ctrl-C stops them; nothing is lost.")
-            return _wait(children)
+            return wait(children)
 
 
-def _default_store() -> str:
-    """The store that runs without MLFLOW_TRACKING_URI write to."""
+def start_pages(children: Children, command: str) -> Pages:
+    """Start each of the two servers that is not configured; where both are."""
+    prefect_api, mlflow = configured_prefect(), configured_mlflow()
+    if not (prefect_api and mlflow):
+        HOME.mkdir(exist_ok=True)
+    with ThreadPoolExecutor(2) as pool:
+        own_prefect = prefect_api or pool.submit(start_prefect, children, HOME, preferred_port=PREFECT_PORT)
+        own_mlflow = mlflow or pool.submit(start_mlflow, children, HOME, _store(), preferred_port=MLFLOW_PORT)
+    return Pages(
+        own_prefect if isinstance(own_prefect, str) else own_prefect.result(),
+        own_mlflow if isinstance(own_mlflow, str) else own_mlflow.result(),
+        command,
+    )
+
+
+def configured_mlflow() -> str | None:
+    """The tracking server that MLFLOW_TRACKING_URI names, where it names a server."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return uri if urlsplit(uri).scheme in ("http", "https") else None
+
+
+def _store() -> str:
+    """The store that runs without a tracking server write to."""
     from tasks.learning.record import tracking_uri
 
     return tracking_uri()
 
 
-def _show(pages: Pages, prefect_port: int | None = None, mlflow_port: int | None = None) -> None:
+def show(pages: Pages) -> None:
+    """Print both addresses, and which of the usual ports is somebody else's."""
     for name, url, path, port in (
-        ("Prefect", pages.prefect_api.removesuffix("/api"), "/runs", prefect_port),
-        ("MLflow", pages.mlflow, MLFLOW_START, mlflow_port),
+        ("Prefect", pages.prefect_api.removesuffix("/api"), "/runs", None if configured_prefect() else PREFECT_PORT),
+        ("MLflow", pages.mlflow, MLFLOW_START, None if configured_mlflow() else MLFLOW_PORT),
     ):
         taken = port is not None and urlsplit(url).port != port
         say(f"{name + ':':<9}{url}{path}{f'  (port {port} is taken)' if taken else ''}")
 
 
-def _wait(children: Children) -> int:
+def wait(children: Children, tend: Callable[[], None] = lambda: None) -> int:
+    """Wait until one of the children ends by itself, which is exit code 1; `tend` may put another in its place."""
     while True:
         time.sleep(0.5)
+        tend()
         if children.some_ended():
             say(f"A server has ended by itself; what it said last is in {HOME / 'logs'}.")
             return 1
 
 
-def _leave(number: int, _: object) -> None:
-    raise SystemExit(0 if number == signal.SIGINT else 128 + number)
+def leave_on_signal() -> None:
+    """End this process at its first signal, with all that it started; Ctrl-C is no failure."""
+
+    def leave(number: int, _: object) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(each, signal.SIG_IGN)  # a second one would leave the end half done
+        raise SystemExit(0 if number == signal.SIGINT else 128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, leave)
 
 
 def main() -> int:
     """The command line: no arguments."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)
+    leave_on_signal()
     try:
         return serve()
     except ShardlineError as error:

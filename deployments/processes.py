@@ -16,10 +16,13 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from flows import QUIET
 from tasks.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import psutil
 
 LOOPBACK = "127.0.0.1"
 WATCHDOG = Path(__file__).with_name("watchdog.py")
@@ -59,6 +62,10 @@ class Children:
             self._watchdog.stdin.close()
         self._watchdog.wait()
 
+    def some_started(self) -> bool:
+        """Whether anything that was started here has not been stopped here."""
+        return bool(self._running)
+
     def some_ended(self) -> bool:
         """Whether a process that was started here, and not stopped here, has ended."""
         return any(process.poll() is not None for process in self._running)
@@ -90,13 +97,20 @@ class Children:
         return self._start(command, environment)
 
     def stop(self, process: subprocess.Popen[bytes], grace_seconds: float = 10.0) -> int:
-        """Stop a process by SIGTERM, and by SIGKILL where it has not ended in time; its return code."""
+        """Stop a process by SIGTERM, and by SIGKILL where it has not ended in time; its return code.
+
+        A server's own children are given the same time: one that still listens would keep its port from the next.
+        """
         if process.poll() is None:
+            deadline = time.monotonic() + grace_seconds
+            kin = _kin(process)
             _send(process, signal.SIGTERM)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(grace_seconds)
-            except subprocess.TimeoutExpired:
-                _send(process, signal.SIGKILL)
+            wait_until(lambda: not any(map(_lives, kin)), max(0.0, deadline - time.monotonic()))
+            _send(process, signal.SIGKILL)
+            for each in filter(_lives, kin):
+                each.kill()
         code = process.wait()
         with self._lock:
             if process in self._running:
@@ -219,3 +233,22 @@ def _send(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
             os.killpg(process.pid, number)
         else:
             process.send_signal(number)
+
+
+def _kin(process: subprocess.Popen[bytes]) -> "list[psutil.Process]":
+    """The processes that descend from a server; none of a command's, which are its own business."""
+    import psutil
+
+    with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+        if os.getpgid(process.pid) == process.pid:
+            return list(psutil.Process(process.pid).children(recursive=True))
+    return []
+
+
+def _lives(process: "psutil.Process") -> bool:
+    import psutil
+
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from subprocess import Popen
 
@@ -28,10 +28,12 @@ PREFECT_SETTINGS = {
 
 @dataclass(frozen=True)
 class Pages:
-    """Where `make ui` serves Prefect's API and MLflow's pages."""
+    """Where Prefect's API and MLflow's pages are, which command serves them, and by which process."""
 
     prefect_api: str
     mlflow: str
+    command: str = "make ui"
+    pid: int = field(default_factory=os.getpid)
 
 
 def start_prefect(children: Children, home: Path, *, preferred_port: int = 0) -> str:
@@ -47,8 +49,10 @@ def start_prefect(children: Children, home: Path, *, preferred_port: int = 0) ->
 
     def start(port: int) -> Popen[bytes]:
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(port)]
-        url = f"http://{LOOPBACK}:{port}/api"
-        return children.start_server(command, {**environment, "PREFECT_SERVER_UI_API_URL": url}, log)
+        page = f"http://{LOOPBACK}:{port}"
+        # the first for its pages, the second for the links in what automations tell
+        urls = {"PREFECT_SERVER_UI_API_URL": f"{page}/api", "PREFECT_UI_URL": page}
+        return children.start_server(command, environment | urls, log)
 
     port = start_on_free_port(start, "/api/health", log, children, preferred_port)
     return f"http://{LOOPBACK}:{port}/api"
@@ -57,15 +61,21 @@ def start_prefect(children: Children, home: Path, *, preferred_port: int = 0) ->
 def start_mlflow(children: Children, home: Path, store: str, *, preferred_port: int = 0) -> str:
     """Start MLflow's server over a store, such as `sqlite:///…`; its URL once it answers.
 
+    MLFLOW_BACKEND_STORE_URI and MLFLOW_ARTIFACTS_DESTINATION of the environment win, as they do for `mlflow server`.
     One worker and no job execution: two processes instead of fourteen. Raises ConfigurationError.
     """
     log = home / "logs" / "mlflow-server.log"
-    environment = quiet_environment({"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ})
+    environment = quiet_environment(
+        {
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_BACKEND_STORE_URI": store,  # not among the command's words, where `ps` shows a password
+            "MLFLOW_ARTIFACTS_DESTINATION": (home / "mlartifacts").resolve().as_uri(),
+            **os.environ,
+        }
+    )
 
     def start(port: int) -> Popen[bytes]:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port)]
-        command += ["--workers", "1", "--backend-store-uri", store]
-        command += ["--artifacts-destination", (home / "mlartifacts").resolve().as_uri()]
+        command = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port), "--workers", "1"]
         return children.start_server(command, environment, log)
 
     port = start_on_free_port(start, "/health", log, children, preferred_port)
@@ -98,7 +108,7 @@ def announce(home: Path, pages: Pages) -> Iterator[None]:
 
 
 def find_pages(home: Path) -> Pages | None:
-    """The pages that a `make ui` over the same databases serves now, else None.
+    """The pages that a `make ui` or `make up` over the same databases serves now, else None.
 
     The lock on the file goes with the process that holds it, so a file left by a killed one does not mislead.
     """

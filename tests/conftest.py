@@ -1,7 +1,7 @@
 """Fixtures that several test modules share: real servers on loopback, in an environment that is the tests' alone.
 
-`standin` and `aws` are the stand-in for AWS, `prefect_api` a Prefect server, `dctaxi` the 298 real rows. Servers are
-started when a test first asks for them, once a session.
+`standin` and `aws` are the stand-in for AWS, `prefect_api` a Prefect server, `site` all that `make up` starts, `dctaxi`
+the 298 real rows. Servers are started when a test first asks for them, once a session.
 """
 
 import os
@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,6 +21,8 @@ from deployments.standin import StandIn
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
+
+    from tests.site import Receiver, Site
 
 ROWS = 5_000  # of the development set in the stand-in; the test set has a tenth
 DCTAXI = Path(__file__).parents[2] / "shared" / "data" / "dctaxi"
@@ -137,3 +139,27 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             yield url
             APILogWorker.instance().drain()  # what is sent after the server's end would be an error on the screen
             EventsWorker.drain_all()
+
+
+@pytest.fixture(scope="session")
+def receiver() -> "Iterator[Receiver]":
+    """Where the automations of `site` send what they have to tell."""
+    from tests.site import Receiver
+
+    with Receiver() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory, receiver: "Receiver") -> "Iterator[Site]":
+    """`make up`, with generated shards in its stand-in and nothing configured but a webhook."""
+    from tests.site import serve
+
+    with serve(tmp_path_factory.mktemp("site"), ROWS, SHARDLINE_WEBHOOK_URL=receiver.url) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def trained(site: "Site") -> dict[str, Any]:
+    """The first run of the nightly training there, with other parameters than the deployment's."""
+    return site.wait(site.start("training/nightly", iterations=12, batch_size=2048))

@@ -1,0 +1,121 @@
+"""Deployments on real servers with a real worker: scheduled, started, cancelled, killed, skipped, and told of."""
+
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+from deployments.processes import wait_until
+from tests.site import ask
+
+pytestmark = pytest.mark.timeout(400)
+
+
+def of_deployment(site, name):
+    return ask(f"{site.api}/deployments/name/{name}")
+
+
+def set_state(site, run_id, kind):
+    return ask(f"{site.api}/flow_runs/{run_id}/set_state", {"state": {"type": kind}, "force": False})
+
+
+def runs_in(site, state):
+    return ask(f"{site.api}/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": [state]}}}})
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "schedule"),
+    [
+        ("training/nightly", {"skip_unchanged": True}, "30 3 * * *"),
+        ("training/notebook", {"preset": "notebook"}, None),
+        ("benchmarking/weekly", {}, "0 6 * * 0"),
+        ("predicting/after-training", {}, None),
+    ],
+)
+def test_a_deployment_states_differences_only_and_runs_one_at_a_time(site, name, parameters, schedule):
+    deployed = of_deployment(site, name)
+    assert deployed["parameters"] == parameters
+    assert deployed["description"] and "shardline" in deployed["tags"]
+    assert deployed["global_concurrency_limit"]["limit"] == 1
+    assert deployed["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+    assert deployed["work_pool_name"] == "shardline"
+    assert [each["schedule"]["cron"] for each in deployed["schedules"]] == ([schedule] if schedule else [])
+    assert {each["schedule"]["timezone"] for each in deployed["schedules"]} <= {"America/New_York"}
+
+
+@pytest.mark.parametrize("name", ["training/nightly", "benchmarking/weekly"])
+def test_a_schedule_yields_scheduled_runs(site, name):
+    deployment = of_deployment(site, name)["id"]
+    question = {
+        "deployments": {"id": {"any_": [deployment]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+    }
+    assert wait_until(lambda: ask(f"{site.api}/flow_runs/count", question) > 0, 60, 0.5)
+
+
+def test_a_run_started_by_the_api_completes_with_its_mlflow_run(site, trained):
+    assert (trained["state_name"], trained["parameters"]["skip_unchanged"]) == ("Completed", True)
+    (run,) = site.in_mlflow(trained["id"])
+    assert run["info"]["status"] == "FINISHED"
+    params = {each["key"]: each["value"] for each in run["data"]["params"]}
+    assert (params["iterations"], params["batch_size"]) == ("12", "2048")
+    assert {"identity", "training-shards", "preview", "report"} <= set(site.artifacts(trained["id"]))
+
+
+def test_an_unchanged_run_is_skipped_and_links_to_the_success(site, trained):
+    run = site.wait(site.start("training/nightly", iterations=12, batch_size=2048))
+    assert (run["state_type"], run["state_name"]) == ("COMPLETED", "Unchanged")
+    (success,) = site.in_mlflow(trained["id"])
+    assert success["info"]["run_id"] in run["state"]["message"]
+    assert success["info"]["run_id"] in site.artifacts(run["id"])["unchanged"]["data"]
+    assert site.in_mlflow(run["id"]) == []
+
+
+def test_prediction_follows_training_and_not_a_run_that_was_skipped(site, trained):
+    def predictions():
+        return ask(f"{site.api}/flow_runs/filter", {"flows": {"name": {"any_": ["predicting"]}}})
+
+    assert wait_until(lambda: len(predictions()) > 0, 60, 0.5)
+    assert site.wait(predictions()[0]["id"])["state_name"] == "Completed"
+    created = [each for each in predictions() if each["created_by"] and each["created_by"]["type"] == "AUTOMATION"]
+    assert len(created) == 1
+
+
+def test_a_cancelled_run_is_cancelled_in_prefect_and_killed_in_mlflow(site):
+    run_id = site.start("training/notebook", iterations=100_000_000, batch_size=2048)
+    assert wait_until(lambda: bool(site.in_mlflow(run_id)), 120, 0.5), site.log()
+    set_state(site, run_id, "CANCELLING")
+    assert site.wait(run_id, "CANCELLED")["state_name"] == "Cancelled"
+    assert wait_until(lambda: site.in_mlflow(run_id)[0]["info"]["status"] == "KILLED", 60, 0.5)
+
+
+def test_a_failed_run_and_a_new_champion_are_told_of(site, trained, receiver):
+    run = site.wait(site.start("training/notebook", shards="/nowhere/part*.csv"))
+    assert run["state_type"] == "FAILED"
+    receiver.await_text("training", run["name"], "Failed", "/nowhere/part*.csv", run["id"])
+    (success,) = site.in_mlflow(trained["id"])
+    receiver.await_text("shardline has a new champion, version 1", success["info"]["run_id"])
+
+
+@pytest.mark.long
+def test_a_killed_workers_run_is_crashed_by_the_automation_and_the_next_scheduled_one_starts(site):
+    first = site.start("training/notebook", iterations=100_000_000, batch_size=2048)
+    assert wait_until(lambda: bool(site.in_mlflow(first)), 120, 0.5), site.log()
+    time.sleep(35)  # one heartbeat, at least
+    second = site.start("training/notebook", iterations=4, batch_size=2048)
+    worker, *run = processes_of(site, first)
+    for process in (worker, *run):
+        os.kill(process.pid, signal.SIGKILL)
+    crashed = site.wait(first, "CRASHED", seconds=240)
+    assert "No heartbeat for 90 seconds" in crashed["state"]["message"]
+    assert site.wait(second, "COMPLETED", seconds=240)["state_name"] == "Completed"
+    assert site.in_mlflow(first)[0]["info"]["status"] == "KILLED"
+
+
+def processes_of(site, run_id):
+    """The worker's process, and those below it."""
+    up = psutil.Process(site.pages.pid)
+    worker = next(each for each in up.children() if "worker" in each.cmdline())
+    return [worker, *worker.children(recursive=True)]
