@@ -208,7 +208,7 @@ def test_repeating_a_run_is_refused_where_the_data_has_changed(default_run, aws)
 
 
 def test_the_benchmark_can_be_taken_as_a_step(aws):
-    state, client, run = run_flow(iterations=2, batch_size=512, benchmark=True, experiment="with benchmark")
+    state, client, _ = run_flow(iterations=2, batch_size=512, benchmark=True, experiment="with benchmark")
     assert state.is_completed(), state.message
     runs = client.search_runs([client.get_experiment_by_name("with benchmark").experiment_id])
     assert sorted(each.data.tags["shardline.flow"] for each in runs) == ["benchmarking", "training"]

@@ -19,10 +19,10 @@ from contextlib import nullcontext
 import torch
 
 from tasks.learning import record
-from tasks.learning.outbox import Outbox
 from tasks.learning.batches import Preparation, stay_resident
 from tasks.learning.features import Features, Scaling
 from tasks.learning.loop import Settings, Trainer, train
+from tasks.learning.outbox import Outbox
 from tasks.training import metrics_of
 
 ROWS, BATCH, ITERATIONS, ROUNDS = 2**22, 2**20, 60, 7
