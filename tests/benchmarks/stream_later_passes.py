@@ -59,8 +59,8 @@ def compare_loops(rounds: int, environment: dict[str, str]) -> None:
         measured = take_turns([lambda: train(itertools.cycle(in_memory)), lambda: train(stream())], rounds)
     memory, cached = map(statistics.median, measured)
     print(
-        f"\nTraining loop, {ITERATIONS} iterations of 2**20 rows: {memory:.3f} s over tensors in memory, {cached:.3f} s "
-        f"over the stream from its cache: {cached / memory:.2f} times "
+        f"\nTraining loop, {ITERATIONS} iterations of 2**20 rows: {memory:.3f} s over tensors in memory, "
+        f"{cached:.3f} s over the stream from its cache: {cached / memory:.2f} times "
         f"(least of each: {min(measured[1]) / min(measured[0]):.2f})."
     )
 
