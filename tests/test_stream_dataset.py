@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from tasks.errors import RowError
+from tasks.errors import ConfigurationError, RowError
 from tasks.streaming import ObjectStorageDataset, locate
 from tests.shards import draw_rows, hash_rows, to_csv, write_shards
 
@@ -198,6 +198,15 @@ def test_rank_and_world_size_come_from_torch_distributed(shards, tmp_path, monke
     finally:
         torch.distributed.destroy_process_group()
     assert (dataset.rank, dataset.world_size) == (0, 1)
+
+
+def test_a_manifest_may_be_read_in_part(shards):
+    manifest = locate(shards[0])
+    dataset = ObjectStorageDataset(manifest, columns=["hour", "fare"], max_shards=3, batch_size=100, epochs=1)
+    assert dataset.manifest.columns == ("hour", "fare")
+    assert np.array_equal(torch.cat(list(dataset)).numpy(), shards[1][:40, [2, 0]])
+    with pytest.raises(ConfigurationError, match="columns names 'tip', which the shards do not have"):
+        ObjectStorageDataset(manifest, columns=["tip"])
 
 
 def test_each_batch_says_what_it_took(shards):

@@ -2,8 +2,9 @@
 
 A file is named after the SHA-256 of everything that its rows depend on: the shard's URI, size, ETag and rows, the
 contract and the dtype. It begins with one page that repeats this and holds the CRC-32 of the rows that follow; both are
-compared whenever it is opened. It is written under another name, with a lock that is gone when its process is, and
-renamed when the shard was verified: several processes share the folder, and only one of them fetches each shard.
+compared when a stream first opens it, and again when it was written to since. It is written under another name, with a
+lock that is gone when its process is, and renamed when the shard was verified: several processes share the folder, and
+only one of them fetches each shard.
 
 The folder is kept below `limit` bytes. Files of other data sets are evicted, the longest unused first. What the present
 data set itself stored is not evicted for the sake of its other shards: read in turn, each would go just before it is
@@ -18,6 +19,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 import zlib
 from collections.abc import Iterable
 from contextlib import contextmanager, suppress
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 FORMAT = "shardline-rows-1"
 PAGE = 4096
+TOUCHED_EVERY = 600.0  # seconds: which file was used last need not be known better
 SHARE_OF_FREE_DISK = 0.8  # where no limit is given
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -55,6 +58,7 @@ class Cache:
         self._row_bytes = len(contract.columns) * np.dtype(dtype).itemsize
         self._own = {self._path(shard).name for shard in shards}
         self._refused: str | None = None
+        self._verified: dict[str, tuple[int, int]] = {}  # inode and time of change of files whose rows were checked
         self._lock = threading.Lock()
 
     def open(self, shard: Shard) -> "NDArray[Any] | None":
@@ -71,9 +75,6 @@ class Cache:
         if rows is None:
             log.warning("Cached shard %s is damaged and will be fetched again (%s).", path, shard.uri)
             path.unlink(missing_ok=True)
-        else:
-            with suppress(OSError):
-                os.utime(path)
         return rows
 
     @contextmanager
@@ -136,16 +137,25 @@ class Cache:
         return self._path(shard).with_suffix(".partial")
 
     def _read(self, shard: Shard, file: IO[bytes]) -> "NDArray[Any] | None":
-        expected = PAGE + shard.rows * self._row_bytes
-        if os.fstat(file.fileno()).st_size != expected:
+        found = os.fstat(file.fileno())
+        if found.st_size != PAGE + shard.rows * self._row_bytes:
             return None
+        if self._verified.get(shard.uri) == (found.st_ino, found.st_mtime_ns):
+            return map_rows(file, shard.rows, len(self._contract.columns), self._dtype, PAGE)
         try:
             facts = json.loads(file.read(PAGE))
             checksum = facts.pop("crc32")
         except (ValueError, KeyError, AttributeError):
             return None
         rows = map_rows(file, shard.rows, len(self._contract.columns), self._dtype, PAGE)
-        return rows if facts == self._facts(shard) and zlib.crc32(rows.data) == checksum else None
+        if facts != self._facts(shard) or zlib.crc32(rows.data) != checksum:
+            return None
+        if time.time() - found.st_mtime > TOUCHED_EVERY:
+            with suppress(OSError):
+                os.utime(file.fileno())
+        after = os.fstat(file.fileno())
+        self._verified[shard.uri] = after.st_ino, after.st_mtime_ns
+        return rows
 
     def _lock_partial(self, shard: Shard, stop: threading.Event) -> IO[bytes] | None:
         """The partial file, empty and locked, once no other process holds it; None where the cache takes no more."""

@@ -3,6 +3,9 @@
 import os
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +32,8 @@ NUMPY_NAMES = {torch.float64: "float64", torch.float32: "float32"}
 IN_MEMORY = 2**26  # bytes of decoded rows; a larger shard is staged in a temporary file
 HELD = 2**27  # bytes of decoded shards that are loaded ahead in any case, however small the batches are
 SMALLEST_WINDOW = 2**18
-LOADERS = 2 * len(os.sched_getaffinity(0))  # one fetches while another decodes
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+LOADERS = 2 * CORES  # one fetches while another decodes
 
 
 class ObjectStorageDataset(IterableDataset[torch.Tensor]):
@@ -39,7 +43,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
     Plain iteration yields tensors; `batches()` yields them with their iteration and times; `times` are those of the
     last batch that was handed out in this process.
 
-    shards: a glob, URI or path, several of them, or a Manifest
+    shards: a glob, URI or path, several of them, or a Manifest (of which columns and max_shards may choose a part)
     batch_size: rows of a batch over all ranks together
     epochs: how often all rows are gone through, the last batch then being short; None: without end
     header, columns, meta_shards, max_shards, storage_options, deadline_seconds, minimum_throughput: as in `locate`
@@ -103,6 +107,8 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
                 deadline_seconds=deadline_seconds,
                 minimum_throughput=minimum_throughput,
             )
+        else:
+            shards = _choose(shards, columns, max_shards)
         self.times: Times | None = None
         self.bad_rows, self.bad_rows_file = 0, None
         self._folder = Path(cache_dir).expanduser() if cache_dir is not None else _default_folder()
@@ -124,8 +130,8 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         return max(0, count_batches(self.manifest.rows, self.batch_size, self.epochs) - self.start)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        for batch in self.batches():
-            yield batch.tensor
+        with closing(self.batches()) as batches:
+            yield from map(attrgetter("tensor"), batches)
 
     def batches(self) -> Generator[Batch, None, None]:
         """The batches with their iterations and times. Closing the generator ends every thread."""
@@ -143,6 +149,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
                 if progress:
                     progress.advance(len(item.rows))
                 yield Batch(torch.from_numpy(item.rows), item.iteration, self.times)
+                del item  # or it would hold the last batch while the next one is waited for
         finally:
             pipeline.close()  # type: ignore[attr-defined]
             if progress:
@@ -189,10 +196,26 @@ def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if rank is None or world_size is None:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return torch.distributed.get_rank(), torch.distributed.get_world_size()
-        rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        try:
+            rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        except ValueError as error:
+            raise ConfigurationError(f"RANK and WORLD_SIZE must be whole numbers: {error}.") from error
     if not 0 <= rank < world_size:
         raise ConfigurationError(f"rank is {rank}, world_size {world_size}; it must be 0 <= rank < world_size.")
     return rank, world_size
+
+
+def _choose(manifest: Manifest, columns: Sequence[str] | None, max_shards: int | None) -> Manifest:
+    """The manifest with the columns and the first shards that were asked for."""
+    chosen = replace(manifest, shards=manifest.shards[:max_shards])
+    if columns is None or tuple(columns) == manifest.columns:
+        return chosen
+    known = manifest.header if manifest.header is not None else manifest.columns
+    if unknown := [column for column in columns if column not in known]:
+        raise ConfigurationError(f"columns names {unknown[0]!r}, which the shards do not have: {', '.join(known)}.")
+    if manifest.header is None:
+        raise ConfigurationError("columns cannot choose among shards without header lines; locate them with `columns`.")
+    return replace(chosen, columns=tuple(columns))
 
 
 def _default_folder() -> Path:

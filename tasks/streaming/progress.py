@@ -57,11 +57,11 @@ class Progress:
         return f"{self._what}: {bar} {share:4.0%}  {done} of {self._say(self._total)}, {rate}/s"
 
     def _say(self, amount: float) -> str:
-        for letter in ("", "k", "M", "G"):
-            if amount < 1000:
-                break
+        letters = ["", "k", "M", "G"]
+        while amount >= 1000 and len(letters) > 1:
             amount /= 1000
-        return f"{amount:.3g} {letter}{' ' if letter and self._unit != 'B' else ''}{self._unit}"
+            letters.pop(0)
+        return f"{amount:.3g} {letters[0]}{' ' if letters[0] and self._unit != 'B' else ''}{self._unit}"
 
 
 def watch(pieces: Iterable[bytes], progress: Progress) -> Iterator[bytes]:
