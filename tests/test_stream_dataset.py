@@ -154,6 +154,19 @@ def test_an_endless_stream_wraps_and_has_no_length(shards):
         len(dataset)
 
 
+@pytest.mark.parametrize("batch_size", [64, 1000])
+def test_the_real_rows_follow_the_formula_of_kaen(dctaxi, batch_size):
+    files = [dctaxi / name for name in ("train.csv", "valid.csv", "test.csv")]
+    rows = np.concatenate([np.loadtxt(file, delimiter=",", skiprows=1) for file in files])
+    dataset = ObjectStorageDataset([str(file) for file in files], batch_size=batch_size)
+    assert dataset.manifest.rows == 298
+    for iteration, batch in enumerate(itertools.islice(dataset, 50)):
+        assert batch.dtype == torch.float64
+        assert np.array_equal(
+            batch.numpy(), rows[np.arange(iteration * batch_size, (iteration + 1) * batch_size) % 298]
+        )
+
+
 def test_a_batch_larger_than_the_data_repeats_it(shards):
     glob, rows = shards
     batch = next(iter(ObjectStorageDataset(glob, batch_size=1000)))

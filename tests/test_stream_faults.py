@@ -294,6 +294,20 @@ def test_a_bad_cell_in_s3_is_named_with_its_uri(served):
         list(ObjectStorageDataset(f"s3://{BUCKET}/bad/*.csv", epochs=1, storage_options={"endpoint_url": served.url}))
 
 
+def test_parquet_in_s3_is_read_and_resumed(served, tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = draw_rows(50_000)
+    parquet.write_table(pyarrow.table({"a": rows[:, 0], "b": rows[:, 1]}), tmp_path / "part-0.parquet")
+    data = (tmp_path / "part-0.parquet").read_bytes()
+    make_client(served.url).put_object(Bucket=BUCKET, Key="parquet/part-0.parquet", Body=data)
+    with FaultProxy(served.url, BreakOff(1000, "reset"), key="part-0.parquet", times=2) as proxy:
+        options = {"endpoint_url": proxy.url}
+        dataset = ObjectStorageDataset(f"s3://{BUCKET}/parquet/*.parquet", epochs=1, storage_options=options)
+        assert torch.cat(list(dataset)).tolist() == rows[:, :2].tolist()
+
+
 def test_anonymous_requests_are_not_signed(served):
     options = {"anon": True, "endpoint_url": served.url}
     dataset = ObjectStorageDataset(f"s3://{BUCKET}/part*.csv", batch_size=5000, epochs=1, storage_options=options)
