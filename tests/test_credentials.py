@@ -156,9 +156,10 @@ def test_a_run_keeps_an_artifact_with_account_and_arn(aws: StandIn, prefect_api:
             anonymous=False,
         )
 
-    identity = verifying()
+    state = verifying(return_state=True)
+    identity, run_id = state.result(), state.state_details.flow_run_id
     with get_client(sync_client=True) as client:
-        [artifact] = [found for found in client.read_artifacts() if found.key == "identity"]
+        [artifact] = [found for found in client.read_artifacts() if found.flow_run_id == run_id]
     assert f"| Account | {ACCOUNT} |" in str(artifact.data) and f"| ARN | {identity.arn} |" in str(artifact.data)
     assert not any(secret in str(artifact) for secret in (aws.keys.access_key_id, aws.keys.secret_access_key))
 
