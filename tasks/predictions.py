@@ -54,7 +54,8 @@ class OutputFolder:
                     f"output is {self.url}, where {strange[0]} is, which these shards would not replace: name another "
                     "folder, or remove what is there"
                 )
-            self._files.makedirs(self._path, exist_ok=True)
+            if "file" in self._files.protocol:  # an object store has no folders, and s3fs would try to make the bucket
+                self._files.makedirs(self._path, exist_ok=True)
             if SUCCESS in found:
                 self._files.rm_file(f"{self._path}/{SUCCESS}")
 

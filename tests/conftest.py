@@ -22,7 +22,7 @@ from deployments.standin import StandIn
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
-    from tests.site import Receiver, Site
+    from tests.sites import Receiver, Site
 
 ROWS = 5_000  # of the development set in the stand-in; the test set has a tenth
 DCTAXI = Path(__file__).parents[2] / "shared" / "data" / "dctaxi"
@@ -144,7 +144,7 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def receiver() -> "Iterator[Receiver]":
     """Where the automations of `site` send what they have to tell."""
-    from tests.site import Receiver
+    from tests.sites import Receiver
 
     with Receiver() as running:
         yield running
@@ -153,7 +153,7 @@ def receiver() -> "Iterator[Receiver]":
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory, receiver: "Receiver") -> "Iterator[Site]":
     """`make up`, with generated shards in its stand-in and nothing configured but a webhook."""
-    from tests.site import serve
+    from tests.sites import serve
 
     with serve(tmp_path_factory.mktemp("site"), ROWS, SHARDLINE_WEBHOOK_URL=receiver.url) as running:
         yield running

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from deployments.processes import wait_until
-from tests.site import ask
+from tests.sites import ask
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -16,7 +16,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from deployments.processes import answers, wait_until
 from deployments.servers import find_pages
-from tests.site import ENVIRONMENT, Site, ask
+from tests.sites import ENVIRONMENT, Site, ask
 
 OUTPUT = Path(__file__).parent / "output"
 ITERATIONS = 12  # of the run that `trained` is

@@ -20,7 +20,8 @@ from deployments.processes import answers, wait_until
 from deployments.servers import Pages, find_pages
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+SHARED = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")  # of the server that other tests share, where it runs already
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in SHARED} | {"PYTHONPATH": str(ROOT)}
 TERMINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 

@@ -1,0 +1,125 @@
+"""The least-privilege policies: a run works with them, and with nothing less; they allow nothing more."""
+
+import json
+import os
+import string
+from pathlib import Path
+
+import pytest
+from botocore.exceptions import ClientError
+from s3fs import S3FileSystem
+
+from flows.predicting import predict
+from flows.training import train
+from tasks.blocks import credentials_of
+from tasks.errors import BucketError, ConfigurationError, CredentialsError
+
+FOLDER = Path(__file__).parents[1] / "deployments" / "iam"
+SMALL = {"batch_size": 500, "iterations": 2, "cache": False}
+
+
+def policy(standin, *names):
+    """The statements of some of the files, for the stand-in's bucket."""
+    values = {"BUCKET_ID": standin.bucket_id, "AWS_DEFAULT_REGION": standin.region, "MLFLOW_BUCKET": standin.bucket}
+    texts = [string.Template((FOLDER / f"{name}.json").read_text()).substitute(values) for name in names]
+    statements = [statement for text in texts for statement in json.loads(text)["Statement"]]
+    return {"Version": "2012-10-17", "Statement": statements}
+
+
+@pytest.fixture(scope="module")
+def trainer(standin):
+    """Keys of a user with the policy for training alone."""
+    return standin.create_user("trainer", policy(standin, "training"))
+
+
+@pytest.fixture
+def workplace(prefect_api, tmp_path, monkeypatch):
+    """A working directory of the test's own, with its own MLflow store."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def become(standin, monkeypatch, keys):
+    S3FileSystem.clear_instance_cache()  # a process of its own would have none
+    for name, value in standin.environment_of(keys).items():
+        monkeypatch.setenv(name, value)
+
+
+def test_training_and_predicting_work_with_their_policies_alone(standin, trainer, workplace, monkeypatch):
+    become(standin, monkeypatch, trainer)
+    assert train(**SMALL, return_state=True).is_completed()
+    refused = predict(cache=False, return_state=True)
+    assert refused.is_failed()
+    become(standin, monkeypatch, standin.create_user("predictor", policy(standin, "training", "predicting")))
+    assert predict(cache=False, return_state=True).is_completed()
+
+
+@pytest.mark.parametrize("dropped", ["ListTheShards", "ReadTheShards"])
+def test_nothing_in_the_training_policy_can_be_left_out(standin, workplace, monkeypatch, dropped):
+    whole = policy(standin, "training")
+    less = [statement for statement in whole["Statement"] if statement["Sid"] != dropped]
+    become(standin, monkeypatch, standin.create_user(f"less-{dropped}", whole | {"Statement": less}))
+    failure = train(**SMALL, return_state=True).result(raise_on_failure=False)
+    assert isinstance(failure, (BucketError, CredentialsError))
+
+
+@pytest.mark.parametrize(
+    ("operation", "given"),
+    [
+        ("put_object", {"Bucket": "{bucket}", "Key": "csv/dev/part-00000.csv", "Body": b""}),
+        ("delete_object", {"Bucket": "{bucket}", "Key": "csv/dev/part-00000.csv"}),
+        ("put_object", {"Bucket": "{bucket}", "Key": "csv/dev/predictions/part-00000.csv", "Body": b""}),
+        ("get_object", {"Bucket": "{bucket}", "Key": "private/key"}),
+        ("list_objects_v2", {"Bucket": "somebody-elses"}),
+        ("get_object", {"Bucket": "somebody-elses", "Key": "csv/key"}),
+        ("get_bucket_policy", {"Bucket": "{bucket}"}),
+        ("list_buckets", {}),
+        ("create_bucket", {"Bucket": "a-new-one"}),
+    ],
+)
+def test_the_training_policy_allows_nothing_more(standin, trainer, operation, given):
+    s3 = standin.client("s3", trainer)
+    named = {name: value.format(bucket=standin.bucket) if name == "Bucket" else value for name, value in given.items()}
+    with pytest.raises(ClientError, match=r"AccessDenied|Forbidden"):
+        getattr(s3, operation)(**named)
+
+
+def test_no_policy_allows_all_actions_or_all_buckets():
+    for path in FOLDER.glob("*.json"):
+        for statement in json.loads(path.read_text())["Statement"]:
+            actions = [statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"]
+            assert not [action for action in actions if "*" in action]
+            assert statement["Resource"] != "*" or actions == ["sts:GetCallerIdentity"]
+
+
+def test_a_block_gives_a_run_its_credentials_and_leaves_none_behind(standin, trainer, workplace, monkeypatch, caplog):
+    from prefect_aws import AwsCredentials
+
+    become(standin, monkeypatch, trainer)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    block = AwsCredentials(aws_access_key_id=trainer.access_key_id, aws_secret_access_key=trainer.secret_access_key)
+    block.save("trainer", overwrite=True)
+    before = dict(os.environ)
+    assert train(**SMALL, aws_block="trainer", return_state=True).is_completed()
+    assert dict(os.environ) == before
+    assert trainer.secret_access_key not in caplog.text
+
+
+def test_a_block_that_is_not_there_is_named(prefect_api):
+    with (
+        pytest.raises(ConfigurationError, match=r"Prefect has no block 'aws-credentials/nobody'"),
+        credentials_of("nobody"),
+    ):
+        pass
+
+
+def test_a_block_without_keys_is_told_of(prefect_api, monkeypatch):
+    from prefect_aws import AwsCredentials
+
+    AwsCredentials().save("empty", overwrite=True)
+    with (
+        pytest.raises(ConfigurationError, match=r"aws_block 'empty' has neither keys nor a profile"),
+        credentials_of("empty"),
+    ):
+        pass
