@@ -40,11 +40,17 @@ check: .venv/.installed-test  ## format, lint and types
 	$(RUN) ruff check .
 	$(RUN) mypy
 
+# The stream's tests fork worker processes: they run in a process in which no Prefect engine and no server has run before.
+STREAM := tests/test_stream_*.py
+OTHERS := --ignore-glob='tests/test_stream_*.py'
+
 test: check  ## check, then the tests (some minutes)
-	$(RUN) pytest $(ARGS)
+	$(RUN) pytest $(STREAM) $(ARGS)
+	$(RUN) pytest $(OTHERS) $(ARGS)
 
 test-all: check  ## check, then every test, the long ones too
-	$(RUN) pytest --long $(ARGS)
+	$(RUN) pytest --long $(STREAM) $(ARGS)
+	$(RUN) pytest --long $(OTHERS) $(ARGS)
 
 constraints: .venv/.installed-test  ## write constraints.txt anew: the newest versions that pyproject.toml admits
 	$(RUN) pip install --quiet --disable-pip-version-check -c constraints.txt '.[tools]'

@@ -44,7 +44,7 @@ def test_an_unknown_key_is_refused(standin, service, code):
 
 def test_a_user_can_do_no_more_than_its_policy_says(standin):
     allowed = {"Effect": "Allow", "Action": "s3:GetObject", "Resource": "*"}
-    keys = standin.create_user("reader", {"Version": "2012-10-17", "Statement": [allowed]})
+    keys = standin.create_user("writer-of-nothing", {"Version": "2012-10-17", "Statement": [allowed]})
     reader = standin.client("s3", keys)
     assert reader.get_object(Bucket=standin.bucket, Key="csv/dev/_SUCCESS")["ContentLength"] == 0
     with pytest.raises(ClientError, match="AccessDenied"):
