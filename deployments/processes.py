@@ -101,12 +101,18 @@ class Children:
 
         A server's own children are given the same time: one that still listens would keep its port from the next.
         """
+        import psutil
+
         if process.poll() is None:
             deadline = time.monotonic() + grace_seconds
             kin = _kin(process)
+            for each in filter(_is_apart, kin):  # the runs of a Prefect worker, which would kill them when it ends
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.terminate()
+            wait_until(lambda: not any(_lives(each) for each in kin if _is_apart(each)), grace_seconds)
             _send(process, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(grace_seconds)
+                process.wait(max(1.0, deadline - time.monotonic()))
             wait_until(lambda: not any(map(_lives, kin)), max(0.0, deadline - time.monotonic()))
             _send(process, signal.SIGKILL)
             for each in filter(_lives, kin):
@@ -243,6 +249,13 @@ def _kin(process: subprocess.Popen[bytes]) -> "list[psutil.Process]":
         if os.getpgid(process.pid) == process.pid:
             return list(psutil.Process(process.pid).children(recursive=True))
     return []
+
+
+def _is_apart(process: "psutil.Process") -> bool:
+    """Whether a process leads a group of its own, which the signal to its parent's group does not reach."""
+    with contextlib.suppress(ProcessLookupError):
+        return bool(os.getpgid(process.pid) == process.pid)
+    return False
 
 
 def _lives(process: "psutil.Process") -> bool:
