@@ -4,6 +4,7 @@
 the 298 real rows. Servers are started when a test first asks for them, once a session.
 """
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -152,10 +153,15 @@ def receiver() -> "Iterator[Receiver]":
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory, receiver: "Receiver") -> "Iterator[Site]":
-    """`make up`, with generated shards in its stand-in and nothing configured but a webhook."""
+    """`make up`, with generated shards in its stand-in, a webhook, and PostgreSQL where it is installed."""
+    from tests.postgresql import find_initdb, serve_postgresql
     from tests.sites import serve
 
-    with serve(tmp_path_factory.mktemp("site"), ROWS, SHARDLINE_WEBHOOK_URL=receiver.url) as running:
+    initdb = find_initdb()
+    with (
+        serve_postgresql(initdb) if initdb else contextlib.nullcontext({}) as databases,
+        serve(tmp_path_factory.mktemp("site"), ROWS, SHARDLINE_WEBHOOK_URL=receiver.url, **databases) as running,
+    ):
         yield running
 
 

@@ -11,7 +11,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -43,12 +42,38 @@ def ask(url: str, question: dict[str, Any] | None = None) -> Any:
     raise AssertionError(f"{url} answers 503 again and again")
 
 
-@dataclass(frozen=True)
 class Site:
-    """Where it was started, and both pages."""
+    """`make up` in a folder, over the databases and with the settings of `environment`."""
 
-    folder: Path
-    pages: Pages
+    def __init__(self, folder: Path, rows: int, environment: dict[str, str]) -> None:
+        self.folder, self._environment = folder, ENVIRONMENT | environment
+        self._command = [sys.executable, "-m", "deployments.up", "--rows", str(rows)]
+
+    def start_up(self) -> None:
+        """Start it, and wait until it says where it is."""
+        with self.said.open("w") as log:
+            self._up = subprocess.Popen(self._command, cwd=self.folder, env=self._environment, stderr=log)
+        wait_until(lambda: self._found() is not None or self._up.poll() is not None, 180, 0.2)
+        pages = self._found()
+        assert pages is not None, self.said.read_text()
+        self.pages = pages
+
+    def stop(self) -> None:
+        """Ctrl-C; it ends with exit code 0, and nothing of it answers any more."""
+        if self._up.poll() is None:
+            self._up.send_signal(signal.SIGINT)
+        assert self._up.wait(90) == 0, self.said.read_text()
+        assert not answers(f"{self.pages.prefect_api}/health")
+        assert not answers(f"{self.pages.mlflow}/health")
+        assert self._found() is None
+
+    @property
+    def said(self) -> Path:
+        """What it says to whoever started it."""
+        return self.folder / "up.log"
+
+    def _found(self) -> Pages | None:
+        return find_pages(self.folder / ".shardline")
 
     @property
     def api(self) -> str:
@@ -97,24 +122,13 @@ class Site:
 
 @contextmanager
 def serve(folder: Path, rows: int, **environment: str) -> Iterator[Site]:
-    """`make up` until the block ends; then Ctrl-C, exit code 0, and nothing of it answers any more."""
-    command = [sys.executable, "-m", "deployments.up", "--rows", str(rows)]
-    with (
-        (folder / "up.log").open("w") as log,
-        subprocess.Popen(command, cwd=folder, env={**ENVIRONMENT, **environment}, stderr=log) as serving,
-    ):
-        try:
-            home = folder / ".shardline"
-            wait_until(lambda: find_pages(home) is not None or serving.poll() is not None, 180, 0.2)
-            pages = find_pages(home)
-            assert pages is not None, (folder / "up.log").read_text()
-            yield Site(folder, pages)
-        finally:
-            serving.send_signal(signal.SIGINT)
-        assert serving.wait(90) == 0, (folder / "up.log").read_text()
-    assert not answers(f"{pages.prefect_api}/health")
-    assert not answers(f"{pages.mlflow}/health")
-    assert find_pages(home) is None
+    """`make up` until the block ends."""
+    site = Site(folder, rows, environment)
+    site.start_up()
+    try:
+        yield site
+    finally:
+        site.stop()
 
 
 class Receiver(ThreadingHTTPServer):

@@ -12,6 +12,7 @@ from s3fs import S3FileSystem
 from flows.predicting import predict
 from flows.training import train
 from tasks.blocks import credentials_of
+from tasks.credentials import verify_credentials
 from tasks.errors import BucketError, ConfigurationError, CredentialsError
 
 FOLDER = Path(__file__).parents[1] / "deployments" / "iam"
@@ -92,18 +93,27 @@ def test_no_policy_allows_all_actions_or_all_buckets():
             assert statement["Resource"] != "*" or actions == ["sts:GetCallerIdentity"]
 
 
-def test_a_block_gives_a_run_its_credentials_and_leaves_none_behind(standin, trainer, workplace, monkeypatch, caplog):
+def test_a_block_gives_credentials_and_leaves_none_behind(standin, trainer, prefect_api, monkeypatch):
     from prefect_aws import AwsCredentials
 
     become(standin, monkeypatch, trainer)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    block = AwsCredentials(aws_access_key_id=trainer.access_key_id, aws_secret_access_key=trainer.secret_access_key)
-    block.save("trainer", overwrite=True)
+    keys = {"aws_access_key_id": trainer.access_key_id, "aws_secret_access_key": trainer.secret_access_key}
+    AwsCredentials(**keys).save("trainer", overwrite=True)
     before = dict(os.environ)
-    assert train(**SMALL, aws_block="trainer", return_state=True).is_completed()
+    question = {"region": standin.region, "bucket_owner": None, "verify_identity": True, "anonymous": False}
+    with credentials_of("trainer"):
+        identity = verify_credentials(uris=[f"s3://{standin.bucket}/csv/dev/part*.csv"], **question)
+    assert identity.arn == "arn:aws:iam::123456789012:user/trainer"
     assert dict(os.environ) == before
-    assert trainer.secret_access_key not in caplog.text
+
+
+def test_a_flow_asks_its_block_for_credentials(workplace):
+    failure = train(shards="s3://anywhere/part*.csv", aws_block="nobody", return_state=True).result(
+        raise_on_failure=False
+    )
+    assert isinstance(failure, ConfigurationError) and "aws-credentials/nobody" in str(failure)
 
 
 def test_a_block_that_is_not_there_is_named(prefect_api):

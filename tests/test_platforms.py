@@ -202,6 +202,7 @@ def status(url, login=None, **headers):
         return error.code
 
 
+@pytest.mark.long
 def test_mlflow_with_the_templates_own_words_asks_for_a_login_and_refuses_foreign_hosts(tmp_path):
     words = [
         each for each in mlflow_container()["args"][2:] if not each.startswith(("--host", "--port", "--artifacts"))
@@ -234,6 +235,7 @@ def test_mlflow_with_the_templates_own_words_asks_for_a_login_and_refuses_foreig
         assert status(search, f"admin:{SECRET}", Host="evil.example.org") == 403
 
 
+@pytest.mark.long
 def test_prefect_with_an_auth_string_asks_for_a_login(tmp_path, monkeypatch):
     monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", f"admin:{SECRET}")
     monkeypatch.setenv("PREFECT_SERVER_CSRF_PROTECTION_ENABLED", "true")
