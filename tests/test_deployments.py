@@ -1,8 +1,10 @@
 """Deployments on real servers with a real worker: scheduled, started, cancelled, killed, skipped, and told of."""
 
 import os
+import re
 import signal
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -119,3 +121,15 @@ def processes_of(site, run_id):
     up = psutil.Process(site.pages.pid)
     worker = next(each for each in up.children() if "worker" in each.cmdline())
     return [worker, *worker.children(recursive=True)]
+
+
+def test_the_operations_page_quotes_messages_that_there_are():
+    root = Path(__file__).parents[1]
+    page = (root / "deployments" / "README.md").read_text()
+    rows = [line.split(" | ")[0] for line in page.split("| it says | do |")[1].splitlines() if line.startswith("| `")]
+    quoted = [re.search("`(.*?)`", row)[1] for row in rows if "Prefect's words" not in row]
+    assert len(quoted) > 10
+    text = "".join(path.read_text() for folder in ("tasks", "deployments") for path in (root / folder).rglob("*.py"))
+    told = re.sub(r'"\s*\n\s*f?"', "", text)
+    assert not [part for message in quoted for part in message.split(" … ") if part not in told]
+    assert all((root / "deployments" / link).exists() for link in re.findall(r"\]\(([\w./-]+)\)", page))
