@@ -95,7 +95,7 @@ def test_a_container_of_docker_is_not_root_and_gets_secrets_from_blocks(blocks):
     assert made.container_create_kwargs["cap_drop"] == ["ALL"]
 
 
-def test_a_kubernetes_job_is_not_root_and_asks_for_memory_and_gpus():
+def test_a_kubernetes_job_is_not_root_and_asks_for_memory_and_gpus(prefect_api):
     from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
     made = render(
@@ -117,7 +117,7 @@ def test_a_kubernetes_job_is_not_root_and_asks_for_memory_and_gpus():
     assert {each["name"] for each in container["volumeMounts"]} == {each["name"] for each in pod["volumes"]}
 
 
-def test_an_ecs_task_is_not_root_and_gets_secrets_by_their_arns():
+def test_an_ecs_task_is_not_root_and_gets_secrets_by_their_arns(prefect_api):
     from prefect_aws.workers.ecs_worker import ECSJobConfiguration
 
     made = render(ECSJobConfiguration, "ecs", memory=32768)

@@ -69,7 +69,7 @@ def test_without_make_up_status_says_how_to_start_it(tmp_path):
 
 @pytest.mark.long
 def test_a_run_that_make_down_stops_says_so_and_another_goes_on_from_it(tmp_path):
-    endless = {"iterations": 100_000_000, "batch_size": 500, "checkpoint_every": 100}
+    endless = {"iterations": 100_000_000, "batch_size": 500, "checkpoint_every": "100"}
     with serve(tmp_path, 2_000) as site:
         stopped = site.start("training/notebook", **endless)
         assert wait_until(lambda: bool(site.in_mlflow(stopped)), 120, 0.5), site.log()
