@@ -58,23 +58,29 @@ class Cache:
         self._row_bytes = len(contract.columns) * np.dtype(dtype).itemsize
         self._own = {self._path(shard).name for shard in shards}
         self._refused: str | None = None
-        self._verified: dict[str, tuple[int, int]] = {}  # inode and time of change of files whose rows were checked
+        self._checked: dict[str, tuple[tuple[int, int], NDArray[Any]]] = {}  # identity of each checked file, its rows
         self._lock = threading.Lock()
 
     def open(self, shard: Shard) -> "NDArray[Any] | None":
         """The shard's rows, [rows, columns], mapped; None where they are not there, or were damaged and so removed."""
         path = self._path(shard)
         try:
-            with path.open("rb") as file:
-                rows = self._read(shard, file)
+            identity, rows = self._checked.get(shard.uri, (None, None))
+            if rows is None or _identify(path.stat()) != identity:
+                with path.open("rb") as file:
+                    rows, identity = self._read(shard, file), _identify(os.fstat(file.fileno()))
         except FileNotFoundError:
+            self._checked.pop(shard.uri, None)  # evicted: unmapped, its space is free
             return None
         except OSError as error:
             self._give_up(error)
             return None
         if rows is None:
+            self._checked.pop(shard.uri, None)
             log.warning("Cached shard %s is damaged and will be fetched again (%s).", path, shard.uri)
             path.unlink(missing_ok=True)
+        elif identity is not None:
+            self._checked[shard.uri] = identity, rows  # mapping it anew for each epoch would cost a fault a page
         return rows
 
     @contextmanager
@@ -140,8 +146,6 @@ class Cache:
         found = os.fstat(file.fileno())
         if found.st_size != PAGE + shard.rows * self._row_bytes:
             return None
-        if self._verified.get(shard.uri) == (found.st_ino, found.st_mtime_ns):
-            return map_rows(file, shard.rows, len(self._contract.columns), self._dtype, PAGE)
         try:
             facts = json.loads(file.read(PAGE))
             checksum = facts.pop("crc32")
@@ -153,8 +157,6 @@ class Cache:
         if time.time() - found.st_mtime > TOUCHED_EVERY:
             with suppress(OSError):
                 os.utime(file.fileno())
-        after = os.fstat(file.fileno())
-        self._verified[shard.uri] = after.st_ino, after.st_mtime_ns
         return rows
 
     def _lock_partial(self, shard: Shard, stop: threading.Event) -> IO[bytes] | None:
@@ -219,6 +221,11 @@ class Cache:
             with suppress(FileNotFoundError), path.open("rb") as file:
                 if _lock(file):
                     path.unlink()
+
+
+def _identify(found: os.stat_result) -> tuple[int, int]:
+    """Inode and time of change: a file that has them still was not written to since."""
+    return found.st_ino, found.st_mtime_ns
 
 
 def _open_or_create(path: str, flags: int) -> int:
