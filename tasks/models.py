@@ -1,15 +1,17 @@
-"""Models in MLflow's registry: under which name they stand there, and how they are loaded to predict.
+"""Models in MLflow: how they get there, under which name they are registered, and how they are loaded to predict.
 
-How a trained model gets there is in `tasks.registering`.
+How a trained model becomes files is in `tasks.registering`.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import ConfigurationError
@@ -25,6 +27,87 @@ OURS = "shardline"  # a key of the metadata of models that this project made
 def name_of_model(experiment: str) -> str:
     """The registered model's name: the experiment's, without the two characters that MLflow does not take there."""
     return re.sub("[/:]", "-", experiment)
+
+
+def log_model(
+    client: MlflowClient, run_id: str, outbox: Path, rows: Sequence[tuple[str, float, int, int]]
+) -> str | None:
+    """Log the model that an outbox holds as a logged model of the run; its id. What was done before is not done again.
+
+    The run's last metrics in `rows` (key, value, timestamp, step), which are its scores, are the model's too.
+    """
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+
+    from tasks.learning.outbox import MODEL
+
+    folder, run = outbox / MODEL, client.get_run(run_id)
+    if not folder.exists():
+        return None
+    experiment_id, last = run.info.experiment_id, max((row[3] for row in rows), default=0)
+    found = client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'")
+    made = found[0] if found else client.create_logged_model(experiment_id, MODEL, run_id, params=run.data.params)
+    model_id = str(made.model_id)
+    if model_id not in {output.model_id for output in (run.outputs.model_outputs if run.outputs else ())}:
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, step=last)])
+    if made.status != LoggedModelStatus.READY:
+        sign(folder, model_id, run_id)
+        client.log_model_artifacts(model_id, str(folder))
+        scores = [Metric(*row, model_id=model_id) for row in rows if row[3] == last]
+        client.log_batch(run_id, metrics=scores)
+        client.finalize_logged_model(model_id, LoggedModelStatus.READY)
+    return model_id
+
+
+def sign(folder: Path, model_id: str, run_id: str) -> None:
+    """Write into a saved model which logged model it is, and of which run."""
+    from mlflow.models import Model
+    from mlflow.models.model import MLMODEL_FILE_NAME
+
+    model = Model.load(folder)
+    model.model_id = model.model_uuid = model_id
+    model.run_id = run_id
+    model.save(folder / MLMODEL_FILE_NAME)
+
+
+def register(client: MlflowClient, run_id: str, outbox: Path, model_id: str | None) -> None:
+    """Register a run's model as its plan says: {name, description, tags, wins, against}; done before, it is kept.
+
+    It becomes `challenger`, and where it won `champion` too, unless another than it won `against` became that since.
+    """
+    from tasks.learning.outbox import REGISTRATION
+
+    path = outbox / REGISTRATION
+    if not path.exists() or model_id is None:
+        return
+    plan = json.loads(path.read_text(encoding="utf-8"))
+    name = plan["name"]
+    ensure_registered(client, name)
+    found = [each for each in client.search_model_versions(f"run_id = '{run_id}'") if each.name == name]
+    made = found[0] if found else client.create_model_version(
+        name, f"models:/{model_id}", run_id, plan["tags"], model_id=model_id
+    )
+    version = str(made.version)
+    client.update_model_version(name, version, plan["description"])
+    client.set_registered_model_alias(name, "challenger", version)
+    client.set_tag(run_id, "shardline.model", f"models:/{name}/{version}")
+    champion = client.get_registered_model(name).aliases.get("champion")
+    if plan["wins"] and str(champion) in (str(plan["against"]), version):
+        client.set_registered_model_alias(name, "champion", version)
+    elif plan["wins"]:
+        changed = f"The model stays challenger: version {champion} became champion while it was held against another."
+        client.set_model_version_tag(name, version, "shardline.gate", changed)
+        client.set_tag(run_id, "shardline.gate", changed)
+
+
+def ensure_registered(client: MlflowClient, name: str) -> None:
+    """Make the registered model of this name where it is not there."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 
 @dataclass(frozen=True)

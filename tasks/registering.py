@@ -1,7 +1,7 @@
 """The step that makes a trained model one that others can load: from MLflow, by name, in a process of its own.
 
 It is saved into the run's outbox with the code that it predicts by, and a plan of how it is to be registered;
-`tasks.learning.record.complete_outbox` carries the plan out when all else is recorded, now or later.
+`tasks.completing` carries the plan out when all else is recorded, now or later.
 """
 
 from __future__ import annotations
@@ -52,12 +52,11 @@ def register_model(
     run_id: str,
 ) -> None:
     """Save the model into the run's outbox, and plan its registration: as challenger, and champion where it won."""
-    from tasks.learning.outbox import Outbox
-    from tasks.learning.record import REGISTRATION
+    from tasks.learning.outbox import MODEL, REGISTRATION, Outbox
 
     outbox, model = Outbox(run_id), linear_model(features, trained)
     batch = next(iter(open_dataset(manifest, sources, given, batch_size=EXAMPLE_ROWS, epochs=1, prefetch=1)))
-    save_model(model, example_of(model, batch, manifest["columns"]), outbox.file("model"))
+    save_model(model, example_of(model, batch, manifest["columns"]), outbox.path / MODEL)
     plan = {
         "name": name_of_model(given.experiment),
         "description": evaluation["verdict"],

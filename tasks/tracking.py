@@ -18,7 +18,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from tasks.errors import ConfigurationError, TrackingError
-from tasks.replaying import complete_records
+from tasks.completing import complete_outbox, complete_records
 from tasks.resuming import PROCESS, this_process
 
 if TYPE_CHECKING:
@@ -77,11 +77,11 @@ def tracked(
             status = "FAILED" if isinstance(error, Exception) else "KILLED"
             outbox.tag({"shardline.error": f"{type(error).__name__}: {error}"[:5000]})
             try:
-                record.complete_outbox(client, outbox.path, status)
+                complete_outbox(client, outbox.path, status)
             except TrackingError as incomplete:
                 get_run_logger().warning("%s", incomplete)
             raise
-        record.complete_outbox(client, outbox.path, "FINISHED")
+        complete_outbox(client, outbox.path, "FINISHED")
 
 
 def note_data(run_id: str, data: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
@@ -89,9 +89,8 @@ def note_data(run_id: str, data: Mapping[str, tuple[str, Mapping[str, Any]]]) ->
 
     The digest is the fingerprint, cut to the 36 characters that MLflow keeps; the profile has all of it.
     """
-    from tasks.learning.outbox import Outbox
-    from tasks.learning.record import INPUTS
-
+    from tasks.learning.outbox import INPUTS, Outbox
+    
     entries = [
         {"context": context, "dataset": describe_dataset(uri, manifest)} for context, (uri, manifest) in data.items()
     ]

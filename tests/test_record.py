@@ -9,6 +9,7 @@ from deployments.processes import Children
 from deployments.servers import start_mlflow
 from flows.replaying import replay
 from flows.training import train
+from tasks.completing import complete_outbox
 from tasks.errors import TrackingError
 from tasks.learning import record
 from tasks.learning.outbox import Outbox, read_metrics
@@ -77,7 +78,7 @@ def test_a_record_is_whole_and_its_outbox_gone(server):
     outbox.tag({"verdict": "good"})
     with record.sending(client, outbox):
         log_all(outbox)
-    record.complete_outbox(client, outbox.path, "FINISHED")
+    complete_outbox(client, outbox.path, "FINISHED")
     assert_whole(client, outbox.run_id)
     assert client.get_run(outbox.run_id).data.tags["verdict"] == "good"
     assert [file.path for file in client.list_artifacts(outbox.run_id, "weights")] == ["weights/weights.txt"]
@@ -96,7 +97,7 @@ def test_a_server_that_stops_for_a_while_loses_nothing(server):
 
     with record.sending(client, outbox):
         log_all(outbox, disturb)
-    record.complete_outbox(client, outbox.path, "FINISHED")
+    complete_outbox(client, outbox.path, "FINISHED")
     assert_whole(client, outbox.run_id)
 
 
@@ -105,9 +106,9 @@ def test_a_server_that_stays_away_leaves_all_in_the_outbox_for_later(server):
     with record.sending(client, outbox):
         log_all(outbox, lambda step: server.stop() if step == 80 else None)
     with pytest.raises(TrackingError, match=f"record incomplete: what MLflow lacks of run {outbox.run_id} is kept in"):
-        record.complete_outbox(client, outbox.path, "FINISHED")
+        complete_outbox(client, outbox.path, "FINISHED")
     server.start()
-    record.complete_outbox(client, outbox.path)
+    complete_outbox(client, outbox.path)
     assert_whole(client, outbox.run_id)
 
 
@@ -115,14 +116,14 @@ def test_what_is_sent_twice_is_stored_once(server):
     client, outbox = begin()
     log_all(outbox)
     record.send_metrics(client, outbox.run_id, outbox.rows)
-    record.complete_outbox(client, outbox.path, "FINISHED")
+    complete_outbox(client, outbox.path, "FINISHED")
     assert_whole(client, outbox.run_id)
 
 
 def test_an_outbox_without_a_status_is_of_a_killed_run(server):
     client, outbox = begin()
     log_all(outbox)
-    record.complete_outbox(client, outbox.path)
+    complete_outbox(client, outbox.path)
     assert_whole(client, outbox.run_id, "KILLED")
 
 

@@ -15,10 +15,11 @@ from mlflow.exceptions import MlflowException
 from safetensors.numpy import load_file
 
 from flows.training import train
+from tasks.completing import complete_outbox
 from tasks.errors import TrackingError
 from tasks.gate import Champion, judge
 from tasks.learning import record
-from tasks.learning.outbox import Outbox
+from tasks.learning.outbox import MODEL, REGISTRATION, Outbox
 
 pytestmark = pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")  # MLflow's own, of pandas 3.1
 
@@ -136,6 +137,18 @@ def test_the_model_says_its_columns_has_an_example_and_no_pickle(default_run, cl
     assert kinds == {"", ".py", ".json", ".yaml", ".txt", ".safetensors"}
 
 
+def test_the_model_is_a_logged_model_of_its_run_with_its_scores(default_run, client):
+    (found,) = client.search_logged_models([default_run.info.experiment_id])
+    assert (found.name, found.source_run_id, str(found.status)) == ("model", default_run.info.run_id, "READY")
+    assert [output.model_id for output in default_run.outputs.model_outputs] == [found.model_id]
+    scores = {metric.key: metric.value for metric in found.metrics}
+    assert scores["test_r2"] == default_run.data.metrics["test_r2"] > 0.5
+    assert "mse" not in scores
+    version = client.get_model_version("a-serving-place", "1")
+    assert (version.model_id, version.source) == (found.model_id, f"models:/{found.model_id}")
+    assert mlflow.pyfunc.load_model(version.source).metadata.model_id == found.model_id
+
+
 def test_the_formula_of_a_derived_feature_is_the_training_code_itself(default_run, client, tmp_path):
     folder = Path(client.download_artifacts(default_run.info.run_id, "model/code", str(tmp_path)))
     (shipped,) = folder.glob("shardline_*/learning/features.py")
@@ -237,9 +250,10 @@ def outbox(client, request):
     """The outbox of a run that has ended but for its record, with a model to be registered that won against nobody."""
     run_id = record.begin(client, experiment="outbox", name="run", parameters={}, tags={})
     outbox = Outbox(run_id)
-    outbox.file("model/MLmodel").write_text("flavors: {}\n")
+    (outbox.path / MODEL).mkdir()
+    (outbox.path / MODEL / "MLmodel").write_text("flavors: {}\n")
     plan = {"name": request.node.name[:50], "description": "fine", "tags": {}, "wins": True, "against": None}
-    (outbox.path / record.REGISTRATION).write_text(json.dumps(plan))
+    (outbox.path / REGISTRATION).write_text(json.dumps(plan))
     return outbox
 
 
@@ -252,16 +266,21 @@ def test_a_registry_that_is_away_leaves_the_record_incomplete_and_it_is_complete
     with monkeypatch.context() as patch:
         patch.setattr(client, "set_registered_model_alias", fail)  # the version is made by then
         with pytest.raises(TrackingError, match=r"record incomplete: .*: away"):
-            record.complete_outbox(client, outbox.path, "FINISHED")
+            complete_outbox(client, outbox.path, "FINISHED")
     assert client.get_run(outbox.run_id).info.status == "RUNNING"
-    record.complete_outbox(client, outbox.path)
+    complete_outbox(client, outbox.path)
     assert client.get_run(outbox.run_id).info.status == "FINISHED"
     assert aliases(client, request.node.name[:50]) == {"challenger": "1", "champion": "1"}
+    run = client.get_run(outbox.run_id)
+    (logged,) = client.search_logged_models(
+        [run.info.experiment_id], filter_string=f"source_run_id = '{outbox.run_id}'"
+    )
+    assert [output.model_id for output in run.outputs.model_outputs] == [logged.model_id]
     assert not outbox.path.exists()
 
 
 def test_a_run_that_failed_registers_nothing(outbox, client, request):
-    record.complete_outbox(client, outbox.path, "FAILED")
+    complete_outbox(client, outbox.path, "FAILED")
     with pytest.raises(MlflowException, match="not found"):
         aliases(client, request.node.name[:50])
 
@@ -271,7 +290,7 @@ def test_a_model_that_won_against_a_champion_who_is_none_any_more_stays_challeng
     client.create_registered_model(name)
     client.create_model_version(name, "/elsewhere")
     client.set_registered_model_alias(name, "champion", "1")
-    record.complete_outbox(client, outbox.path, "FINISHED")
+    complete_outbox(client, outbox.path, "FINISHED")
     assert aliases(client, request.node.name[:50]) == {"challenger": "2", "champion": "1"}
     tags = client.get_run(outbox.run_id).data.tags
     assert tags["shardline.gate"].startswith("The model stays challenger: version 1 became champion while")

@@ -13,13 +13,14 @@ from pathlib import Path
 from tasks.errors import TrackingError
 
 STATE = Path(".shardline")
+REGISTRATION, INPUTS, MODEL = "registration.json", "inputs.json", "model"  # where there is such a thing to record
 
 
 class Outbox:
     """What one run leaves (metrics, files, tags), kept in a local folder until MLflow has it all.
 
-    `metrics.jsonl` (a line an iteration), `artifacts/` (as they will stand in MLflow) and `tags.json`. The folder
-    outlives the process, so that a run whose server went away, or that was killed, can be completed later.
+    `metrics.jsonl` (a line an iteration), `artifacts/` (as they will stand in MLflow), `tags.json`, and the model. The
+    folder outlives the process, so that a run whose server went away, or that was killed, can be completed later.
     """
 
     def __init__(self, run_id: str) -> None:

@@ -1,8 +1,7 @@
 """The record of a run in MLflow: the only module of the libraries that knows MLflow.
 
 What a run leaves is written to a local outbox first, and metrics are sent from a thread in batches, so that no outage
-of the server loses one or slows the loop. `complete_outbox` sends what is missing, compares the server's history with
-the outbox, and only then is the run FINISHED.
+of the server loses one or slows the loop. How the rest is completed at a run's end is in `tasks.completing`.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tasks.errors import TrackingError
-from tasks.learning.outbox import STATE, Outbox, outboxes, read_metrics
+from tasks.learning.outbox import STATE, Outbox, outboxes
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,7 +29,6 @@ MOST_METRICS_A_BATCH = 1000  # MLflow's own limit for log_batch
 MOST_PARAMETER_CHARACTERS = 6000  # MLflow's own limit
 REACHABLE_WITHIN_SECONDS = 20.0
 USER_INFO = re.compile(r"://[^/@\s]+@")
-REGISTRATION, INPUTS = "registration.json", "inputs.json"  # in an outbox, where there is a model or data to record
 
 
 def tracking_uri() -> str:
@@ -166,7 +163,7 @@ def sending(client: MlflowClient, outbox: Outbox) -> Iterator[None]:
             if not due or sent == len(outbox.rows):
                 continue
             part = outbox.rows[sent : sent + MOST_METRICS_A_BATCH]
-            with suppress(Exception):  # sent again next time, or by complete_outbox at the end
+            with suppress(Exception):  # sent again next time, or at the end
                 send_metrics(client, outbox.run_id, part)
                 sent += len(part)
             began = time.monotonic()
@@ -208,85 +205,3 @@ def histories(client: MlflowClient, outbox: Outbox, keys: Sequence[str]) -> dict
         if key in stored:
             stored[key][step] = value
     return {key: dict(sorted(values.items())) for key, values in stored.items()}
-
-
-def complete_outbox(client: MlflowClient, outbox: Path, status: str | None = None) -> None:
-    """Send an outbox until MLflow has all of it, end its run, delete it; else TrackingError, and the outbox stays.
-
-    `status` is kept in the outbox for a later try; None is the one kept there, or KILLED where there is none.
-    """
-    run_id, kept = outbox.name, outbox / "status"
-    if status is None:
-        status = kept.read_text(encoding="utf-8") if kept.exists() else "KILLED"
-    else:
-        kept.write_text(status, encoding="utf-8")
-    rows = read_metrics(outbox)
-    with translated(f"record incomplete: what MLflow lacks of run {run_id} is kept in {outbox}"):
-        missing = missing_rows(client, run_id, rows)
-        send_metrics(client, run_id, missing)
-        still = missing_rows(client, run_id, rows) if missing else []
-        if still:
-            raise TrackingError(
-                f"record incomplete: MLflow has {len(rows) - len(still)} of {len(rows)} metrics of run {run_id}; "
-                f"they are kept in {outbox}"
-            )
-        client.log_artifacts(run_id, str(outbox / "artifacts"))
-        tags = outbox / "tags.json"
-        for key, value in json.loads(tags.read_text(encoding="utf-8")).items() if tags.exists() else ():
-            client.set_tag(run_id, key, value)
-        log_inputs(client, run_id, outbox / INPUTS)
-        if status == "FINISHED":
-            register(client, run_id, outbox / REGISTRATION)
-        if client.get_run(run_id).info.status != "FINISHED":  # it may have been completed from another machine
-            client.set_terminated(run_id, status)
-    shutil.rmtree(outbox, ignore_errors=True)  # another process may complete it too
-
-
-def log_inputs(client: MlflowClient, run_id: str, path: Path) -> None:
-    """Log a run's data sets: a list of {context, dataset}, the latter with the fields of mlflow.entities.Dataset."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    inputs = [
-        DatasetInput(Dataset(**entry["dataset"]), [InputTag("mlflow.data.context", entry["context"])])
-        for entry in entries
-    ]
-    if inputs:
-        client.log_inputs(run_id, inputs)
-
-
-def register(client: MlflowClient, run_id: str, path: Path) -> None:
-    """Register a run's model as its plan says: {name, description, tags, wins, against}; done before, it is kept.
-
-    It becomes `challenger`, and where it won `champion` too, unless another than it won `against` became that since.
-    """
-    if not path.exists():
-        return
-    plan = json.loads(path.read_text(encoding="utf-8"))
-    name = plan["name"]
-    ensure_registered(client, name)
-    found = [each for each in client.search_model_versions(f"run_id = '{run_id}'") if each.name == name]
-    source = f"{client.get_run(run_id).info.artifact_uri}/model"
-    made = found[0] if found else client.create_model_version(name, source, run_id, plan["tags"])
-    version = str(made.version)
-    client.update_model_version(name, version, plan["description"])
-    client.set_registered_model_alias(name, "challenger", version)
-    client.set_tag(run_id, "shardline.model", f"models:/{name}/{version}")
-    champion = client.get_registered_model(name).aliases.get("champion")
-    if plan["wins"] and str(champion) in (str(plan["against"]), version):
-        client.set_registered_model_alias(name, "champion", version)
-    elif plan["wins"]:
-        changed = f"The model stays challenger: version {champion} became champion while it was held against another."
-        client.set_model_version_tag(name, version, "shardline.gate", changed)
-        client.set_tag(run_id, "shardline.gate", changed)
-
-
-def ensure_registered(client: MlflowClient, name: str) -> None:
-    """Make the registered model of this name where it is not there."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
