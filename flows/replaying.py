@@ -7,9 +7,9 @@ from typing import Any
 from prefect import flow
 
 from flows.commandline import parameters, run
+from tasks.completing import complete_records
 from tasks.errors import TrackingError
 from tasks.parameters import ReplayParameters
-from tasks.completing import complete_records
 
 
 @flow(name="replaying")

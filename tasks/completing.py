@@ -85,8 +85,7 @@ def complete_outbox(client: MlflowClient, outbox: Path, status: str | None = Non
             client.set_tag(run_id, key, value)
         log_inputs(client, run_id, outbox)
         if status == "FINISHED":
-            model_id = log_model(client, run_id, outbox, rows)
-            register(client, run_id, outbox, model_id)
+            register(client, run_id, outbox, log_model(client, run_id, outbox, rows))
         if client.get_run(run_id).info.status != "FINISHED":  # it may have been completed from another machine
             client.set_terminated(run_id, status)
     shutil.rmtree(outbox, ignore_errors=True)  # another process may complete it too

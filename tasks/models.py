@@ -18,6 +18,7 @@ from tasks.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
     from torch import Tensor
 
@@ -31,8 +32,8 @@ def name_of_model(experiment: str) -> str:
 
 def log_model(
     client: MlflowClient, run_id: str, outbox: Path, rows: Sequence[tuple[str, float, int, int]]
-) -> str | None:
-    """Log the model that an outbox holds as a logged model of the run; its id. What was done before is not done again.
+) -> LoggedModel | None:
+    """Log the model that an outbox holds as a logged model of the run; what was done before is not done again.
 
     The run's last metrics in `rows` (key, value, timestamp, step), which are its scores, are the model's too.
     """
@@ -55,7 +56,7 @@ def log_model(
         scores = [Metric(*row, model_id=model_id) for row in rows if row[3] == last]
         client.log_batch(run_id, metrics=scores)
         client.finalize_logged_model(model_id, LoggedModelStatus.READY)
-    return model_id
+    return made
 
 
 def sign(folder: Path, model_id: str, run_id: str) -> None:
@@ -69,7 +70,7 @@ def sign(folder: Path, model_id: str, run_id: str) -> None:
     model.save(folder / MLMODEL_FILE_NAME)
 
 
-def register(client: MlflowClient, run_id: str, outbox: Path, model_id: str | None) -> None:
+def register(client: MlflowClient, run_id: str, outbox: Path, logged: LoggedModel | None) -> None:
     """Register a run's model as its plan says: {name, description, tags, wins, against}; done before, it is kept.
 
     It becomes `challenger`, and where it won `champion` too, unless another than it won `against` became that since.
@@ -77,14 +78,16 @@ def register(client: MlflowClient, run_id: str, outbox: Path, model_id: str | No
     from tasks.learning.outbox import REGISTRATION
 
     path = outbox / REGISTRATION
-    if not path.exists() or model_id is None:
+    if not path.exists() or logged is None:
         return
     plan = json.loads(path.read_text(encoding="utf-8"))
     name = plan["name"]
     ensure_registered(client, name)
     found = [each for each in client.search_model_versions(f"run_id = '{run_id}'") if each.name == name]
-    made = found[0] if found else client.create_model_version(
-        name, f"models:/{model_id}", run_id, plan["tags"], model_id=model_id
+    made = (
+        found[0]
+        if found
+        else client.create_model_version(name, logged.artifact_location, run_id, plan["tags"], model_id=logged.model_id)
     )
     version = str(made.version)
     client.update_model_version(name, version, plan["description"])

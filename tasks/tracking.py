@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
-from tasks.errors import ConfigurationError, TrackingError
 from tasks.completing import complete_outbox, complete_records
+from tasks.errors import ConfigurationError, TrackingError
 from tasks.resuming import PROCESS, this_process
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def note_data(run_id: str, data: Mapping[str, tuple[str, Mapping[str, Any]]]) ->
     The digest is the fingerprint, cut to the 36 characters that MLflow keeps; the profile has all of it.
     """
     from tasks.learning.outbox import INPUTS, Outbox
-    
+
     entries = [
         {"context": context, "dataset": describe_dataset(uri, manifest)} for context, (uri, manifest) in data.items()
     ]

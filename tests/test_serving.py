@@ -145,8 +145,8 @@ def test_the_model_is_a_logged_model_of_its_run_with_its_scores(default_run, cli
     assert scores["test_r2"] == default_run.data.metrics["test_r2"] > 0.5
     assert "mse" not in scores
     version = client.get_model_version("a-serving-place", "1")
-    assert (version.model_id, version.source) == (found.model_id, f"models:/{found.model_id}")
-    assert mlflow.pyfunc.load_model(version.source).metadata.model_id == found.model_id
+    assert version.source == found.artifact_location
+    assert mlflow.pyfunc.load_model(f"models:/{found.model_id}").metadata.run_id == default_run.info.run_id
 
 
 def test_the_formula_of_a_derived_feature_is_the_training_code_itself(default_run, client, tmp_path):
