@@ -11,7 +11,13 @@ from typing import Any
 
 from flows.commandline import parse
 from tasks.errors import ConfigurationError
-from tasks.parameters import BenchmarkParameters, Parameters, TrainingParameters
+from tasks.parameters import (
+    BenchmarkParameters,
+    Parameters,
+    PredictionParameters,
+    ReplayParameters,
+    TrainingParameters,
+)
 from tasks.settings import BUCKET_ID_FILE, resolve_sources
 
 # With one of these the command knows its data, or who asks for it: no stand-in then.
@@ -19,6 +25,8 @@ OWN_DATA = ("--shards", "--bucket-id", "--aws-block")
 FLOWS: dict[str, tuple[type[Parameters], Callable[[Any], Any] | None]] = {
     "flows.training": (TrainingParameters, resolve_sources),
     "flows.benchmarking": (BenchmarkParameters, None),
+    "flows.predicting": (PredictionParameters, None),
+    "flows.replaying": (ReplayParameters, None),
 }
 
 

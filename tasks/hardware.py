@@ -23,7 +23,7 @@ STREAM_SHARE = 0.5  # of the time budget, where there are shards to stream
 BUSY_CORES = 0.1  # of other processes, from which the figures are said to be disturbed
 
 
-@task(name="describe hardware", cache_policy=NO_CACHE)
+@task(name="describe hardware", task_run_name="describe hardware", cache_policy=NO_CACHE)
 def describe_hardware() -> dict[str, Any]:
     """Describe this machine as plain JSON types; a markdown artifact shows it."""
     from tasks.devices import describe
@@ -55,7 +55,7 @@ def make_plan(given: BenchmarkParameters) -> Plan:
     return replace(plan, max_size=given.max_size or plan.max_size, budget=given.time_budget or plan.budget)
 
 
-@task(name="measure hardware", cache_policy=NO_CACHE)
+@task(name="measure hardware", task_run_name="measure hardware", cache_policy=NO_CACHE)
 def measure_hardware(
     given: BenchmarkParameters, sources: Sources | None = None, manifest: dict[str, Any] | None = None
 ) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Streaming and learning meet here as they do in training; tasks.devices makes fig
 from __future__ import annotations
 
 import itertools
-import os
 import tempfile
 import time
 from collections import deque
@@ -119,20 +118,16 @@ def _choose_sample(shards: Sequence[Shard], threads: int) -> list[Shard]:
     return list(shards[:count])
 
 
-def _count_threads() -> int:
-    """Return the number of threads that the stream loads with."""
-    return max(2, len(os.sched_getaffinity(0)))
-
-
 def _time_fetching(manifest: Manifest, sources: Sources, seconds: float) -> tuple[dict[Shard, bytes], Timing, float]:
     """Read the sample's shards again and again; return their bytes, the timing, and the CPU's core-seconds a pass."""
     from tasks.devices.timing import time_passes
+    from tasks.streaming.dataset import LOADERS
     from tasks.streaming.patience import Patience
     from tasks.streaming.stores import Listed, open_store
     from tasks.streaming.transfer import read_object
 
     patience = Patience()
-    sample = _choose_sample(manifest.shards, _count_threads())
+    sample = _choose_sample(manifest.shards, LOADERS)
     store = open_store(sample[0].uri, sources.storage_options(sample[0].uri), patience)
     fetched: dict[Shard, bytes] = {}
 
@@ -146,7 +141,7 @@ def _time_fetching(manifest: Manifest, sources: Sources, seconds: float) -> tupl
         deque(threads.map(fetch, sample), maxlen=0)
         next(passes)
 
-    with ThreadPoolExecutor(_count_threads()) as threads:
+    with ThreadPoolExecutor(LOADERS) as threads:
         timing = time_passes(fetch_all, seconds)
     return fetched, timing, max((time.process_time() - began) / next(passes), 1e-9)
 

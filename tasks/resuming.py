@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from prefect.logging import get_run_logger
 
 from tasks.errors import CheckpointError, ConfigurationError
+from tasks.learning.outbox import STATE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -215,4 +216,4 @@ def check_checkpoint_url(url: str) -> None:
 
 def checkpoint_folder(given: str | None) -> str:
     """Where checkpoints are kept: the parameter, else .shardline/checkpoints in the working directory."""
-    return given or str((Path(".shardline") / "checkpoints").absolute())
+    return given or str((STATE / "checkpoints").absolute())

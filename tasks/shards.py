@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import task
@@ -13,13 +12,15 @@ from prefect.logging import get_run_logger
 from prefect.tasks import Task
 
 from tasks.errors import ShardlineError
+from tasks.learning.outbox import STATE
 from tasks.parameters import Listing, Reading, TrainingParameters
 from tasks.settings import Sources
 
 if TYPE_CHECKING:
-    from tasks.streaming import ObjectStorageDataset
+    from torch import Tensor
 
-STATE = Path(".shardline")
+    from tasks.streaming import Manifest, ObjectStorageDataset
+
 MOST_SHARDS_IN_A_TABLE = 100
 PREVIEWED_ROWS = 1000
 SHOWN_ROWS = 5
@@ -67,6 +68,17 @@ def locate_shards(sources: Sources, given: Listing, role: str = "training") -> d
     )
     for note in manifest.notes:
         logger.info("%s", note)
+    show_shards(manifest, uri, role)
+    statistics = read_statistics(manifest, sources.storage_options(uri))
+    counted = {stated["count"] for stated in statistics.values()}
+    if statistics and counted != {manifest.rows} and not given.max_shards:
+        logger.warning(".meta/stats is of %s rows, the shards have %d: left unused", counted, manifest.rows)
+        statistics = {}
+    return {"manifest": manifest.to_dict(), "statistics": statistics}
+
+
+def show_shards(manifest: Manifest, uri: str, role: str) -> None:
+    """Leave a table artifact of the first shards, with the sums of all."""
     first = manifest.shards[:MOST_SHARDS_IN_A_TABLE]
     create_table_artifact(
         key=f"{role}-shards",
@@ -80,12 +92,6 @@ def locate_shards(sources: Sources, given: Listing, role: str = "training") -> d
             ]
         ),
     )
-    statistics = read_statistics(manifest, sources.storage_options(uri))
-    counted = {stated["count"] for stated in statistics.values()}
-    if statistics and counted != {manifest.rows} and not given.max_shards:
-        logger.warning(".meta/stats is of %s rows, the shards have %d: left unused", counted, manifest.rows)
-        statistics = {}
-    return {"manifest": manifest.to_dict(), "statistics": statistics}
 
 
 @task(
@@ -119,38 +125,44 @@ def preview_batch(
         "previewed_rows": len(batch),
     }
     low, high = batch.min(dim=0).values.tolist(), batch.max(dim=0).values.tolist()
+    ranges = dict(zip(located.columns, zip(low, high, strict=True), strict=True))
     outside = [
         f"column {name} runs from {least:g} to {most:g}, and .meta/stats states {stated['min']:g} to {stated['max']:g}"
-        for name, least, most in zip(located.columns, low, high, strict=True)
+        for name, (least, most) in ranges.items()
         if (stated := (statistics or {}).get(name)) and not stated["min"] <= least <= most <= stated["max"]
     ]
     for fault in outside:
         get_run_logger().warning("The statistics are of other data: %s", fault)
-    rows = [
+    held = ", and within those of `.meta/stats`" if statistics and not outside else ""
+    show_batch(facts, ranges, batch[:SHOWN_ROWS], held, outside)
+    get_run_logger().info("Batches of shape %s, dtype %s", facts["batch_shape"], facts["dtype"])
+    return facts
+
+
+def show_batch(
+    facts: dict[str, Any], ranges: dict[str, tuple[float, float]], rows: Tensor, held: str, outside: list[str]
+) -> None:
+    """Leave a markdown artifact: the training batches, the columns' ranges, the first rows, and what is amiss."""
+    height, width = facts["batch_shape"]
+    lines = [
         f"| {name} | {least:.8g} | {most:.8g} | " + " | ".join(f"{value:g}" for value in column) + " |"
-        for name, least, most, column in zip(
-            located.columns, low, high, batch[:SHOWN_ROWS].T.double().tolist(), strict=True
-        )
+        for (name, (least, most)), column in zip(ranges.items(), rows.T.double().tolist(), strict=True)
     ]
-    shown = min(SHOWN_ROWS, len(batch))
     create_markdown_artifact(
         key="preview",
         description="The first rows against the data contract",
         markdown="\n".join(
             [
-                f"Training batches are **{given.batch_size:,} × {batch.shape[1]}** tensors of **{facts['dtype']}**. "
-                f"Ranges are of the first {len(batch):,} rows"
-                + (", and within those of `.meta/stats`." if statistics and not outside else "."),
+                f"Training batches are **{height:,} × {width}** tensors of **{facts['dtype']}**. "
+                f"Ranges are of the first {facts['previewed_rows']:,} rows{held}.",
                 *(f"- ⚠ {fault}" for fault in outside),
                 "",
-                "| column | min | max | " + " | ".join(f"row {i}" for i in range(shown)) + " |",
-                "|---|---:|---:|" + "---:|" * shown,
-                *rows,
+                "| column | min | max | " + " | ".join(f"row {i}" for i in range(len(rows))) + " |",
+                "|---|---:|---:|" + "---:|" * len(rows),
+                *lines,
             ]
         ),
     )
-    get_run_logger().info("Batches of shape %s, dtype %s", facts["batch_shape"], facts["dtype"])
-    return facts
 
 
 def open_dataset(manifest: dict[str, Any], sources: Sources, given: Reading, **options: Any) -> ObjectStorageDataset:

@@ -143,7 +143,7 @@ def with_workers(dataset: ObjectStorageDataset, workers: int, times: StreamTimes
         return
     from torch.utils.data import DataLoader
 
-    # spawn: a fork copies the locks of Prefect's and MLflow's threads, held or not
+    # spawn: where a flow has run, Prefect's handlers at exit end every forked process with exit code 1
     loader = DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context="spawn")
     try:
         yield from loader
