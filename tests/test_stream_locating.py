@@ -1,12 +1,16 @@
 """From a glob to a manifest: what is listed, in which order, with which counts, and what cannot be brought together."""
 
+import functools
 import json
 import os
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 
 from tasks.errors import ConfigurationError, RowCountError, RowError, ShardsNotFoundError
-from tasks.streaming import Manifest, Shard, locate
+from tasks.streaming import Manifest, ObjectStorageDataset, Shard, locate
 from tests.shards import COLUMNS, draw_rows, to_csv, write_metadata, write_shards
 
 
@@ -170,14 +174,48 @@ def test_local_paths_uris_and_relative_paths_name_the_same_shards(tmp_path, monk
 
 def test_memory_urls_are_read():
     import fsspec
-    import torch
-
-    from tasks.streaming import ObjectStorageDataset
 
     rows = draw_rows(10)
     with fsspec.open("memory://shards/part-0.csv", "wb") as file:
         file.write(to_csv(rows))
     assert torch.cat(list(ObjectStorageDataset("memory://shards/part*.csv", epochs=1))).tolist() == rows.tolist()
+
+
+@pytest.fixture
+def http(tmp_path):
+    """The URL of a web server of a folder with three shards, and their rows."""
+    rows = write_shards(tmp_path, (5, 7, 300))
+    handler = functools.partial(QuietHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", rows
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    sized = True
+
+    def log_message(self, *_):
+        pass
+
+    def send_header(self, keyword, value):
+        if keyword != "Content-Length" or self.sized:
+            super().send_header(keyword, value)
+
+
+def test_a_web_server_is_read_by_its_links_and_by_the_shards_addresses(http):
+    url, rows = http
+    by_links = ObjectStorageDataset(f"{url}/part*.csv", epochs=1)
+    assert torch.cat(list(by_links)).tolist() == rows.tolist()
+    addresses = [f"{url}/part-{number:05d}.csv" for number in (0, 2)]
+    chosen = torch.cat(list(ObjectStorageDataset(addresses, epochs=1)))
+    assert chosen.tolist() == [*rows[:5].tolist(), *rows[12:].tolist()]
+
+
+def test_a_web_server_that_states_no_size_is_refused(http, monkeypatch):
+    monkeypatch.setattr(QuietHandler, "sized", False)
+    with pytest.raises(ConfigurationError, match=r"part-00000.csv: its server states no size"):
+        ObjectStorageDataset(f"{http[0]}/part*.csv", epochs=1)
 
 
 class TestManifest:

@@ -32,14 +32,15 @@ class FilesystemStore:
         filesystem = self._filesystem
         try:
             found = filesystem.glob(filesystem._strip_protocol(pattern), detail=True)
+            files = {name: info for name, info in found.items() if info["type"] == "file"}
+            files |= {
+                name: filesystem.info(name) for name, info in files.items() if info["size"] is None
+            }  # http's links
         except FileNotFoundError:
             return []
         except OSError as error:
             raise PassingError(str(error)) from error
-        files = {filesystem.unstrip_protocol(name): info for name, info in found.items() if info["type"] == "file"}
-        return [
-            Listed(uri, int(info["size"]), _find_etag(info)) for uri, info in files.items() if info["size"] is not None
-        ]
+        return [_list_file(filesystem.unstrip_protocol(name), info) for name, info in files.items()]
 
     def matches(self, pattern: str, uri: str) -> bool:
         from fsspec.utils import glob_translate
@@ -118,6 +119,12 @@ class _FileBody:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _list_file(uri: str, info: Mapping[str, Any]) -> Listed:
+    if info["size"] is None:
+        raise ConfigurationError(f"{uri}: its server states no size, so a whole read cannot be told from a torn one.")
+    return Listed(uri, int(info["size"]), _find_etag(info))
 
 
 def _find_etag(info: Mapping[str, Any]) -> str | None:

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 HOME = ROOT / ".shardline" / "benchmarks"
 ROWS, SHARDS = 4_000_000, 16
 BATCH = 2**20
-PEERS = ("kaen==1.0.1.31", "polars==2.1.0")
+PEERS = ("kaen==1.0.1.31", "polars==2.1.0", "polars-runtime-32==2.1.0", "obstore==0.12.1", "awscrt==0.38.1")
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
@@ -57,29 +57,35 @@ def _lay_out_shards() -> Path:
 
 
 def provide_peers() -> Path:
-    """The Python of an environment with kaen and polars; all else it takes from the project's own."""
+    """The Python of an environment with the peers; all else it takes from the project's own."""
     folder = HOME / "peers"
     python = folder / "bin" / "python"
-    if not (folder / "ready").exists():
+    ready = folder / "ready"
+    if not ready.exists() or ready.read_text() != "\n".join(PEERS):
         venv.create(folder, with_pip=True, clear=True)
-        subprocess.run(
-            [python, "-m", "pip", "install", "--quiet", "--no-deps", *PEERS, "polars-runtime-32==2.1.0"], check=True
-        )
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *PEERS], check=True)
         packages = next((folder / "lib").glob("python*")) / "site-packages"
         (packages / "project.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        (folder / "ready").touch()
+        ready.write_text("\n".join(PEERS))
     return python
 
 
 class Candidate:
     """One candidate in a process of its own; a call measures it once and returns what it printed, as JSON."""
 
-    def __init__(self, name: str, *arguments: object, environment: dict[str, str], python: Path | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        *arguments: object,
+        environment: dict[str, str],
+        python: Path | None = None,
+        module: str = "tests.benchmarks.stream_candidates",
+    ) -> None:
         self.name = name
         command = [
             str(python or sys.executable),
             "-m",
-            "tests.benchmarks.stream_candidates",
+            module,
             name,
             *map(str, arguments),
         ]
