@@ -63,7 +63,7 @@ class FilesystemStore:
         if found != size:
             file.close()
             raise ShardChangedError(f"{uri}: listed with {size} bytes, now has {found}. Locate the shards again.")
-        return _FileBody(file, stop - offset, etag, lambda: self._ask_etag(uri))
+        return _FileBody(uri, file, stop - offset, etag, self._ask_etag)
 
     def _open_file(self, uri: str) -> Any:
         if self._scheme == "file":
@@ -91,7 +91,10 @@ class FilesystemStore:
 
 
 class _FileBody:
-    def __init__(self, file: Any, length: int, etag: str | None, ask_etag: Callable[[], str | None]) -> None:
+    def __init__(
+        self, uri: str, file: Any, length: int, etag: str | None, ask_etag: Callable[[str], str | None]
+    ) -> None:
+        self._uri = uri
         self._file = file
         self._left = length
         self._etag, self._ask_etag = etag, ask_etag
@@ -99,18 +102,19 @@ class _FileBody:
     @property
     def content_md5(self) -> str | None:
         """The listed ETag, where it is the MD5 that this library took for want of one."""
-        return self._etag if self._etag and MD5.fullmatch(self._etag) and self._ask_etag() is None else None
+        return self._etag if self._etag and MD5.fullmatch(self._etag) and self._ask_etag(self._uri) is None else None
 
     def read(self, most: int) -> bytes:
         try:
             data = bytes(self._file.read(min(most, self._left)))
             self._left -= len(data)
-            now = self._ask_etag() if self._left == 0 else None
+            now = self._ask_etag(self._uri) if self._left == 0 else None
         except OSError as error:
             raise PassingError(str(error)) from error
         if now is not None and now != self._etag:
             raise ShardChangedError(
-                f"The object was replaced since it was listed: its ETag was {self._etag}, is {now}."
+                f"{self._uri} was replaced since it was listed: its ETag was {self._etag}, is {now}. "
+                "Locate the shards again."
             )
         return data
 
