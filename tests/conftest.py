@@ -62,7 +62,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep a file's tests on one worker, and on the same one all that use `site`; skip the long ones without `--long`."""
+    """Keep a file's tests on one worker, all that use `site` on the same one; skip the long ones without `--long`."""
     of_site = {item.path for item in items if "site" in getattr(item, "fixturenames", ())}
     for item in items:
         item.add_marker(pytest.mark.xdist_group("site" if item.path in of_site else item.path.name))
