@@ -2,10 +2,12 @@
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from deployments.processes import Children
+from deployments.processes import Children, wait_until
 from deployments.servers import start_mlflow
 from flows.replaying import replay
 from flows.training import train
@@ -177,6 +179,33 @@ def test_a_flow_whose_server_went_away_fails_as_incomplete_and_is_completed_by_r
     assert run.info.status == "FINISHED"
     assert len(client.get_metric_history(run.info.run_id, "mse")) == 50
     assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"weights", "report.md", "manifest.json"}
+
+
+@pytest.mark.long
+def test_a_flow_trains_on_while_its_server_is_away_for_ten_seconds_and_loses_no_value(prefect_api, server, generated):
+    iterations, trained = 12_000, []
+
+    def be_away():
+        wait_until(lambda: any(Path(".shardline/outbox").glob("*/metrics.jsonl")), 60)
+        (kept,) = Path(".shardline/outbox").glob("*/metrics.jsonl")
+        server.stop()
+        trained.append(kept.read_bytes().count(b"\n"))
+        time.sleep(10)
+        trained.append(kept.read_bytes().count(b"\n"))
+        server.start()
+
+    with ThreadPoolExecutor() as pool:
+        disturbance = pool.submit(be_away)
+        shards = f"{generated}/csv/dev/part*.csv"
+        state = train(shards=shards, batch_size=500, iterations=iterations, experiment="away", return_state=True)
+        disturbance.result()
+    assert trained[0] < trained[1] < iterations  # it was away in mid-run, and the run went on meanwhile
+    assert state.is_completed(), state.message
+    client = record.connect()
+    (run,) = client.search_runs([client.get_experiment_by_name("away").experiment_id])
+    assert run.info.status == "FINISHED"
+    for key in ("mse", "wait_seconds", "rows_per_second"):
+        assert sorted(each.step for each in client.get_metric_history(run.info.run_id, key)) == list(range(iterations))
 
 
 def test_parameters_are_written_as_people_write_them():
