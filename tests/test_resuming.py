@@ -248,6 +248,7 @@ runpy.run_module('flows.training', run_name='__main__')
 """
 
 
+@pytest.mark.long
 def test_a_run_killed_after_its_last_iteration_ends_as_if_nothing_had_been(job, place, undisturbed):
     job("killed at the end", script=DIES_AT_THE_END).communicate()
     assert f"Going on at iteration {ITERATIONS}" in finish(job("killed at the end"))
@@ -268,14 +269,8 @@ runpy.run_module('flows.training', run_name='__main__')
 """
 
 
-@pytest.mark.parametrize(
-    ("kind", "part"),
-    [
-        ("safetensors", ""),
-        pytest.param("json", "", marks=pytest.mark.long),
-        pytest.param("json", " + '.part'", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("kind", "part"), [("safetensors", ""), ("json", ""), ("json", " + '.part'")])
 def test_a_run_killed_while_it_writes_a_checkpoint_goes_on(kind, part, job, place, undisturbed):
     name = f"killed writing {kind}{len(part)}"
     job(name, script=DIES_WRITING.format(kind=kind, part=part)).communicate()

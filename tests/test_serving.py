@@ -95,7 +95,12 @@ print(json.dumps([float(y) for y in model.predict(rows)]))
 
 
 @pytest.mark.parametrize(
-    "uri", ["models:/a-serving-place@champion", "models:/a-serving-place/1", "runs:/{run_id}/model"]
+    "uri",
+    [
+        "models:/a-serving-place@champion",
+        pytest.param("models:/a-serving-place/1", marks=pytest.mark.long),
+        pytest.param("runs:/{run_id}/model", marks=pytest.mark.long),
+    ],
 )
 def test_a_fresh_process_predicts_from_raw_columns_by_name_in_any_order(uri, default_run, client, test_rows, tmp_path):
     rows = test_rows.drop(columns="fareamount_double").sample(frac=1, axis=1, random_state=1)
