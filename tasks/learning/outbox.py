@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 from tasks.errors import TrackingError
@@ -31,16 +34,23 @@ class Outbox:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Keep one step's metrics."""
         timestamp = time.time_ns() // 1_000_000
-        line = json.dumps({"step": step, "timestamp": timestamp, "metrics": dict(metrics)}) + "\n"
+        line = json.dumps({"step": step, "timestamp": timestamp, "metrics": dict(metrics)}).encode() + b"\n"
         try:
-            with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(line)
+            if os.write(self._metrics, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise TrackingError(
                 f"the record of run {self.run_id} cannot be kept in {self.path}: {error.strerror}; make room there, "
                 "then start again: the run goes on from its last checkpoint"
             ) from error
         self.rows.extend((key, float(value), timestamp, step) for key, value in metrics.items())
+
+    @cached_property
+    def _metrics(self) -> int:
+        """The descriptor that lines are appended by: opened once, for that takes longer than writing one."""
+        opened = os.open(self.path / "metrics.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        weakref.finalize(self, os.close, opened)
+        return opened
 
     def file(self, path: str) -> Path:
         """Where to write the artifact that will stand at this path in the run."""

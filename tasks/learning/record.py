@@ -22,8 +22,9 @@ from tasks.learning.outbox import STATE, Outbox, outboxes
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-SEND_EVERY_ROWS = 500
 SEND_EVERY_SECONDS = 5.0
+MOST_OF_THE_TIME = 0.01  # that sending may take from the loop
+SECONDS_A_ROW = 0.00025  # at first: about what a SQLite store takes
 MOST_METRICS_A_BATCH = 1000  # MLflow's own limit for log_batch
 MOST_PARAMETER_CHARACTERS = 6000  # MLflow's own limit
 REACHABLE_WITHIN_SECONDS = 20.0
@@ -152,20 +153,25 @@ def written(value: Any) -> str:
 
 @contextmanager
 def sending(client: MlflowClient, outbox: Outbox) -> Iterator[None]:
-    """Send the outbox's metrics to MLflow from a thread while the block runs; what fails to go stays in the outbox."""
+    """Send the outbox's metrics to MLflow from a thread while the block runs; what fails to go stays in the outbox.
+
+    No more of them are sent than take a hundredth of the time; what a fast loop tells beyond that waits for its end.
+    """
     stop = threading.Event()
 
     def send() -> None:
-        sent, began = 0, time.monotonic()
+        sent, ended, seconds_a_row = 0, time.monotonic(), SECONDS_A_ROW
         while not stop.wait(0.2):
-            due = len(outbox.rows) - sent >= SEND_EVERY_ROWS or time.monotonic() - began >= SEND_EVERY_SECONDS
-            if not due or sent == len(outbox.rows):
+            began = time.monotonic()
+            if began - ended < SEND_EVERY_SECONDS or sent == len(outbox.rows):
                 continue
-            part = outbox.rows[sent : sent + MOST_METRICS_A_BATCH]
+            affordable = max(1, int((began - ended) * MOST_OF_THE_TIME / seconds_a_row))
+            part = outbox.rows[sent : sent + min(affordable, MOST_METRICS_A_BATCH)]
             with suppress(Exception):  # sent again next time, or at the end
                 send_metrics(client, outbox.run_id, part)
                 sent += len(part)
-            began = time.monotonic()
+            ended = time.monotonic()
+            seconds_a_row = (ended - began) / len(part)
 
     sender = threading.Thread(target=send, name="mlflow-sender", daemon=True)
     sender.start()
