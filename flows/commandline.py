@@ -37,7 +37,14 @@ def parameters(model: type[Parameters]) -> Callable[[Function], Function]:
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=field.get_default(call_default_factory=True),
-                annotation=Annotated[field.annotation, Field(description=field.description), *field.metadata],
+                annotation=Annotated[
+                    field.annotation,
+                    Field(
+                        description=field.description,
+                        json_schema_extra={"title": f"{model.group_of(name)} · {name}"},  # Prefect's form is flat
+                    ),
+                    *field.metadata,
+                ],
             )
             for name, field in model.model_fields.items()
         ]
@@ -81,18 +88,21 @@ def parser_for(model: type[Parameters], prog: str, description: str) -> argparse
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=110),
     )
+    groups = {model.group_of(name): None for name in model.model_fields}
+    sections = {group: parser.add_argument_group(group) for group in groups}
     for name, field in model.model_fields.items():
+        section = sections[model.group_of(name)]
         option = "--" + name.replace("_", "-")
         help_text = f"{field.description} [{'; '.join(_facts(field))}]".replace("%", "%%")
         kind = _kind(field)
         if kind is bool:
-            parser.add_argument(option, dest=name, action=argparse.BooleanOptionalAction, help=help_text)
+            section.add_argument(option, dest=name, action=argparse.BooleanOptionalAction, help=help_text)
         elif get_origin(kind) is list:
-            parser.add_argument(option, dest=name, type=_names, metavar="A,B,…", help=help_text)
+            section.add_argument(option, dest=name, type=_names, metavar="A,B,…", help=help_text)
         elif get_origin(kind) is Literal:
-            parser.add_argument(option, dest=name, metavar="|".join(get_args(kind)), help=help_text)
+            section.add_argument(option, dest=name, metavar="|".join(get_args(kind)), help=help_text)
         else:
-            parser.add_argument(option, dest=name, metavar=getattr(kind, "__name__", "value").upper(), help=help_text)
+            section.add_argument(option, dest=name, metavar=getattr(kind, "__name__", "value").upper(), help=help_text)
     return parser
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from torch import Tensor
 
+SHARED_TAGS = ("mlflow.note.content", "mlflow.user", "mlflow.source.name", "mlflow.source.type")  # with its run
 OURS = "shardline"  # a key of the metadata of models that this project made
 
 
@@ -46,15 +47,18 @@ def log_model(
         return None
     experiment_id, last = run.info.experiment_id, max((row[3] for row in rows), default=0)
     found = client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'")
-    made = found[0] if found else client.create_logged_model(experiment_id, MODEL, run_id, params=run.data.params)
+    told = {key: value for key, value in run.data.tags.items() if key in SHARED_TAGS}
+    made = found[0] if found else client.create_logged_model(experiment_id, MODEL, run_id, told, run.data.params)
     model_id = str(made.model_id)
     if model_id not in {output.model_id for output in (run.outputs.model_outputs if run.outputs else ())}:
         client.log_outputs(run_id, [LoggedModelOutput(model_id, step=last)])
     if made.status != LoggedModelStatus.READY:
         sign(folder, model_id, run_id)
         client.log_model_artifacts(model_id, str(folder))
-        scores = [Metric(*row, model_id=model_id) for row in rows if row[3] == last]
-        client.log_batch(run_id, metrics=scores)
+        judged_on = {input_.tags[0].value: input_.dataset for input_ in run.inputs.dataset_inputs}
+        data = judged_on.get("test") or judged_on.get("train")
+        place = {"model_id": model_id} | ({"dataset_name": data.name, "dataset_digest": data.digest} if data else {})
+        client.log_batch(run_id, metrics=[Metric(*row, **place) for row in rows if row[3] == last])
         client.finalize_logged_model(model_id, LoggedModelStatus.READY)
     return made
 

@@ -8,7 +8,7 @@ the environment to be answered (which bucket, which region) is in `tasks.setting
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -39,10 +39,19 @@ class Parameters(BaseModel):
     """Base of all parameter models: frozen, closed, and finite where it is a number."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    group: ClassVar[str] = ""  # what forms and --help put a class's own fields under
+
+    @classmethod
+    def group_of(cls, name: str) -> str:
+        """The group of the class that brought a field in."""
+        bases = (base for base in reversed(cls.__mro__) if issubclass(base, Parameters))
+        return next(base.group for base in bases if name in base.__annotations__)
 
 
 class Access(Parameters):
     """Where the data is, and who asks for it."""
+
+    group: ClassVar[str] = "Access"
 
     bucket_id: str | None = Field(
         None,
@@ -74,6 +83,8 @@ class Access(Parameters):
 
 class Listing(Access):
     """Which shards are read, and how they name their columns."""
+
+    group: ClassVar[str] = "Shards"
 
     shards: str | None = Field(
         None,
@@ -141,6 +152,8 @@ class Source(Shards):
 class Reading(Parameters):
     """How rows are read."""
 
+    group: ClassVar[str] = "Stream"
+
     batch_size: int = Field(2**20, ge=1, description="Rows in a batch, over all ranks together.")
     prefetch: int = Field(2, ge=1, le=64, description="Batches made ready ahead of the one in use.")
     on_bad_rows: Literal["error", "quarantine"] = Field(
@@ -172,6 +185,8 @@ class Stream(Reading):
 class Device(Parameters):
     """Which hardware computes."""
 
+    group: ClassVar[str] = "Device"
+
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
         description="Where to compute; auto: CUDA where there is one. A benchmark measures the CPU beside it.",
@@ -180,6 +195,8 @@ class Device(Parameters):
 
 class Model(Device):
     """What is trained, and how."""
+
+    group: ClassVar[str] = "Model"
 
     preset: Literal["default", "notebook"] = Field(
         "default",
@@ -225,6 +242,8 @@ class Model(Device):
 class Resuming(Parameters):
     """How a run that was stopped goes on."""
 
+    group: ClassVar[str] = "Resuming"
+
     checkpoint_url: str | None = Field(
         None,
         min_length=1,
@@ -252,11 +271,15 @@ class Resuming(Parameters):
 class Tracking(Parameters):
     """Where the results go."""
 
+    group: ClassVar[str] = "Record"
+
     experiment: str = Field("shardline", min_length=1, description="MLflow experiment that the run is recorded in.")
 
 
 class TrainingParameters(Tracking, Resuming, Model, Stream, Source):
     """All parameters of the training flow, flat, in the order of its form."""
+
+    group: ClassVar[str] = "Run"
 
     benchmark: bool = Field(
         False, description="Measure the hardware first, in quick mode, as a subflow with an MLflow run of its own."
@@ -274,6 +297,8 @@ class ReplayParameters(Parameters):
 
 class BenchmarkParameters(Tracking, Device, Shards):
     """All parameters of the benchmarking flow, flat, in the order of its form."""
+
+    group: ClassVar[str] = "Benchmark"
 
     mode: Literal["quick", "standard", "thorough"] = Field(
         "standard", description="How much is measured, how often repeated: for seconds, two minutes or a quarter hour."
@@ -294,6 +319,8 @@ class BenchmarkParameters(Tracking, Device, Shards):
 
 class PredictionParameters(Tracking, Reading, Listing):
     """All parameters of the predicting flow, flat, in the order of its form."""
+
+    group: ClassVar[str] = "Prediction"
 
     cache: bool = Field(False, description=Reading.model_fields["cache"].description)
     model: str | None = Field(

@@ -89,6 +89,29 @@ def test_prefect_lists_the_deployments(browser, site):
     look(browser, f"{site.prefect}/deployments", "nightly", "notebook", "weekly", picture="prefect-deployments")
 
 
+def test_prefects_form_groups_describes_and_bounds_the_parameters(browser, site):
+    deployment = ask(f"{site.api}/deployments/name/training/nightly")
+    texts = ("Access · bucket_id", "Shards · test_shards", "Model · iterations", "Rows in a batch, over all ranks")
+    look(browser, f"{site.prefect}/deployments/deployment/{deployment['id']}/run", *texts, picture="prefect-form")
+    assert deployment["parameter_openapi_schema"]["properties"]["prefetch"]["maximum"] == 64
+
+
+def test_mlflow_has_a_view_of_the_runs_scores(browser, site, mlflow_run):
+    experiment = mlflow_run["info"]["experiment_id"]
+    url = f"{site.pages.mlflow}/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey=scores"
+    look(browser, url, "Scores", "test_r2", "test_rmse", mlflow_run["info"]["run_name"], picture="mlflow-scores")
+
+
+def test_mlflow_shows_the_model_its_scores_and_its_version(browser, site, mlflow_run):
+    experiment = mlflow_run["info"]["experiment_id"]
+    found = ask(f"{site.pages.mlflow}/api/2.0/mlflow/logged-models/search", {"experiment_ids": [experiment]})
+    model_id = found["models"][0]["info"]["model_id"]
+    page = f"{site.pages.mlflow}/#/experiments/{experiment}/models/{model_id}?workflowType=machine_learning"
+    look(browser, page, "test_r2", "Ready", "This model explains", "v1", picture="mlflow-model")
+    version = f"{site.pages.mlflow}/#/models/shardline/versions/1?workflowType=machine_learning"
+    look(browser, version, "challenger", "Inputs (8)", "This model explains", picture="mlflow-version")
+
+
 def test_mlflow_lists_the_run(browser, site, mlflow_run):
     experiment = mlflow_run["info"]["experiment_id"]
     url = f"{site.pages.mlflow}/#/experiments/{experiment}/runs?workflowType=machine_learning"

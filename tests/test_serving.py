@@ -149,6 +149,8 @@ def test_the_model_is_a_logged_model_of_its_run_with_its_scores(default_run, cli
     scores = {metric.key: metric.value for metric in found.metrics}
     assert scores["test_r2"] == default_run.data.metrics["test_r2"] > 0.5
     assert "mse" not in scores
+    assert {metric.dataset_name for metric in found.metrics} == {default_run.data.params["test_shards"]}
+    assert found.tags["mlflow.note.content"] == default_run.data.tags["mlflow.note.content"]
     version = client.get_model_version("a-serving-place", "1")
     assert version.source == found.artifact_location
     assert mlflow.pyfunc.load_model(f"models:/{found.model_id}").metadata.run_id == default_run.info.run_id
