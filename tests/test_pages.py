@@ -99,7 +99,7 @@ def test_prefects_form_groups_describes_and_bounds_the_parameters(browser, site)
 def test_mlflow_has_a_view_of_the_runs_scores(browser, site, mlflow_run):
     experiment = mlflow_run["info"]["experiment_id"]
     url = f"{site.pages.mlflow}/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey=scores"
-    look(browser, url, "Scores", "test_r2", "test_rmse", mlflow_run["info"]["run_name"], picture="mlflow-scores")
+    look(browser, url, "Scores", "Metrics", "test_r2", mlflow_run["info"]["run_name"], picture="mlflow-scores")
 
 
 def test_mlflow_shows_the_model_its_scores_and_its_version(browser, site, mlflow_run):
