@@ -29,7 +29,7 @@ MOST_METRICS_A_BATCH = 1000  # MLflow's own limit for log_batch
 MOST_PARAMETER_CHARACTERS = 6000  # MLflow's own limit
 REACHABLE_WITHIN_SECONDS = 20.0
 SAVED_VIEW = "mlflow.sharedViewState.scores"
-VIEWED = ("test_r2", "test_rmse", "test_rmse_exact_model", "test_rmse_mean_model", "train_rmse", "rows_per_second")
+VIEWED = ("test_r2", "test_rmse", "test_rmse_exact_model", "test_rmse_mean_model", "train_r2", "train_rmse")
 USER_INFO = re.compile(r"://[^/@\s]+@")
 
 
@@ -126,7 +126,7 @@ def find_experiment(client: MlflowClient, name: str) -> str:
 def saved_view() -> str:
     """A view of the experiment's runs as MLflow's page keeps it, under *Views*: it shows no metric by itself."""
     now = int(time.time() * 1000)
-    columns = [*(f"metrics.`{key}`" for key in VIEWED), "attributes.`Duration`", "attributes.`Models`"]
+    columns = [*(f"metrics.`{key}`" for key in VIEWED), "attributes.`Models`"]
     state = {"selectedColumns": columns}
     return json.dumps({"name": "Scores", "createdAt": now, "updatedAt": now, "state": json.dumps(state)})
 
