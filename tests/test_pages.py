@@ -169,6 +169,7 @@ def test_a_command_uses_the_server_of_make_up_and_leaves_it_running(site):
     assert answers(f"{site.pages.prefect_api}/health")
 
 
+@pytest.mark.long
 def test_make_ui_serves_both_pages_until_ctrl_c(tmp_path):
     command = [sys.executable, "-m", "deployments.pages"]
     with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as serving:

@@ -278,7 +278,8 @@ def test_a_run_killed_while_it_writes_a_checkpoint_goes_on(kind, part, job, plac
     assert_went_on_as_undisturbed(place, name, undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_is_killed_in_mlflow_and_goes_on(number, job, place, undisturbed):
     name = f"stopped by {number.name}"
     process = job(name)
@@ -292,6 +293,7 @@ def test_a_stopped_run_is_killed_in_mlflow_and_goes_on(number, job, place, undis
     assert_went_on_as_undisturbed(place, name, undisturbed)
 
 
+@pytest.mark.long
 def test_data_that_changed_is_refused_by_name_and_resume_never_starts_anew(job, place, shards):
     name = "changed"
     stop_at(job(name), 60, signal.SIGTERM)

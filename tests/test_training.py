@@ -207,6 +207,7 @@ def test_repeating_a_run_is_refused_where_the_data_has_changed(default_run, aws)
     assert run is None
 
 
+@pytest.mark.long
 def test_the_benchmark_can_be_taken_as_a_step(aws):
     state, client, _ = run_flow(iterations=2, batch_size=512, benchmark=True, experiment="with benchmark")
     assert state.is_completed(), state.message
