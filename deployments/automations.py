@@ -1,7 +1,7 @@
 """What Prefect does by itself when something happens: a dead run marked crashed, and people told by a webhook.
 
-The events are Prefect's own and those of `tasks.unchanged`. deployments/applying.py puts the automations in place; one
-that was switched off on Prefect's page stays off.
+The events are Prefect's own and those of `tasks.runs.unchanged`. deployments/applying.py puts the automations in
+place; one that was switched off on Prefect's page stays off.
 """
 
 from datetime import timedelta
@@ -12,7 +12,7 @@ from prefect.automations import AutomationCore, EventTrigger, Posture
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import CallWebhook, ChangeFlowRunState
 
-from tasks.unchanged import CHAMPION_CHANGED, DATA_CHANGED
+from tasks.runs.unchanged import CHAMPION_CHANGED, DATA_CHANGED
 
 HEARTBEAT = "prefect.flow-run.heartbeat"  # every 30 seconds, as deployments/prefect.yaml asks for
 SILENCE = timedelta(seconds=90)

@@ -18,7 +18,7 @@ from tasks.parameters import (
     ReplayParameters,
     TrainingParameters,
 )
-from tasks.settings import BUCKET_ID_FILE, resolve_sources
+from tasks.sources import BUCKET_ID_FILE, resolve_sources
 
 # With one of these the command knows its data, or who asks for it: no stand-in then.
 OWN_DATA = ("--shards", "--bucket-id", "--aws-block")

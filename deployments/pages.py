@@ -71,7 +71,7 @@ def configured_mlflow() -> str | None:
 
 def _store() -> str:
     """The store that runs without a tracking server write to."""
-    from tasks.learning.record import tracking_uri
+    from tasks.tracking.client import tracking_uri
 
     return tracking_uri()
 

@@ -15,13 +15,13 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from flows.commandline import parameters, run
-from tasks.benchmark_report import load_benchmark, report_benchmark
+from tasks.benchmark.hardware import check_devices, make_plan, measure_hardware
+from tasks.benchmark.report import load_benchmark, report_benchmark
 from tasks.credentials import verify_credentials
-from tasks.hardware import check_devices, make_plan, measure_hardware
+from tasks.data import locate_shards
 from tasks.parameters import BenchmarkParameters, Shards, Source
-from tasks.settings import Sources, configured_bucket_id, resolve_sources
-from tasks.shards import locate_shards
-from tasks.tracking import page_in_prefect, tracked
+from tasks.runs.lifecycle import page_in_prefect, tracked
+from tasks.sources import Sources, configured_bucket_id, resolve_sources
 
 verify = task(name="verify credentials", cache_policy=NO_CACHE)(verify_credentials)
 load = task(name="load the other benchmark", cache_policy=NO_CACHE)(load_benchmark)

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar, cast, get_args, g
 from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from tasks.blocks import credentials_of
+from tasks.aws.block import credentials_of
 from tasks.errors import ShardlineError
 from tasks.parameters import Parameters
 

@@ -16,12 +16,12 @@ from prefect.runtime import flow_run
 
 from flows.commandline import parameters, run
 from tasks.credentials import verify_credentials
+from tasks.data import locate_shards
 from tasks.parameters import Listing, PredictionParameters, Source
-from tasks.predicting import choose_model, predict_shards, report_predictions, resolve_output
-from tasks.resuming import FINGERPRINT
-from tasks.settings import Sources, resolve_sources
-from tasks.shards import locate_shards
-from tasks.tracking import note_data, page_in_prefect, tracked
+from tasks.prediction import choose_model, predict_shards, report_predictions, resolve_output
+from tasks.runs.lifecycle import note_data, page_in_prefect, tracked
+from tasks.runs.resuming import FINGERPRINT
+from tasks.sources import Sources, resolve_sources
 
 verify = task(name="verify credentials", task_run_name="verify credentials", cache_policy=NO_CACHE)(verify_credentials)
 

@@ -7,16 +7,16 @@ from typing import Any
 from prefect import flow
 
 from flows.commandline import parameters, run
-from tasks.completing import complete_records
 from tasks.errors import TrackingError
 from tasks.parameters import ReplayParameters
+from tasks.tracking.recovery import complete_records
 
 
 @flow(name="replaying")
 @parameters(ReplayParameters)
 def replay(**_: Any) -> str:
     """Send what MLflow lacks of the runs that ended without it, and end them there."""
-    from tasks.learning.record import connect
+    from tasks.tracking.client import connect
 
     completed, failed = complete_records(connect())
     if failed:

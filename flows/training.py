@@ -17,14 +17,16 @@ from prefect.runtime import flow_run
 
 from flows.benchmarking import benchmark
 from flows.commandline import parameters, run
+from tasks.benchmark.hardware import describe_hardware
 from tasks.credentials import Identity, verify_credentials
+from tasks.data import locate_shards, preview_batch
 from tasks.evaluation import evaluate_model
-from tasks.hardware import describe_hardware
 from tasks.parameters import MODEL_PARAMETERS, BenchmarkParameters, TrainingParameters
-from tasks.registering import register_model
-from tasks.repeating import check_same_data, repeat_parameters
+from tasks.registration import register_model
 from tasks.reporting import report_run
-from tasks.resuming import (
+from tasks.runs.lifecycle import Run, note_data, page_in_prefect, tracked
+from tasks.runs.repeating import check_same_data, repeat_parameters
+from tasks.runs.resuming import (
     FINGERPRINT,
     KEY,
     check_checkpoint_url,
@@ -33,14 +35,12 @@ from tasks.resuming import (
     find_unfinished,
     settings_key,
 )
-from tasks.settings import Sources, resolve_sources
-from tasks.shards import locate_shards, preview_batch
-from tasks.solving import solve_model
+from tasks.runs.unchanged import announce_champion, compare_with_last_success, tags_of_work
+from tasks.sources import Sources, resolve_sources
 from tasks.splitting import split_rows
-from tasks.starting import training_device
-from tasks.tracking import Run, note_data, page_in_prefect, tracked
-from tasks.training import train_model
-from tasks.unchanged import announce_champion, compare_with_last_success, tags_of_work
+from tasks.training.exact import solve_model
+from tasks.training.gradient import train_model
+from tasks.training.start import training_device
 
 verify = task(name="verify credentials", task_run_name="verify credentials", cache_policy=NO_CACHE)(verify_credentials)
 

@@ -2,7 +2,7 @@
 
 `verify_credentials` is a plain function; the flow binds it as a task, without retries. Credentials come from botocore's
 own chain (environment, profile, role) and stay in it. What a refusal means, and how it is told, stands in
-`tasks.refusals`; which buckets and which region, in `tasks.settings`.
+`tasks.aws.refusals`; which buckets and which region, in `tasks.sources`.
 """
 
 import logging
@@ -31,8 +31,8 @@ from prefect.context import get_run_context
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
+from tasks.aws.refusals import BUSY, DENIED, FOREIGN_ERRORS, Question, code_of, explain, strike_out
 from tasks.errors import BucketError, ConfigurationError, CredentialsError
-from tasks.refusals import BUSY, DENIED, FOREIGN_ERRORS, Question, code_of, explain, strike_out
 
 CONNECT_SECONDS = 3
 READ_SECONDS = 10

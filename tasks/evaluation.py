@@ -11,15 +11,15 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from tasks.gate import find_champion, judge
+from tasks.data import may_succeed_later, open_dataset
 from tasks.parameters import TrainingParameters
-from tasks.settings import Sources
-from tasks.shards import may_succeed_later, open_dataset
+from tasks.promotion import find_champion, judge
+from tasks.sources import Sources
 from tasks.splitting import ROWS_OF
 
 if TYPE_CHECKING:
     from tasks.learning.linear import LinearModel
-    from tasks.learning.outbox import Outbox
+    from tasks.tracking.outbox import Outbox
 
 MODELS = ("trained", "exact", "mean")
 SLICES = "evaluation/slices.json"
@@ -48,8 +48,8 @@ def evaluate_model(
     They are those of `test_manifest` (`kind` is test or held-out), else the training rows (train). Slices as a table.
     Returns {"rows_of": kind, "all": {model: facts}, "verdict", "gate": as `judge` says, "train_mse": {model: MSE}}.
     """
-    from tasks.learning.evaluation import Moments, score
-    from tasks.learning.outbox import Outbox
+    from tasks.learning.scoring import Moments, score
+    from tasks.tracking.outbox import Outbox
 
     model = linear_model(features, trained)
     moments = Moments(model.features)

@@ -2,7 +2,7 @@
 
 The flows' signatures, the forms in the Prefect UI, the command lines and their `--help`, and MLflow's params derive
 from the models below (`flows.commandline` does that). A model is frozen and knows its own cross-field rules; what needs
-the environment to be answered (which bucket, which region) is in `tasks.settings`.
+the environment to be answered (which bucket, which region) is in `tasks.sources`.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from tasks.runs.lifecycle import Run
 from tasks.splitting import ROWS_OF
-from tasks.tracking import Run
 
 
 @task(name="report", task_run_name="report", cache_policy=NO_CACHE)
@@ -24,7 +24,7 @@ def report_run(
 ) -> str:
     """Write the report into Prefect (markdown artifact) and MLflow (description, curve, manifest); the report."""
     from tasks.learning.figures import draw_curve
-    from tasks.learning.outbox import Outbox
+    from tasks.tracking.outbox import Outbox
 
     outbox = Outbox(run.run_id)
     curve = trained["curve"]

@@ -11,13 +11,13 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
 from flows.benchmarking import benchmark, check, find_sources
-from tasks.benchmark_report import judge, load_benchmark, write_report, write_unit
+from tasks.benchmark.hardware import describe_hardware, make_plan, write_description
+from tasks.benchmark.report import judge, load_benchmark, write_report, write_unit
 from tasks.devices import PLANS, Figure, describe
 from tasks.devices.description import CudaDevice
 from tasks.errors import ConfigurationError
-from tasks.hardware import describe_hardware, make_plan, write_description
-from tasks.learning import record
 from tasks.parameters import BenchmarkParameters
+from tasks.tracking import client as record
 
 GIVEN = {"mode": "quick", "device": "cpu", "time_budget": 8.0, "max_size": 2**5}
 

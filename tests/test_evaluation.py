@@ -10,9 +10,9 @@ from mlflow import MlflowClient
 from safetensors.numpy import load_file
 
 from flows.training import train
-from tasks.learning import record
 from tasks.splitting import split_rows
 from tasks.streaming import Manifest, Shard
+from tasks.tracking import client as record
 from tests.shards import COLUMNS, to_csv, write_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")  # MLflow's own, of pandas 3.1

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LIBRARIES = ("tasks.streaming", "tasks.learning", "tasks.devices")
+LIBRARIES = ("tasks.aws", "tasks.streaming", "tasks.learning", "tasks.devices")
 MODULES = sorted(path for folder in ("flows", "tasks", "deployments") for path in (ROOT / folder).rglob("*.py"))
 
 
@@ -42,7 +42,7 @@ def test_imports_only_go_down(path):
         others = tuple(other for other in LIBRARIES if other != library)
         assert not names(imports, "flows", "deployments", "prefect", *others)
         assert names(imports, "tasks") <= names(imports, library, "tasks.errors")
-        assert module == "tasks.learning.record" or not names(imports, "mlflow")
+        assert module == "tasks.tracking.client" or not names(imports, "mlflow")
     elif module.startswith("tasks"):
         assert not names(imports, "flows", "deployments")
         assert module != "tasks.errors" or not imports

@@ -11,7 +11,7 @@ from s3fs import S3FileSystem
 
 from flows.predicting import predict
 from flows.training import train
-from tasks.blocks import credentials_of
+from tasks.aws.block import credentials_of
 from tasks.credentials import verify_credentials
 from tasks.errors import BucketError, ConfigurationError, CredentialsError
 

@@ -9,10 +9,10 @@ import torch
 
 from tasks.errors import ConfigurationError, NonFiniteLossError, TrainingError
 from tasks.learning.batches import Preparation, stay_resident
-from tasks.learning.evaluation import Moments, score
 from tasks.learning.features import Features, Scaling, distance_km, suit_learning_rate
 from tasks.learning.linear import LinearModel, initial_weights
 from tasks.learning.loop import Settings, Trainer, train
+from tasks.learning.scoring import Moments, score
 
 TAXI = (
     "fareamount_double",

@@ -15,10 +15,10 @@ from mlflow import MlflowClient
 from flows.predicting import predict
 from flows.training import train
 from tasks.errors import ConfigurationError
-from tasks.learning import record
-from tasks.models import load_model
-from tasks.predicting import cut_at_shards
-from tasks.predictions import OutputFolder, name_shards
+from tasks.prediction import cut_at_shards
+from tasks.streaming.writing import OutputFolder, name_shards
+from tasks.tracking import client as record
+from tasks.tracking.registry import load_model
 from tests.shards import COLUMNS, to_csv, write_shards
 
 pytestmark = [

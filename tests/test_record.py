@@ -11,10 +11,10 @@ from deployments.processes import Children, wait_until
 from deployments.servers import start_mlflow
 from flows.replaying import replay
 from flows.training import train
-from tasks.completing import complete_outbox
 from tasks.errors import TrackingError
-from tasks.learning import record
-from tasks.learning.outbox import Outbox, read_metrics
+from tasks.tracking import client as record
+from tasks.tracking.outbox import Outbox, read_metrics
+from tasks.tracking.recovery import complete_outbox
 
 STEPS = 240
 

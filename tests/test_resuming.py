@@ -18,8 +18,8 @@ from tasks.errors import CheckpointError
 from tasks.learning.checkpoints import Checkpoint, Checkpoints
 from tasks.learning.features import Features, Scaling
 from tasks.learning.loop import Settings, Trainer
-from tasks.learning.outbox import held
-from tasks.resuming import is_gone, this_process
+from tasks.runs.resuming import is_gone, this_process
+from tasks.tracking.outbox import held
 
 ROOT = Path(__file__).parents[1]
 ITERATIONS = 400
@@ -111,7 +111,7 @@ def test_this_process_is_not_gone_and_one_that_ended_is():
 
 
 def test_an_outbox_is_held_by_one_process_at_a_time(tmp_path):
-    script = "import sys, pathlib\nfrom tasks.learning.outbox import held\n"
+    script = "import sys, pathlib\nfrom tasks.tracking.outbox import held\n"
     script += "with held(pathlib.Path(sys.argv[1])) as free: sys.exit(0 if free else 3)"
     command = [sys.executable, "-c", script, str(tmp_path)]
     with held(tmp_path) as free:

@@ -15,11 +15,11 @@ from mlflow.exceptions import MlflowException
 from safetensors.numpy import load_file
 
 from flows.training import train
-from tasks.completing import complete_outbox
 from tasks.errors import TrackingError
-from tasks.gate import Champion, judge
-from tasks.learning import record
-from tasks.learning.outbox import MODEL, REGISTRATION, Outbox
+from tasks.promotion import Champion, judge
+from tasks.tracking import client as record
+from tasks.tracking.outbox import MODEL, REGISTRATION, Outbox
+from tasks.tracking.recovery import complete_outbox
 
 pytestmark = pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")  # MLflow's own, of pandas 3.1
 

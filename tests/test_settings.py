@@ -4,7 +4,7 @@ import pytest
 
 from tasks.errors import ConfigurationError, ShardlineError
 from tasks.parameters import TrainingParameters
-from tasks.settings import resolve_sources
+from tasks.sources import resolve_sources
 
 ID = "0123456789abcdef0123456789abcdef"
 OTHER = "f" * 32

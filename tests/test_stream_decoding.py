@@ -8,7 +8,7 @@ import torch
 
 from tasks.errors import ConfigurationError, RowCountError, RowError
 from tasks.streaming import Manifest, ObjectStorageDataset, Shard, locate
-from tasks.streaming.decoding import BLOCK_SIZE
+from tasks.streaming.formats.csv import BLOCK_SIZE
 from tests.shards import COLUMNS, draw_rows, to_csv, write_metadata
 
 HEADER = b"fare,latitude,hour\n"

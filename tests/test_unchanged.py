@@ -7,8 +7,8 @@ from mlflow import MlflowClient
 
 from deployments.generator import write_data
 from flows.training import train
-from tasks import unchanged
-from tasks.learning import record
+from tasks.runs import unchanged
+from tasks.tracking import client as record
 from tests.sites import ask
 
 SMALL = {"batch_size": 100, "iterations": 2, "skip_unchanged": True}
@@ -65,7 +65,7 @@ def test_other_code_makes_it_run(workplace, monkeypatch):
 def test_the_digest_changes_with_any_module_and_with_nothing_else(tmp_path, monkeypatch):
     root = tmp_path / "copy"
     for folder in ("flows", "tasks"):
-        shutil.copytree(unchanged.Path(unchanged.__file__).parents[1] / folder, root / folder)
+        shutil.copytree(unchanged.Path(unchanged.__file__).parents[2] / folder, root / folder)
     monkeypatch.setattr(unchanged, "__file__", str(root / "tasks" / "unchanged.py"))
     before = unchanged.digest_code()
     (root / "README.md").write_text("new")

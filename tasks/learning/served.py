@@ -1,6 +1,6 @@
 """A trained model as it is served: from columns by name to predictions, by the code that it was trained with.
 
-A copy of this module, and of those that it imports, goes with every model (`tasks.registering`); MLflow loads the copy
+A copy of this module, and of those that it imports, goes with every model (`tasks.registration`); MLflow loads the copy
 by `_load_pyfunc`. The weights are safetensors, all else is JSON: nothing is pickled.
 """
 

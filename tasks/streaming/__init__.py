@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tasks.streaming.batches import Batch, Times
     from tasks.streaming.dataset import ObjectStorageDataset
-    from tasks.streaming.locating import locate
+    from tasks.streaming.listing.locating import locate
+    from tasks.streaming.listing.statistics import read_statistics
     from tasks.streaming.manifest import Manifest, Shard
-    from tasks.streaming.statistics import read_statistics
 
 __all__ = ["Batch", "Manifest", "ObjectStorageDataset", "Shard", "Times", "locate", "read_statistics"]
 
@@ -24,8 +24,8 @@ _HOMES = {
     "ObjectStorageDataset": "dataset",
     "Shard": "manifest",
     "Times": "batches",
-    "locate": "locating",
-    "read_statistics": "statistics",
+    "locate": "listing.locating",
+    "read_statistics": "listing.statistics",
 }
 
 

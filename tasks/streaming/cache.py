@@ -26,9 +26,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from tasks.streaming.contract import Contract
+from tasks.streaming.formats.contract import Contract
 from tasks.streaming.manifest import Shard
-from tasks.streaming.patience import ClosedError
+from tasks.streaming.objects.retrying import ClosedError
 from tasks.streaming.staging import FileStaging, map_rows
 
 if TYPE_CHECKING:

@@ -16,17 +16,17 @@ from tasks.errors import ConfigurationError
 from tasks.streaming.arithmetic import Sequencing, count_batches
 from tasks.streaming.batches import Batch, Times
 from tasks.streaming.cache import Cache
-from tasks.streaming.contract import Contract, Header
+from tasks.streaming.formats.contract import Contract, Header
+from tasks.streaming.listing.locating import locate
 from tasks.streaming.loading import Loading
-from tasks.streaming.locating import locate
 from tasks.streaming.manifest import Manifest
-from tasks.streaming.patience import Patience
+from tasks.streaming.objects.retrying import Patience
+from tasks.streaming.objects.store import open_store
 from tasks.streaming.pipeline import Pipeline
 from tasks.streaming.planning import Request, plan_batches
+from tasks.streaming.prefetching import Shelf
 from tasks.streaming.progress import Progress
 from tasks.streaming.quarantine import set_bad_rows_aside
-from tasks.streaming.shelf import Shelf
-from tasks.streaming.stores import open_store
 
 NUMPY_NAMES = {torch.float64: "float64", torch.float32: "float32"}
 IN_MEMORY = 2**26  # bytes of decoded rows; a larger shard is staged in a temporary file

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.errors import RowCountError
 from tasks.streaming.cache import Cache
-from tasks.streaming.contract import Contract
-from tasks.streaming.diagnosing import BadLine, decode_csv
+from tasks.streaming.formats.contract import Contract
+from tasks.streaming.formats.diagnosing import BadLine, decode_csv
+from tasks.streaming.formats.parquet import decode_parquet, is_parquet
 from tasks.streaming.manifest import Shard
-from tasks.streaming.parquet import decode_parquet, is_parquet
-from tasks.streaming.patience import Patience
+from tasks.streaming.objects.retrying import Patience
+from tasks.streaming.objects.store import Listed, Store
+from tasks.streaming.objects.transfer import read_object
 from tasks.streaming.staging import MemoryStaging, Pages, Staging, explain_full_disk, stage_in_temporary_file
-from tasks.streaming.stores import Listed, Store
-from tasks.streaming.transfer import read_object
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

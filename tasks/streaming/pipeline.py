@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tasks.streaming.arithmetic import Piece, Sequencing, Span, window_permutation
-from tasks.streaming.patience import ClosedError
+from tasks.streaming.objects.retrying import ClosedError
 from tasks.streaming.planning import Plan
-from tasks.streaming.shelf import Shelf
+from tasks.streaming.prefetching import Shelf
 from tasks.streaming.staging import Pages
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from dataclasses import astuple, fields, replace
 from pathlib import Path
 
 from tasks.errors import RowCountError, ShardsNotFoundError
-from tasks.streaming.diagnosing import BadLine
+from tasks.streaming.formats.diagnosing import BadLine
 from tasks.streaming.loading import Loading
 from tasks.streaming.manifest import Manifest, Shard
 from tasks.streaming.progress import Progress

@@ -20,12 +20,12 @@ from unittest.mock import patch
 
 import torch
 
-from tasks.learning import record
 from tasks.learning.batches import Preparation, Prepared, stay_resident
 from tasks.learning.features import Features, Scaling
 from tasks.learning.loop import Settings, Trainer, train
-from tasks.learning.outbox import Outbox
-from tasks.training import metrics_of
+from tasks.tracking import client as record
+from tasks.tracking.outbox import Outbox
+from tasks.training.gradient import metrics_of
 from tests.benchmarks.stream_setting import describe_machine, take_turns
 
 ROWS, BATCH, ITERATIONS, ROUNDS = 2**22, 2**20, 600, 7  # they take longer than metrics wait to be sent

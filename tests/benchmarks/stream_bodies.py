@@ -23,8 +23,8 @@ CLIENTS = ("botocore", "s3fs", "obstore", "pyarrow", "crt")
 
 def botocore() -> Callable[[str], int]:
     """As the stream itself opens and drains a body."""
-    from tasks.streaming.patience import Patience
-    from tasks.streaming.stores import Listed, open_store
+    from tasks.streaming.objects.retrying import Patience
+    from tasks.streaming.objects.store import Listed, open_store
 
     store = open_store("s3://taxi/csv", None, Patience())
     listed = {each.uri: each for each in store.list("s3://taxi/csv/part-*.csv")}

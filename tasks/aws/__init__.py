@@ -1,0 +1,1 @@
+"""Who we are to AWS, what its refusals mean, and Prefect's block of credentials."""

@@ -1,0 +1,1 @@
+"""The steps that say what the hardware is and how fast."""

@@ -1,0 +1,77 @@
+"""The gate that a new model passes to become champion: it must beat the present one on the same rows.
+
+The verdict stands in the run's report; what it brings about in the registry is in `tasks.registration`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.errors import ShardlineError
+from tasks.splitting import ROWS_OF
+from tasks.tracking.registry import ColumnModel, load_model, name_of_model
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The present champion, ready to predict, or why it cannot; all None: there is none."""
+
+    version: str | None = None
+    model: ColumnModel | None = None
+    fault: str | None = None
+
+
+def find_champion(experiment: str, target: str, columns: list[str]) -> Champion:
+    """The experiment's champion, for rows of these columns.
+
+    Whatever is wrong with it does not stop the run whose model is held against it.
+    """
+    from mlflow.exceptions import MlflowException
+
+    from tasks.tracking import client as record
+
+    name, version = name_of_model(experiment), None
+    try:
+        client = record.connect()
+        with record.translated("the model registry does not answer"):
+            try:
+                version = client.get_registered_model(name).aliases.get("champion")
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+        if version is None:
+            return Champion()
+        model = load_model(client, f"models:/{name}/{version}").on(columns)
+        if model.target not in (target, None):
+            return Champion(str(version), fault=f"it predicts {model.target}, and this model {target}")
+        return Champion(str(version), model)
+    except ShardlineError as error:
+        return Champion(version and str(version), fault=str(error))
+
+
+def judge(scores: dict[str, dict[str, Any]], kind: str, champion: Champion) -> dict[str, Any]:
+    """Whether the trained model becomes champion: {"wins", "against": the present champion's version, "verdict"}.
+
+    It must have a smaller error than the champion on the same rows, which were held out from its training; where there
+    is no champion, than always guessing the mean.
+    """
+    rival = f"the champion (version {champion.version})" if champion.version else "the champion"
+    trained, other = scores["trained"], scores.get("champion")
+    if champion.fault:
+        return _lost(champion, f"it cannot be compared with {rival}: {champion.fault}")
+    if champion.version and (other is None or kind == "train"):
+        return _lost(champion, f"there are no rows but those it was trained on to compare it with {rival}")
+    if champion.version and trained["r2"] is None:
+        return _lost(champion, f"the target of the {ROWS_OF[kind]} rows is constant, which is no test against {rival}")
+    if other is None:
+        rival, other = "always guessing the mean, there being no champion yet", scores["mean"]
+    figures = f"RMSE {trained['rmse']:.6g} against {other['rmse']:.6g} on the {trained['rows']:,} {ROWS_OF[kind]} rows"
+    if not trained["mse"] < other["mse"]:
+        return _lost(champion, f"it does not beat {rival}: {figures}")
+    verdict = f"The model becomes champion, for it beats {rival}: {figures}."
+    return {"wins": True, "against": champion.version, "verdict": verdict}
+
+
+def _lost(champion: Champion, reason: str) -> dict[str, Any]:
+    return {"wins": False, "against": champion.version, "verdict": f"The model stays challenger, for {reason}."}

@@ -1,0 +1,120 @@
+"""What the environment answers where a parameter does not: which bucket, which region, which shards.
+
+`resolve_sources` is called before anything is started and again inside the flow, where it runs. Credentials are no
+business of this module: boto3's own chain finds them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tasks.errors import ConfigurationError
+from tasks.parameters import Source
+
+BUCKET_ID_FILE = "BUCKET_ID"
+S3 = ("s3://", "s3a://")
+BUCKET_ID_PATTERN = re.compile("[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """The shards that a run reads: two globs, their region, how to open them, and the account that must own them."""
+
+    shards: str
+    test_shards: str | None
+    region: str | None
+    anonymous: bool
+    owner: str | None = None
+
+    @property
+    def uris(self) -> list[str]:
+        """The globs that are set."""
+        return [uri for uri in (self.shards, self.test_shards) if uri]
+
+    def storage_options(self, uri: str) -> dict[str, Any]:
+        """What fsspec's filesystem for this URI is to be opened with, in s3fs's words; credentials are not among it."""
+        if not uri.startswith(S3):
+            return {}
+        options: dict[str, Any] = {"anon": True} if self.anonymous else {}
+        if self.region:
+            options["client_kwargs"] = {"region_name": self.region}
+        if self.owner:
+            options["s3_additional_kwargs"] = {"ExpectedBucketOwner": self.owner}
+        return options
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain JSON types."""
+        return asdict(self)
+
+
+def resolve_sources(given: Source) -> Sources:
+    """The shards and their region, from parameters, else the environment, else the file BUCKET_ID.
+
+    Raises ConfigurationError where nothing says which shards to read, a BUCKET_ID is not 32 hexadecimal digits, or the
+    AWS configuration cannot be read.
+    """
+    asks_aws = not given.shards or any(uri.startswith(S3) for uri in (given.shards, given.test_shards) if uri)
+    region = given.region or (configured_region() if asks_aws else None)
+    if given.shards:
+        return Sources(
+            shards=_absolute(given.shards),
+            test_shards=given.test_shards and _absolute(given.test_shards),
+            region=region,
+            anonymous=given.anonymous,
+        )
+    bucket_id = given.bucket_id or configured_bucket_id()
+    if not bucket_id:
+        raise ConfigurationError(
+            "no shards to read: give --shards 's3://bucket/path/part*.csv', or --bucket-id (or BUCKET_ID in the "
+            f"environment, or a file {BUCKET_ID_FILE} in {Path.cwd()}); `make train` runs on generated shards "
+            "with nothing configured"
+        )
+    if not region:
+        raise ConfigurationError(
+            f"no region for the bucket dc-taxi-{bucket_id}-…: give --region, or set AWS_DEFAULT_REGION"
+        )
+    base = f"s3://dc-taxi-{bucket_id}-{region}/csv"
+    return Sources(
+        shards=f"{base}/dev/part*.csv",
+        test_shards=(given.test_shards and _absolute(given.test_shards)) or f"{base}/test/part*.csv",
+        region=region,
+        anonymous=given.anonymous,
+    )
+
+
+def configured_bucket_id() -> str | None:
+    """BUCKET_ID of the environment, else of the file in the working directory, else None."""
+    text, origin = os.environ.get("BUCKET_ID", "").strip(), "the environment variable BUCKET_ID"
+    path = Path.cwd() / BUCKET_ID_FILE
+    if not text and path.is_file():
+        text, origin = path.read_text(encoding="utf-8", errors="replace").strip(), str(path)
+    if text and not BUCKET_ID_PATTERN.fullmatch(text):
+        raise ConfigurationError(f"{origin} says {text[:40]!r}: a BUCKET_ID is 32 hexadecimal digits (0-9, a-f)")
+    return text or None
+
+
+def configured_region() -> str | None:
+    """The region of AWS_DEFAULT_REGION, AWS_REGION or the active AWS profile, else None."""
+    region = os.environ.get("AWS_DEFAULT_REGION") or os.environ.get("AWS_REGION")
+    if region:
+        return region
+    import boto3
+    from botocore.exceptions import BotoCoreError
+
+    from tasks.aws.refusals import Question, explain, strike_out
+
+    try:
+        return str(boto3.Session().region_name or "") or None
+    except BotoCoreError as error:
+        strike_out(error, [])
+        raise explain(error, Question(service="AWS")) from error
+
+
+def _absolute(uri: str) -> str:
+    """A local path as an absolute one, so that it means the same wherever the flow runs; a URL as it is."""
+    return uri if urlsplit(uri).scheme and "://" in uri else str(Path(uri).expanduser().absolute())

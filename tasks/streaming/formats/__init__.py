@@ -1,0 +1,1 @@
+"""Bytes → rows: what a shard must look like, and how it is decoded."""

@@ -1,0 +1,163 @@
+"""Bytes of a CSV shard → rows of numbers, strictly: what is not exactly the contract is an error, never a guess.
+
+Bytes are cut into blocks of whole lines, and each block is decoded by pyarrow on the calling thread. pyarrow lets pass
+an extra column, a duplicate column, nan, inf and numbers too large for a double: the header is compared in
+`contract.py`, and every number is tested for being finite here. Which line and cell is at fault is found out by
+`diagnosing.py`, on the failing block alone.
+"""
+
+import itertools
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tasks.errors import RowError
+from tasks.streaming.formats.contract import BYTE_ORDER_MARK, Contract, name_columns, split_line
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BLOCK_SIZE = 2**20
+GZIP_MAGIC = b"\x1f\x8b"
+GZIP_AT_ONCE = 2**14  # bytes; they hold 16 MiB at most
+LONGEST_LINE = 2**24
+BLANK = re.compile(rb"[\r\n]*")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Whole lines of a shard. line: the number of the first one, counted from 1. names: the shard's own columns."""
+
+    uri: str
+    line: int
+    names: tuple[str, ...]
+    data: memoryview
+
+
+def decompress(uri: str, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The pieces as they are or, where they begin as gzip does, what they hold. Raises RowError for damaged gzip."""
+    iterator = iter(pieces)
+    head = b""
+    for piece in iterator:
+        head += piece
+        if len(head) >= len(GZIP_MAGIC):
+            break
+    if not head.startswith(GZIP_MAGIC):
+        if head:
+            yield head
+        yield from iterator
+        return
+    try:
+        yield from _gunzip(itertools.chain([head], iterator))
+    except zlib.error as error:
+        raise RowError(
+            f"{uri} begins like gzip, but cannot be decompressed: {error}. Write the shard again."
+        ) from error
+
+
+def _gunzip(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Every member of a gzip file, one after the other."""
+    member = None
+    for piece in pieces:
+        for start in range(0, len(piece), GZIP_AT_ONCE):
+            compressed = piece[start : start + GZIP_AT_ONCE]
+            while compressed:
+                if member is None:
+                    member = zlib.decompressobj(wbits=31)
+                yield member.decompress(compressed)
+                compressed = member.unused_data.lstrip(b"\0")  # members may be padded
+                if member.eof:
+                    member = None
+    if member is not None:
+        raise zlib.error("the compressed data ends early")
+
+
+def cut_blocks(uri: str, pieces: Iterable[bytes], contract: Contract) -> Iterator[Block]:
+    """Blocks of whole lines, without the header line, which is held against the contract first. Raises RowError."""
+    names: tuple[str, ...] = ()
+    line = 1
+    gathered: list[bytes] = []
+    length = 0
+    for piece in itertools.chain(decompress(uri, pieces), [b""]):
+        gathered.append(piece)
+        length += len(piece)
+        if piece and length < BLOCK_SIZE and names:
+            continue
+        data = b"".join(gathered)
+        end = data.rfind(b"\n") + 1 if piece else len(data)
+        gathered, length = [data[end:]], len(data) - end
+        if length > LONGEST_LINE:
+            raise RowError(f"{uri}, line {line + _count_lines(data)}: no line end in {length} bytes. Is this CSV?")
+        start = 0
+        if not names and end:
+            names, start, line = _take_header(uri, data, contract)
+        if start < end:
+            block = Block(uri, line, names, memoryview(data)[start:end])
+            yield block
+            line += _count_lines(block.data)
+
+
+def _count_lines(data: bytes | memoryview) -> int:
+    """As bytes.count, which takes five times as long, and other threads with it."""
+    import numpy as np
+
+    return int(np.count_nonzero(np.frombuffer(data, dtype=np.uint8) == ord("\n")))
+
+
+def _take_header(uri: str, data: bytes, contract: Contract) -> tuple[tuple[str, ...], int, int]:
+    """The shard's own column names, where its rows begin, and the number of their first line."""
+    begin = len(BYTE_ORDER_MARK) if data.startswith(BYTE_ORDER_MARK) else 0
+    end = data.find(b"\n") + 1 or len(data)
+    cells = split_line(data[begin:end])
+    if contract.header is None:
+        if len(cells) != len(contract.columns):
+            raise RowError(
+                f"{uri}, line 1: {len(cells)} cells where {len(contract.columns)} columns are expected "
+                f"({', '.join(contract.columns)}). Correct the shard, or name its columns with `columns`."
+            )
+        return contract.columns, begin, 1
+    contract.check_header(uri, cells)
+    return tuple(cells), end, 2
+
+
+def parse_lines(
+    data: bytes | memoryview, names: tuple[str, ...], columns: tuple[str, ...], dtype: str
+) -> "list[NDArray[Any]]":
+    """`columns` of whole lines of CSV whose own columns are `names`; every number is finite.
+
+    Raises ValueError (pyarrow.ArrowInvalid where the text is at fault).
+    """
+    import numpy as np
+    import pyarrow
+    from pyarrow import csv
+
+    if BLANK.fullmatch(data):
+        return [np.empty(0, dtype=dtype) for _ in columns]
+    # By position, for a header's own names may be empty, or need quoting.
+    positions = name_columns(len(names))
+    wanted = [positions[names.index(column)] for column in columns]
+    table = csv.read_csv(
+        pyarrow.BufferReader(pyarrow.py_buffer(data)),
+        read_options=csv.ReadOptions(column_names=positions, use_threads=False, block_size=len(data) + 1),
+        parse_options=csv.ParseOptions(newlines_in_values=False, ignore_empty_lines=True),
+        convert_options=csv.ConvertOptions(
+            column_types=dict.fromkeys(wanted, pyarrow.float64()),
+            include_columns=wanted,
+            null_values=[],
+            strings_can_be_null=False,
+        ),
+    )
+    return [_check_finite(column.to_numpy(), dtype) for column in table.columns]
+
+
+def _check_finite(column: "NDArray[Any]", dtype: str) -> "NDArray[Any]":
+    """The column as `dtype`. A sum is finite only if all its terms are, and some times faster than isfinite."""
+    import numpy as np
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        column = column.astype(dtype, copy=False)
+        if not np.isfinite(column.sum()) and not np.isfinite(column).all():
+            raise ValueError("a number is not finite")
+    return column

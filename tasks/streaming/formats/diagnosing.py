@@ -1,0 +1,121 @@
+"""Which line, which column, which cell: the slow second look at a block that could not be decoded.
+
+Lines are judged by the very decoder that refused them, so that both agree on what is a number; a bad line is then taken
+apart to say what is wrong with it.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tasks.errors import RowError
+from tasks.streaming.formats.contract import Contract, split_line
+from tasks.streaming.formats.csv import Block, cut_blocks, parse_lines
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SHOWN = 60  # characters of a cell that a message shows
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line that breaks the contract.
+
+    line: its number, counted from 1 in the (uncompressed) object
+    column, cell: "" where the line as a whole is at fault
+    """
+
+    uri: str
+    line: int
+    column: str
+    cell: str
+    reason: str
+    text: str
+
+
+def decode_csv(
+    uri: str, pieces: Iterable[bytes], contract: Contract, dtype: str
+) -> "Iterator[tuple[list[NDArray[Any]], list[BadLine]]]":
+    """Blocks of columns, in the contract's order, and the bad lines left out of each.
+
+    Raises RowError where bad lines are an error, or the header breaks the contract.
+    """
+    columns = contract.columns
+    for block in cut_blocks(uri, pieces, contract):
+        try:
+            yield parse_lines(block.data, block.names, columns, dtype), []
+        except ValueError as error:
+            if not contract.drops_bad_rows:
+                raise explain(block, columns, dtype) from error
+            yield drop_bad_lines(block, columns, dtype)
+
+
+def explain(block: Block, columns: tuple[str, ...], dtype: str) -> RowError:
+    """The error for the first bad line of a block that could not be decoded."""
+    lines = bytes(block.data).split(b"\n")
+    for index in find_bad_lines(lines, block.names, columns, dtype):
+        bad = describe(block, index, lines[index], columns, dtype)
+        return RowError(
+            f"{bad.uri}, line {bad.line}: {bad.reason}. Correct the shard, or drop and count such lines "
+            'with on_bad_rows="quarantine".'
+        )
+    return RowError(f"{block.uri}: the lines from {block.line} on cannot be decoded together. Correct the shard.")
+
+
+def drop_bad_lines(block: Block, columns: tuple[str, ...], dtype: str) -> "tuple[list[NDArray[Any]], list[BadLine]]":
+    """The columns of the lines that keep the contract, and the lines that break it, in order."""
+    lines = bytes(block.data).split(b"\n")
+    found = set(find_bad_lines(lines, block.names, columns, dtype))
+    bad = [describe(block, index, lines[index], columns, dtype) for index in sorted(found)]
+    good = b"\n".join(line for index, line in enumerate(lines) if index not in found)
+    return parse_lines(good, block.names, columns, dtype), bad
+
+
+def find_bad_lines(lines: list[bytes], names: tuple[str, ...], columns: tuple[str, ...], dtype: str) -> Iterator[int]:
+    """Which of the lines break the contract, in order, by halving what does not decode."""
+    spans = [(0, len(lines))]
+    while spans:
+        first, last = spans.pop()
+        try:
+            parse_lines(b"\n".join(lines[first:last]), names, columns, dtype)
+        except ValueError:
+            if last - first == 1:
+                yield first
+            else:
+                middle = (first + last) // 2
+                spans += [(middle, last), (first, middle)]
+
+
+def describe(block: Block, index: int, raw: bytes, columns: tuple[str, ...], dtype: str) -> BadLine:
+    """What is wrong with line `index` of a block, which does not decode."""
+    cells = split_line(raw)
+    column, cell, reason = "", "", "the line cannot be read as numbers"
+    if tuple(cells) == block.names:
+        reason = "the header line stands here again"
+    elif len(cells) != len(block.names):
+        reason = f"{len(cells)} cells where {len(block.names)} are expected"
+    else:
+        for name, value in zip(block.names, cells, strict=True):
+            problem = _find_problem(value, dtype) if name in columns else None
+            if problem is not None:
+                column, cell, reason = name, value, f"column {name!r} {problem}"
+                break
+    text = raw.rstrip(b"\r").decode("utf-8", errors="replace")
+    return BadLine(block.uri, block.line + index, column, cell, reason, text)
+
+
+def _find_problem(cell: str, dtype: str) -> str | None:
+    if not cell.strip():
+        return "is empty"
+    shown = cell if len(cell) <= SHOWN else cell[:SHOWN] + "…"
+    quoted = b'"' + cell.replace('"', '""').encode("utf-8", errors="replace") + b'"'
+    try:
+        parse_lines(quoted, ("cell",), ("cell",), "float64")
+    except ValueError as error:
+        return f"is {shown!r}, which is not a {'finite ' if 'finite' in str(error) else ''}number"
+    try:
+        parse_lines(quoted, ("cell",), ("cell",), dtype)
+    except ValueError:
+        return f"is {shown!r}, which is too large for {dtype}"
+    return None

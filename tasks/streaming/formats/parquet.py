@@ -1,0 +1,132 @@
+"""Parquet shards by the same interface as CSV ones: columns by name, numbers as floats, everything finite.
+
+The row count stands in the footer. For decoding, the whole object is fetched and verified first, into memory or, where
+it is large, into a temporary file.
+"""
+
+import io
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from tasks.errors import RowError
+from tasks.streaming.formats.contract import Contract
+from tasks.streaming.formats.diagnosing import BadLine
+from tasks.streaming.objects.retrying import Patience
+from tasks.streaming.objects.store import Listed, Store
+from tasks.streaming.objects.transfer import read_object
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+IN_MEMORY = 2**26  # bytes of a fetched object
+ROWS_AT_ONCE = 2**16
+
+
+def is_parquet(uri: str) -> bool:
+    return uri.endswith((".parquet", ".pq"))
+
+
+def read_footer(store: Store, entry: Listed, patience: Patience) -> tuple[tuple[str, ...], int]:
+    """Names of the columns, and the number of rows. Raises RowError where the object is no Parquet file."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with pyarrow.PythonFile(_Ranges(store, entry, patience), mode="r") as file:
+            metadata = parquet.read_metadata(file)
+            return tuple(metadata.schema.to_arrow_schema().names), int(metadata.num_rows)
+    except pyarrow.ArrowInvalid as error:
+        raise RowError(f"{entry.uri} is no Parquet file: {error}. Write the shard again, or leave it out.") from error
+
+
+def decode_parquet(
+    uri: str, pieces: Iterable[bytes], contract: Contract, dtype: str
+) -> "Iterator[tuple[list[NDArray[Any]], list[BadLine]]]":
+    """Blocks of columns, in the contract's order, and the bad rows left out of each, their numbers standing for lines.
+
+    Raises RowError where bad rows are an error, or a column is missing, unexpected or not of numbers.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    with tempfile.SpooledTemporaryFile(IN_MEMORY, prefix="shardline-") as spool:
+        for piece in pieces:
+            spool.write(piece)
+        spool.seek(0)
+        try:
+            file = parquet.ParquetFile(pyarrow.PythonFile(spool, mode="r"))
+            contract.check_header(uri, file.schema_arrow.names)
+            row = 1
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(contract.columns), use_threads=False):
+                columns, bad = _take_good(uri, batch.select(list(contract.columns)), row, dtype)
+                if bad and not contract.drops_bad_rows:
+                    raise RowError(
+                        f"{uri}, row {bad[0].line}: {bad[0].reason}. Correct the shard, or quarantine such rows."
+                    )
+                yield columns, bad
+                row += batch.num_rows
+        except pyarrow.ArrowException as error:
+            raise RowError(f"{uri} cannot be decoded as Parquet: {error}. Write the shard again.") from error
+
+
+def _take_good(uri: str, batch: Any, first: int, dtype: str) -> "tuple[list[NDArray[Any]], list[BadLine]]":
+    import numpy as np
+
+    columns = [
+        _to_numbers(uri, name, column, dtype) for name, column in zip(batch.schema.names, batch.columns, strict=True)
+    ]
+    good = np.ones(batch.num_rows, dtype=bool)
+    for column in columns:
+        good &= np.isfinite(column)
+    if good.all():
+        return columns, []
+    bad = []
+    for index in np.flatnonzero(~good):
+        at = next(i for i, column in enumerate(columns) if not np.isfinite(column[index]))
+        cell, name = batch.column(at)[int(index)].as_py(), batch.schema.names[at]
+        reason = f"column {name!r} is " + ("empty" if cell is None else f"{cell!r}, which is not a finite number")
+        bad.append(BadLine(uri, first + int(index), name, "" if cell is None else str(cell), reason, ""))
+    return [column[good] for column in columns], bad
+
+
+def _to_numbers(uri: str, name: str, column: Any, dtype: str) -> "NDArray[Any]":
+    import numpy as np
+    import pyarrow
+    from pyarrow import types
+
+    kind = column.type
+    if not (types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)):
+        raise RowError(
+            f"{uri}: column {name!r} is of type {kind}, not of numbers. Choose other columns with `columns`."
+        )
+    with np.errstate(over="ignore"):
+        return column.cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False).astype(dtype, copy=False)  # type: ignore[no-any-return]
+
+
+class _Ranges(io.RawIOBase):
+    """An object as a file that fetches what is read from it."""
+
+    def __init__(self, store: Store, entry: Listed, patience: Patience) -> None:
+        self._store, self._entry, self._patience = store, entry, patience
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._entry.size}[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        end = self._entry.size if size < 0 else min(self._entry.size, self._at + size)
+        pieces = read_object(self._store, self._entry, self._patience, begin=self._at, end=end)
+        data = b"".join(pieces) if self._at < end else b""
+        self._at += len(data)
+        return data

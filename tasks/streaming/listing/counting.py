@@ -1,0 +1,101 @@
+"""Rows by reading: for shards without metadata; and the MD5 that stands for the ETag where a scheme has none."""
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from tasks.streaming.formats import parquet
+from tasks.streaming.formats.csv import decompress
+from tasks.streaming.objects.retrying import Patience
+from tasks.streaming.objects.store import Listed, Store
+from tasks.streaming.objects.transfer import read_object
+from tasks.streaming.progress import Progress, watch
+
+FIRST_BYTES = 2**16  # enough for any header line
+READERS = 8
+
+
+def count_rows(
+    store: Store, listed: list[Listed], *, has_header: bool, limit: int | None, patience: Patience
+) -> list[tuple[Listed, int]]:
+    """Each shard, with its ETag, and its number of rows: lines that are not empty, less the header line.
+
+    With a limit, reading ends after so many shards with rows. Of Parquet shards only the footer is read.
+    """
+
+    progress = Progress("counting rows", sum(entry.size for entry in listed))
+
+    def count(entry: Listed) -> tuple[Listed, int]:
+        if parquet.is_parquet(entry.uri):
+            return entry, parquet.read_footer(store, entry, patience)[1]
+        digest = hashlib.md5(usedforsecurity=False)
+        pieces = _hash(read_object(store, entry, patience), digest)
+        lines = _count_lines(entry.uri, watch(pieces, progress))
+        return Listed(entry.uri, entry.size, entry.etag or digest.hexdigest()), max(0, lines - has_header)
+
+    with progress:
+        if limit is None:
+            with ThreadPoolExecutor(READERS, thread_name_prefix="shardline-count") as pool:
+                return list(pool.map(count, listed))
+        found: list[tuple[Listed, int]] = []
+        for entry in listed:
+            found.append(count(entry))
+            limit -= found[-1][1] > 0
+            if not limit:
+                break
+        return found
+
+
+def read_first_line(store: Store, entry: Listed, patience: Patience) -> bytes:
+    """The first line of a shard, of which 64 KiB are read at most; b"" where it is empty."""
+    head = b""
+    for data in _without_ending(decompress(entry.uri, read_object(store, entry, patience, end=FIRST_BYTES))):
+        head += data
+        if b"\n" in data:
+            break
+    return head[: head.find(b"\n") + 1] or head
+
+
+def hash_content(store: Store, entry: Listed, patience: Patience) -> str:
+    """The MD5 (hex) of the object, for schemes that have no ETag."""
+    digest = hashlib.md5(usedforsecurity=False)
+    for _ in _hash(read_object(store, entry, patience), digest):
+        pass
+    return digest.hexdigest()
+
+
+def _without_ending(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The pieces as far as they go: the first bytes of a gzip file are no whole gzip file."""
+    from tasks.errors import RowError
+
+    try:
+        yield from pieces
+    except RowError:
+        return
+
+
+def _hash(pieces: Iterator[bytes], digest: "hashlib._Hash") -> Iterator[bytes]:
+    for data in pieces:
+        digest.update(data)
+        yield data
+
+
+def _count_lines(uri: str, pieces: Iterator[bytes]) -> int:
+    """Lines that are not empty; a last line without a line end counts."""
+    lines = 0
+    before = b"\n"
+    for data in decompress(uri, pieces):
+        data = data.replace(b"\r", b"")
+        lines += data.count(b"\n") - _count_pairs(before, data)
+        before = data[-1:] or before
+    return lines + (before != b"\n")
+
+
+def _count_pairs(before: bytes, data: bytes) -> int:
+    """Line ends that follow a line end: those of empty lines."""
+    pairs = int(before == b"\n" and data[:1] == b"\n")
+    at = data.find(b"\n\n")
+    while at >= 0:
+        pairs += 1
+        at = data.find(b"\n\n", at + 1)
+    return pairs

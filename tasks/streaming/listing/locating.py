@@ -1,0 +1,126 @@
+"""From a glob to a manifest: list, leave out what is not data, put in order, count, name the columns.
+
+Counts come from Spark's `.meta/shards` where it lies beside the shards (`pairing.py`), else from reading every object
+once (`counting.py`).
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tasks.errors import ConfigurationError, RowError, ShardsNotFoundError
+from tasks.streaming.formats import parquet
+from tasks.streaming.formats.contract import Contract, Header, is_numeric, name_columns, split_line
+from tasks.streaming.listing.counting import count_rows, hash_content, read_first_line
+from tasks.streaming.listing.pairing import find_counts, pair
+from tasks.streaming.manifest import Manifest, Shard
+from tasks.streaming.objects.retrying import Patience, persist
+from tasks.streaming.objects.store import Listed, Store, open_store
+
+
+def locate(
+    shards: str | Sequence[str],
+    *,
+    meta_shards: str | None = None,
+    header: Header = "infer",
+    columns: Sequence[str] | None = None,
+    max_shards: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    deadline_seconds: float = 60.0,
+    minimum_throughput: float = 2**20,
+) -> Manifest:
+    """The shards that `shards` (a glob, URI or path, or several) names, each with its size, ETag and number of rows.
+
+    meta_shards: where Spark's `.meta/shards` CSV (id,count) lies; None: beside the shards, and where there is none,
+        every object is read once to count its rows
+    header: "infer" (a first line of numbers only is data), 0 (the first line names columns) or None (no header lines)
+    columns: the columns to read, in the order wanted; None: all, in the first shard's order. Where shards have no
+        header line: the names to give to all their columns
+    max_shards: the first so many shards with rows, in order
+    storage_options: as fsspec's implementation of the scheme (s3fs for s3) names them
+    deadline_seconds: how long one listing, or one object, may take in all, with every attempt, on top of the time that
+        `minimum_throughput` (bytes a second) allows for its size
+
+    Raises ShardsNotFoundError, RowCountError, RowError, ShardChangedError, TransferError, BucketError,
+    CredentialsError, ConfigurationError.
+    """
+    _check(header, columns, max_shards)
+    patience = Patience(deadline_seconds, minimum_throughput)
+    patterns = [shards] if isinstance(shards, str) else list(shards)
+    if not patterns:
+        raise ConfigurationError("shards is an empty list: name at least one glob, URI or path.")
+    store = open_store(patterns[0], storage_options, patience)
+    notes: list[str] = []
+    listed = _list_shards(store, patterns, patience, notes)
+    counts = find_counts(store, listed, meta_shards, patience)
+    if counts is not None:
+        paired = pair(store, listed, patterns, counts, patience, notes)
+        first = next((entry for entry, rows in paired if rows), listed[0])
+        names, header_line = _name_columns(store, first, header, columns, patience)
+    else:
+        first = next((entry for entry in listed if entry.size), listed[0])
+        names, header_line = _name_columns(store, first, header, columns, patience)
+        paired = count_rows(store, listed, has_header=header_line is not None, limit=max_shards, patience=patience)
+        notes.append("no .meta/shards beside the shards: rows counted by reading every shard once")
+    found = [(entry, rows) for entry, rows in paired if rows][:max_shards]
+    if not found:
+        raise ShardsNotFoundError(f"{', '.join(patterns)} matches {len(listed)} shards, but none of them has rows.")
+    if empty := sum(not rows for _, rows in paired):
+        notes.append(f"{empty} {'shard' if empty == 1 else 'shards'} without rows skipped")
+    complete = [Shard(e.uri, e.size, e.etag or hash_content(store, e, patience), rows) for e, rows in found]
+    return Manifest(tuple(complete), names, tuple(notes), header_line)
+
+
+def natural_key(uri: str) -> list[tuple[int, int, str]]:
+    """Sorts part-2 before part-10."""
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", uri)]
+
+
+def _check(header: object, columns: Sequence[str] | None, max_shards: int | None) -> None:
+    if header not in ("infer", 0, None):
+        raise ConfigurationError(f"header is {header!r}; it may be 'infer', 0 or None.")
+    if columns is not None and (not columns or isinstance(columns, str) or len(set(columns)) != len(columns)):
+        raise ConfigurationError(f"columns is {columns!r}; it must be a list of distinct names.")
+    if max_shards is not None and max_shards < 1:
+        raise ConfigurationError(f"max_shards is {max_shards}; it must be at least 1.")
+
+
+def _list_shards(store: Store, patterns: list[str], patience: Patience, notes: list[str]) -> list[Listed]:
+    """What the patterns match and may hold rows, without repetition, each pattern's matches in natural order."""
+    matched: dict[str, Listed] = {}
+    for pattern in patterns:
+        listing = persist(f"listing {pattern}", patience, lambda pattern=pattern: store.list(pattern))  # type: ignore[misc]
+        for entry in sorted(listing, key=lambda entry: natural_key(entry.uri)):
+            matched.setdefault(entry.uri, entry)
+    data = [entry for entry in matched.values() if not _is_by_product(entry.uri)]
+    if not data:
+        others = f" but by-products such as {next(iter(matched))}" if matched else ""
+        raise ShardsNotFoundError(f"{', '.join(patterns)} matches nothing{others}. Check bucket, path and pattern.")
+    if skipped := len(matched) - len(data):
+        notes.append(f"{skipped} {'by-product' if skipped == 1 else 'by-products'} (_SUCCESS, .crc, .meta) skipped")
+    return data
+
+
+def _is_by_product(uri: str) -> bool:
+    name = uri.rsplit("/", 1)[-1]
+    return name.startswith(("_", ".")) or name.endswith(".crc") or "/.meta/" in uri or not name
+
+
+def _name_columns(
+    store: Store, entry: Listed, header: Header, columns: Sequence[str] | None, patience: Patience
+) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """The columns of a batch, and the first shard's header line; None where it has none."""
+    if parquet.is_parquet(entry.uri):
+        cells = parquet.read_footer(store, entry, patience)[0]
+    else:
+        cells = tuple(split_line(read_first_line(store, entry, patience)))
+        if header is None or (header == "infer" and is_numeric(cells)):
+            names = tuple(columns) if columns is not None else name_columns(len(cells))
+            if len(names) != len(cells):
+                raise RowError(
+                    f"{entry.uri}, line 1: {len(cells)} cells, but columns names {len(names)}. Name them all."
+                )
+            return names, None
+    contract = Contract(tuple(columns) if columns is not None else cells, cells)
+    contract.check_header(entry.uri, cells)
+    return contract.columns, cells

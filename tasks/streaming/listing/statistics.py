@@ -1,0 +1,64 @@
+"""Spark's `.meta/stats`: what it knew of each column when it wrote the shards.
+
+One CSV with the header `summary,<columns>` and a line for each of count, mean, stddev, min, max; other lines are left.
+"""
+
+import csv
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from tasks.errors import ShardError
+from tasks.streaming.manifest import Manifest
+from tasks.streaming.objects.retrying import Patience, persist
+from tasks.streaming.objects.store import open_store
+from tasks.streaming.objects.transfer import read_object
+
+KINDS = ("count", "mean", "stddev", "min", "max")
+
+
+def read_statistics(
+    manifest: Manifest,
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    deadline_seconds: float = 60.0,
+    minimum_throughput: float = 2**20,
+) -> dict[str, dict[str, float]]:
+    """{column: {count, mean, stddev, min, max}} from `.meta/stats` beside the shards; empty where there is none.
+
+    Raises ShardError, with the place, where the file is there and is not what Spark writes.
+    """
+    folders = {shard.uri.rsplit("/", 1)[0] for shard in manifest.shards}
+    if len(folders) != 1:
+        return {}
+    patience = Patience(deadline_seconds, minimum_throughput)
+    store = open_store(manifest.shards[0].uri, storage_options, patience)
+    pattern = f"{folders.pop()}/.meta/stats/part-*.csv"
+    found = [entry for entry in persist(f"listing {pattern}", patience, lambda: store.list(pattern)) if entry.size]
+    if len(found) != 1:
+        return {}
+    text = b"".join(read_object(store, found[0], patience)).decode("utf-8-sig", errors="replace")
+    return _parse(found[0].uri, text)
+
+
+def _parse(uri: str, text: str) -> dict[str, dict[str, float]]:
+    remedy = "correct the metadata, or remove it"
+    rows = [row for row in csv.reader(text.splitlines()) if row]
+    if not rows or rows[0][0] != "summary":
+        raise ShardError(f"{uri}: the header is {','.join(rows[0]) if rows else ''!r}, expected 'summary,…': {remedy}")
+    statistics: dict[str, dict[str, float]] = {column: {} for column in rows[0][1:]}
+    for line, row in enumerate(rows[1:], start=2):
+        if row[0] not in KINDS:
+            continue
+        if len(row) != len(rows[0]):
+            raise ShardError(f"{uri}, line {line}: {len(row)} cells under a header of {len(rows[0])}: {remedy}")
+        for column, cell in zip(rows[0][1:], row[1:], strict=True):
+            try:
+                statistics[column][row[0]] = float(cell)
+            except ValueError:
+                raise ShardError(f"{uri}, line {line}, column {column}: {cell!r} is no number: {remedy}") from None
+    for column, kinds in statistics.items():
+        missing = [kind for kind in KINDS if not math.isfinite(kinds.get(kind, math.nan))]
+        if missing:
+            raise ShardError(f"{uri}: column {column} has no finite {', '.join(missing)}: {remedy}")
+    return statistics

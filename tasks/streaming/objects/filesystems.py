@@ -1,0 +1,136 @@
+"""Objects of every scheme but s3, through fsspec: local files, memory, https, gs, abfs.
+
+Where a listing has ETags, the object is asked for its ETag again when a read ends; where it has none, what was listed
+is the content's MD5, and that is compared.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tasks.errors import ConfigurationError, ShardChangedError
+from tasks.streaming.objects.retrying import PassingError
+from tasks.streaming.objects.store import Body, Listed
+
+MD5 = re.compile(r"[0-9a-f]{32}")
+READ_AHEAD = 2**23
+
+
+class FilesystemStore:
+    """See `stores.Store`. The filesystem is made when first needed, in the process that needs it."""
+
+    def __init__(self, uri: str, storage_options: Mapping[str, Any] | None) -> None:
+        self._scheme = uri.partition("://")[0] if "://" in uri else "file"
+        self._options = dict(storage_options or {})
+        self._made: dict[int, Any] = {}  # by process: a filesystem must not cross a fork
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_made": {}}
+
+    def list(self, pattern: str) -> list[Listed]:
+        filesystem = self._filesystem
+        try:
+            found = filesystem.glob(filesystem._strip_protocol(pattern), detail=True)
+            files = {name: info for name, info in found.items() if info["type"] == "file"}
+            files |= {
+                name: filesystem.info(name) for name, info in files.items() if info["size"] is None
+            }  # http's links
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise PassingError(str(error)) from error
+        return [_list_file(filesystem.unstrip_protocol(name), info) for name, info in files.items()]
+
+    def matches(self, pattern: str, uri: str) -> bool:
+        from fsspec.utils import glob_translate
+
+        pattern, path = self._filesystem._strip_protocol(pattern), self._filesystem._strip_protocol(uri)
+        return pattern == path or ("*" in pattern and re.match(glob_translate(pattern), path) is not None)
+
+    def open(self, uri: str, *, offset: int, stop: int, size: int, etag: str | None) -> Body:
+        file = None
+        try:
+            file = self._open_file(uri)
+            found = file.seek(0, os.SEEK_END)
+            file.seek(offset)
+        except FileNotFoundError as error:
+            raise ShardChangedError(f"{uri} is gone: it was listed, but cannot be found now.") from error
+        except PermissionError as error:
+            raise ConfigurationError(f"{uri} may not be read: {error}.") from error
+        except OSError as error:
+            raise PassingError(str(error)) from error
+        if found != size:
+            file.close()
+            raise ShardChangedError(f"{uri}: listed with {size} bytes, now has {found}. Locate the shards again.")
+        return _FileBody(uri, file, stop - offset, etag, self._ask_etag)
+
+    def _open_file(self, uri: str) -> Any:
+        if self._scheme == "file":
+            return open(self._filesystem._strip_protocol(uri), "rb", buffering=0)  # noqa: PTH123
+        return self._filesystem.open(uri, "rb", block_size=READ_AHEAD, cache_type="readahead")
+
+    def _ask_etag(self, uri: str) -> str | None:
+        if self._scheme in ("file", "memory"):
+            return None
+        self._filesystem.invalidate_cache()
+        return _find_etag(self._filesystem.info(uri))
+
+    @property
+    def _filesystem(self) -> Any:
+        made = self._made.get(os.getpid())
+        if made is None:
+            import fsspec
+
+            try:
+                made = fsspec.filesystem(self._scheme, **self._options, skip_instance_cache=self._scheme != "memory")
+            except (ValueError, ImportError, TypeError) as error:
+                raise ConfigurationError(f"URIs of the scheme {self._scheme}:// cannot be read: {error}") from error
+            self._made = {os.getpid(): made}
+        return made
+
+
+class _FileBody:
+    def __init__(
+        self, uri: str, file: Any, length: int, etag: str | None, ask_etag: Callable[[str], str | None]
+    ) -> None:
+        self._uri = uri
+        self._file = file
+        self._left = length
+        self._etag, self._ask_etag = etag, ask_etag
+
+    @property
+    def content_md5(self) -> str | None:
+        """The listed ETag, where it is the MD5 that this library took for want of one."""
+        return self._etag if self._etag and MD5.fullmatch(self._etag) and self._ask_etag(self._uri) is None else None
+
+    def read(self, most: int) -> bytes:
+        try:
+            data = bytes(self._file.read(min(most, self._left)))
+            self._left -= len(data)
+            now = self._ask_etag(self._uri) if self._left == 0 else None
+        except OSError as error:
+            raise PassingError(str(error)) from error
+        if now is not None and now != self._etag:
+            raise ShardChangedError(
+                f"{self._uri} was replaced since it was listed: its ETag was {self._etag}, is {now}. "
+                "Locate the shards again."
+            )
+        return data
+
+    def limit(self, seconds: float) -> None:
+        """Left to the filesystem."""
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _list_file(uri: str, info: Mapping[str, Any]) -> Listed:
+    if info["size"] is None:
+        raise ConfigurationError(f"{uri}: its server states no size, so a whole read cannot be told from a torn one.")
+    return Listed(uri, int(info["size"]), _find_etag(info))
+
+
+def _find_etag(info: Mapping[str, Any]) -> str | None:
+    etag = info.get("ETag") or info.get("etag")
+    return str(etag).strip('"') if etag else None

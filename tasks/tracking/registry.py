@@ -1,0 +1,208 @@
+"""Models in MLflow: how they get there, under which name they are registered, and how they are loaded to predict.
+
+How a trained model becomes files is in `tasks.registration`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion
+    from torch import Tensor
+
+SHARED_TAGS = ("mlflow.note.content", "mlflow.user", "mlflow.source.name", "mlflow.source.type")  # with its run
+OURS = "shardline"  # a key of the metadata of models that this project made
+
+
+def name_of_model(experiment: str) -> str:
+    """The registered model's name: the experiment's, without the two characters that MLflow does not take there."""
+    return re.sub("[/:]", "-", experiment)
+
+
+def log_model(
+    client: MlflowClient, run_id: str, outbox: Path, rows: Sequence[tuple[str, float, int, int]]
+) -> LoggedModel | None:
+    """Log the model that an outbox holds as a logged model of the run; what was done before is not done again.
+
+    The run's last metrics in `rows` (key, value, timestamp, step), which are its scores, are the model's too.
+    """
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+
+    from tasks.tracking.outbox import MODEL
+
+    folder, run = outbox / MODEL, client.get_run(run_id)
+    if not folder.exists():
+        return None
+    experiment_id, last = run.info.experiment_id, max((row[3] for row in rows), default=0)
+    found = client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'")
+    told = {key: value for key, value in run.data.tags.items() if key in SHARED_TAGS}
+    made = found[0] if found else client.create_logged_model(experiment_id, MODEL, run_id, told, run.data.params)
+    model_id = str(made.model_id)
+    if model_id not in {output.model_id for output in (run.outputs.model_outputs if run.outputs else ())}:
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, step=last)])
+    if made.status != LoggedModelStatus.READY:
+        sign(folder, model_id, run_id)
+        client.log_model_artifacts(model_id, str(folder))
+        judged_on = {input_.tags[0].value: input_.dataset for input_ in run.inputs.dataset_inputs}
+        data = judged_on.get("test") or judged_on.get("train")
+        place = {"model_id": model_id} | ({"dataset_name": data.name, "dataset_digest": data.digest} if data else {})
+        client.log_batch(run_id, metrics=[Metric(*row, **place) for row in rows if row[3] == last])
+        client.finalize_logged_model(model_id, LoggedModelStatus.READY)
+    return made
+
+
+def sign(folder: Path, model_id: str, run_id: str) -> None:
+    """Write into a saved model which logged model it is, and of which run."""
+    from mlflow.models import Model
+    from mlflow.models.model import MLMODEL_FILE_NAME
+
+    model = Model.load(folder)
+    model.model_id = model.model_uuid = model_id
+    model.run_id = run_id
+    model.save(folder / MLMODEL_FILE_NAME)
+
+
+def register(client: MlflowClient, run_id: str, outbox: Path, logged: LoggedModel | None) -> None:
+    """Register a run's model as its plan says: {name, description, tags, wins, against}; done before, it is kept.
+
+    It becomes `challenger`, and where it won `champion` too, unless another than it won `against` became that since.
+    """
+    from tasks.tracking.outbox import REGISTRATION
+
+    path = outbox / REGISTRATION
+    if not path.exists() or logged is None:
+        return
+    plan = json.loads(path.read_text(encoding="utf-8"))
+    name = plan["name"]
+    ensure_registered(client, name)
+    found = [each for each in client.search_model_versions(f"run_id = '{run_id}'") if each.name == name]
+    made = (
+        found[0]
+        if found
+        else client.create_model_version(name, logged.artifact_location, run_id, plan["tags"], model_id=logged.model_id)
+    )
+    version = str(made.version)
+    client.update_model_version(name, version, plan["description"])
+    client.set_registered_model_alias(name, "challenger", version)
+    client.set_tag(run_id, "shardline.model", f"models:/{name}/{version}")
+    champion = client.get_registered_model(name).aliases.get("champion")
+    if plan["wins"] and str(champion) in (str(plan["against"]), version):
+        client.set_registered_model_alias(name, "champion", version)
+    elif plan["wins"]:
+        changed = f"The model stays challenger: version {champion} became champion while it was held against another."
+        client.set_model_version_tag(name, version, "shardline.gate", changed)
+        client.set_tag(run_id, "shardline.gate", changed)
+
+
+def ensure_registered(client: MlflowClient, name: str) -> None:
+    """Make the registered model of this name where it is not there."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+@dataclass(frozen=True)
+class ColumnModel:
+    """A model from MLflow that predicts batches of tensors.
+
+    uri: models:/name/version, where it was asked for by an alias too
+    version: of the registered model, where it is one
+    run_id: of the run that made it
+    inputs: the columns that it needs
+    target: the column that it predicts, where the model says so
+    folder: where its files are for as long as it lives
+    columns: those of the batches; set by `on`
+    """
+
+    uri: str
+    version: str | None
+    run_id: str
+    inputs: tuple[str, ...]
+    target: str | None
+    model: Any
+    folder: tempfile.TemporaryDirectory[str]
+    columns: tuple[str, ...] = ()
+
+    def on(self, columns: Sequence[str]) -> ColumnModel:
+        """The same model for batches of these columns; ConfigurationError where it needs one that is not there."""
+        for name in self.inputs:
+            if name not in columns:
+                raise ConfigurationError(
+                    f"the model {self.uri} needs column {name!r}, and the shards have {', '.join(columns)}"
+                )
+        return replace(self, columns=tuple(columns))
+
+    def predict(self, batch: Tensor) -> Tensor:
+        """Predictions [rows, 1] in float64 for a [rows, columns] batch."""
+        import numpy as np
+        import pandas as pd  # type: ignore[import-untyped]
+        import torch
+
+        at = [self.columns.index(name) for name in self.inputs]
+        table = pd.DataFrame(batch[:, at].double().numpy(), columns=list(self.inputs))
+        found = np.asarray(self.model.predict(table), dtype=np.float64)
+        return torch.from_numpy(found).reshape(len(batch), 1)
+
+
+def load_model(client: MlflowClient, uri: str) -> ColumnModel:
+    """The model at models:/… or runs:/…, made ready to predict by the code that it came with; nothing is unpickled.
+
+    Raises ConfigurationError where there is none, it cannot be loaded here, or it does not say which columns it needs.
+    """
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    from mlflow import artifacts, pyfunc
+    from mlflow.exceptions import MlflowException
+
+    folder = tempfile.TemporaryDirectory(prefix="shardline-model-", ignore_cleanup_errors=True)
+    try:
+        version = find_version(client, uri)
+        source = client.get_model_version_download_uri(version.name, version.version) if version else uri
+        loaded = pyfunc.load_model(
+            artifacts.download_artifacts(source, dst_path=folder.name, tracking_uri=client.tracking_uri)
+        )
+        if loaded.input_example is not None:
+            loaded.predict(loaded.input_example)  # what does not work on its own example works on nothing
+    except MlflowException as error:
+        raise ConfigurationError(
+            f"no model at {uri}: {' '.join(str(error).split())}; train one that becomes champion, or name another with "
+            "--model"
+        ) from error
+    except Exception as error:  # a model's own code may raise anything
+        raise ConfigurationError(f"the model {uri} cannot be loaded here: {type(error).__name__}: {error}") from error
+    inputs = loaded.metadata.get_input_schema()
+    if inputs is None or not inputs.has_input_names():
+        raise ConfigurationError(f"the model {uri} has no signature that names its columns, so it cannot be fed shards")
+    ours = (loaded.metadata.metadata or {}).get(OURS)
+    return ColumnModel(
+        uri=f"models:/{version.name}/{version.version}" if version else uri,
+        version=str(version.version) if version else None,
+        run_id=str(version.run_id or "") if version else uri.removeprefix("runs:/").partition("/")[0],
+        inputs=tuple(inputs.input_names()),
+        target=ours["target"] if ours else None,
+        model=loaded.get_raw_model() if ours else loaded,  # ours checks its columns at once, MLflow every cell
+        folder=folder,
+    )
+
+
+def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
+    """The version that a models:/name@alias or models:/name/version stands for now; None for other URIs."""
+    if matched := re.fullmatch("models:/([^/@]+)@(.+)", uri):
+        return client.get_model_version_by_alias(*matched.groups())
+    matched = re.fullmatch("models:/([^/@]+)/([0-9]+)", uri)
+    return client.get_model_version(*matched.groups()) if matched else None

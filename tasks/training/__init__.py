@@ -1,0 +1,1 @@
+"""The step that fits a model: by iterating, or exactly."""

@@ -1,0 +1,164 @@
+"""Where a training starts: trainer, scaling and the stream of batches, from the beginning or from a checkpoint."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prefect.logging import get_run_logger
+
+from tasks.data import open_dataset
+from tasks.errors import CheckpointError, ConfigurationError, ShardlineError
+from tasks.parameters import TrainingParameters
+from tasks.sources import Sources
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from tasks.learning.batches import Prepared
+    from tasks.learning.checkpoints import Checkpoint
+    from tasks.learning.features import Features, Scaling
+    from tasks.learning.loop import Trainer
+    from tasks.streaming import ObjectStorageDataset
+
+RESIDENT_SHARE = 4  # a quarter of what is free
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """A trainer at its next iteration, the prepared batches from there on, and what is known of them."""
+
+    trainer: Trainer
+    batches: Iterator[Prepared]
+    dataset: ObjectStorageDataset
+    times: StreamTimes
+    scaled_by: dict[str, str]
+
+
+def start_trainer(
+    plain_features: dict[str, Any],
+    manifest: dict[str, Any],
+    sources: Sources,
+    given: TrainingParameters,
+    statistics: dict[str, dict[str, float]] | None,
+    kept: Checkpoint | None,
+) -> Started:
+    """A trainer at its first iteration, or at that of a checkpoint, and the batches from there on.
+
+    Raises CheckpointError where the checkpoint was made from other shards than those that were listed.
+    """
+    import torch
+
+    from tasks.learning.batches import Preparation, stay_resident
+    from tasks.learning.features import Features, Scaling
+    from tasks.learning.loop import Settings, Trainer
+
+    features, resolved, device = Features.from_dict(plain_features), given.resolved(), training_device(given.device)
+    settings = Settings(
+        iterations=resolved.iterations,
+        learning_rate=resolved.learning_rate,
+        gradient_norm=resolved.gradient_norm,
+        seed=given.seed,
+        dtype=getattr(torch, given.dtype),
+        optimizer=given.optimizer,
+    )
+    if kept and kept.facts["shards"] != shards_of(manifest):
+        raise CheckpointError("the checkpoints of this run are of other shards: start anew with resume=never")
+    first = kept.iteration if kept else 0
+    dataset = open_dataset(manifest, sources, given, start=first, shuffle=given.shuffle, seed=given.seed)
+    times = StreamTimes()
+    stream, waited, scaling = with_workers(dataset, given.num_workers, times), 0.0, Scaling.none(len(features.names))
+    if resolved.standardise and not kept:
+        asked = time.perf_counter()
+        batch = next(stream)
+        waited = time.perf_counter() - asked
+        stream, scaling = itertools.chain([batch], stream), choose_scaling(batch, features, statistics)
+    trainer = Trainer(features, scaling, settings, device)
+    if kept:
+        trainer.restore(kept)
+        get_run_logger().info("Going on at iteration %d, from a checkpoint", kept.iteration)
+    preparation = Preparation(features=features, scaling=trainer.scaling, dtype=settings.dtype, device=device)
+    # with shuffling, each epoch has a new order, and only the stream knows it
+    fits = 0 if given.shuffle else most_resident(given, device)
+    return Started(
+        trainer=trainer,
+        batches=stay_resident(preparation.stream(stream, waited), dataset.manifest.rows, fits),
+        dataset=dataset,
+        times=times,
+        scaled_by=dict.fromkeys(statistics or {}, ".meta/stats") if resolved.standardise else {},
+    )
+
+
+def shards_of(manifest: dict[str, Any]) -> dict[str, str]:
+    """ETags by URI."""
+    return {shard["uri"]: shard["etag"] for shard in manifest["shards"]}
+
+
+def training_device(asked: str) -> torch.device:
+    """The device to train on; ConfigurationError where CUDA is asked for and there is none."""
+    import torch
+
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError("device is cuda, and torch finds no CUDA device here: use device=auto or device=cpu")
+    return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def most_resident(given: TrainingParameters, device: torch.device) -> int:
+    """How many bytes of prepared data may stay: the parameter, else a quarter of what this process finds free."""
+    if given.resident_bytes is not None:
+        return given.resident_bytes
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0]) // RESIDENT_SHARE
+    from tasks.devices import describe_memory
+
+    return describe_memory().available // RESIDENT_SHARE
+
+
+class StreamTimes:
+    """What the stream's stages took in the background, in seconds, added up over its batches and threads."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, float] = {}
+
+    def watch(self, dataset: ObjectStorageDataset) -> Iterator[Tensor]:
+        """The dataset's batches, their times added up."""
+        with closing(dataset.batches()) as batches:
+            for batch in batches:
+                for name in ("fetch_seconds", "decode_seconds", "assemble_seconds"):
+                    self.totals[name] = self.totals.get(name, 0.0) + getattr(batch.times, name)
+                yield batch.tensor
+
+
+def with_workers(dataset: ObjectStorageDataset, workers: int, times: StreamTimes) -> Iterator[Tensor]:
+    """The dataset's batches, through a DataLoader where worker processes are asked for (their times stay unknown)."""
+    if not workers:
+        yield from times.watch(dataset)
+        return
+    from torch.utils.data import DataLoader
+
+    # spawn: where a flow has run, Prefect's handlers at exit end every forked process with exit code 1
+    loader = DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context="spawn")
+    try:
+        yield from loader
+    except ShardlineError as error:  # torch puts the worker's traceback before the message
+        raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
+
+
+def choose_scaling(first: Tensor, features: Features, statistics: dict[str, dict[str, float]] | None) -> Scaling:
+    """How features are scaled: as `.meta/stats` states, and for what it does not name as the first batch shows."""
+    from tasks.learning.features import Scaling
+
+    stated = statistics or {}
+    known = {
+        index: (stated[name]["mean"], stated[name]["stddev"])
+        for index, name in enumerate(features.names)
+        if name in stated
+    }
+    return Scaling.of(features.of(first), known)
