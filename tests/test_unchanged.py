@@ -66,7 +66,7 @@ def test_the_digest_changes_with_any_module_and_with_nothing_else(tmp_path, monk
     root = tmp_path / "copy"
     for folder in ("flows", "tasks"):
         shutil.copytree(unchanged.Path(unchanged.__file__).parents[2] / folder, root / folder)
-    monkeypatch.setattr(unchanged, "__file__", str(root / "tasks" / "unchanged.py"))
+    monkeypatch.setattr(unchanged, "__file__", str(root / "tasks" / "runs" / "unchanged.py"))
     before = unchanged.digest_code()
     (root / "README.md").write_text("new")
     assert unchanged.digest_code() == before
