@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prefect import task
@@ -19,7 +20,7 @@ from tasks.tracking.outbox import STATE
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tasks.streaming import Manifest, ObjectStorageDataset
+    from tasks.streaming import ColumnStatistics, Manifest, ObjectStorageDataset
 
 MOST_SHARDS_IN_A_TABLE = 100
 PREVIEWED_ROWS = 1000
@@ -43,8 +44,8 @@ async def may_succeed_later(_task: Task[..., Any], _run: TaskRun, state: State[A
 def locate_shards(sources: Sources, given: Listing, role: str = "training") -> dict[str, Any]:
     """List the shards of a role (test: those of `test_shards`); a table artifact shows them. Returns plain JSON types:
 
-    {"manifest": as Manifest.to_dict, "statistics": {column: {count, mean, stddev, min, max}}, empty where nobody wrote
-    them or where they are of other rows}.
+    {"manifest": as Manifest.to_dict, "statistics": {column: ColumnStatistics}, empty where nobody wrote them or where
+    they are of other rows}.
     """
     from tasks.streaming import locate, read_statistics
 
@@ -70,7 +71,7 @@ def locate_shards(sources: Sources, given: Listing, role: str = "training") -> d
         logger.info("%s", note)
     show_shards(manifest, uri, role)
     statistics = read_statistics(manifest, sources.storage_options(uri))
-    counted = {stated["count"] for stated in statistics.values()}
+    counted = {stated.count for stated in statistics.values()}
     if statistics and counted != {manifest.rows} and not given.max_shards:
         logger.warning(".meta/stats is of %s rows, the shards have %d: left unused", counted, manifest.rows)
         statistics = {}
@@ -106,7 +107,7 @@ def preview_batch(
     manifest: dict[str, Any],
     sources: Sources,
     given: TrainingParameters,
-    statistics: dict[str, dict[str, float]] | None = None,
+    statistics: Mapping[str, ColumnStatistics] | None = None,
 ) -> dict[str, Any]:
     """Read the first rows and hold them against the contract: columns, dtype and, where stated, ranges.
 
@@ -127,9 +128,9 @@ def preview_batch(
     low, high = batch.min(dim=0).values.tolist(), batch.max(dim=0).values.tolist()
     ranges = dict(zip(located.columns, zip(low, high, strict=True), strict=True))
     outside = [
-        f"column {name} runs from {least:g} to {most:g}, and .meta/stats states {stated['min']:g} to {stated['max']:g}"
+        f"column {name} runs from {least:g} to {most:g}, and .meta/stats states {stated.min:g} to {stated.max:g}"
         for name, (least, most) in ranges.items()
-        if (stated := (statistics or {}).get(name)) and not stated["min"] <= least <= most <= stated["max"]
+        if (stated := (statistics or {}).get(name)) and not stated.min <= least <= most <= stated.max
     ]
     for fault in outside:
         get_run_logger().warning("The statistics are of other data: %s", fault)

@@ -13,13 +13,23 @@ if TYPE_CHECKING:
     from tasks.streaming.batches import Batch, Times
     from tasks.streaming.dataset import ObjectStorageDataset
     from tasks.streaming.listing.locating import locate
-    from tasks.streaming.listing.statistics import read_statistics
+    from tasks.streaming.listing.statistics import ColumnStatistics, read_statistics
     from tasks.streaming.manifest import Manifest, Shard
 
-__all__ = ["Batch", "Manifest", "ObjectStorageDataset", "Shard", "Times", "locate", "read_statistics"]
+__all__ = [
+    "Batch",
+    "ColumnStatistics",
+    "Manifest",
+    "ObjectStorageDataset",
+    "Shard",
+    "Times",
+    "locate",
+    "read_statistics",
+]
 
 _HOMES = {
     "Batch": "batches",
+    "ColumnStatistics": "listing.statistics",
     "Manifest": "manifest",
     "ObjectStorageDataset": "dataset",
     "Shard": "manifest",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from tasks.learning.checkpoints import Checkpoint, Checkpoints
     from tasks.learning.loop import Iteration
+    from tasks.streaming import ColumnStatistics
     from tasks.tracking.outbox import Outbox
 
 PROGRESS_EVERY_SECONDS = 2.0
@@ -49,7 +51,7 @@ def train_model(
     sources: Sources,
     given: TrainingParameters,
     run_id: str,
-    statistics: dict[str, dict[str, float]] | None = None,
+    statistics: Mapping[str, ColumnStatistics] | None = None,
 ) -> dict[str, Any]:
     """Train on the streamed shards and record every iteration; returns weights and a summary as plain JSON types.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tasks.learning.checkpoints import Checkpoint
     from tasks.learning.features import Features, Scaling
     from tasks.learning.loop import Trainer
-    from tasks.streaming import ObjectStorageDataset
+    from tasks.streaming import ColumnStatistics, ObjectStorageDataset
 
 RESIDENT_SHARE = 4  # a quarter of what is free
 
@@ -45,7 +45,7 @@ def start_trainer(
     manifest: dict[str, Any],
     sources: Sources,
     given: TrainingParameters,
-    statistics: dict[str, dict[str, float]] | None,
+    statistics: Mapping[str, ColumnStatistics] | None,
     kept: Checkpoint | None,
 ) -> Started:
     """A trainer at its first iteration, or at that of a checkpoint, and the batches from there on.
@@ -151,14 +151,12 @@ def with_workers(dataset: ObjectStorageDataset, workers: int, times: StreamTimes
         raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
 
 
-def choose_scaling(first: Tensor, features: Features, statistics: dict[str, dict[str, float]] | None) -> Scaling:
+def choose_scaling(first: Tensor, features: Features, statistics: Mapping[str, ColumnStatistics] | None) -> Scaling:
     """How features are scaled: as `.meta/stats` states, and for what it does not name as the first batch shows."""
     from tasks.learning.features import Scaling
 
     stated = statistics or {}
     known = {
-        index: (stated[name]["mean"], stated[name]["stddev"])
-        for index, name in enumerate(features.names)
-        if name in stated
+        index: (stated[name].mean, stated[name].stddev) for index, name in enumerate(features.names) if name in stated
     }
     return Scaling.of(features.of(first), known)

@@ -6,6 +6,7 @@ One CSV with the header `summary,<columns>` and a line for each of count, mean, 
 import csv
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 from tasks.errors import ShardError
@@ -14,7 +15,19 @@ from tasks.streaming.objects.retrying import Patience, persist
 from tasks.streaming.objects.store import open_store
 from tasks.streaming.objects.transfer import read_object
 
-KINDS = ("count", "mean", "stddev", "min", "max")
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnStatistics:
+    """What Spark knew of one column: how many values it counted, and their figures, all of them finite."""
+
+    count: float
+    mean: float
+    stddev: float
+    min: float
+    max: float
+
+
+KINDS = tuple(field.name for field in fields(ColumnStatistics))
 
 
 def read_statistics(
@@ -23,8 +36,8 @@ def read_statistics(
     *,
     deadline_seconds: float = 60.0,
     minimum_throughput: float = 2**20,
-) -> dict[str, dict[str, float]]:
-    """{column: {count, mean, stddev, min, max}} from `.meta/stats` beside the shards; empty where there is none.
+) -> dict[str, ColumnStatistics]:
+    """Return the statistics of each column from `.meta/stats` beside the shards; empty where there is none.
 
     Raises ShardError, with the place, where the file is there and is not what Spark writes.
     """
@@ -41,7 +54,7 @@ def read_statistics(
     return _parse(found[0].uri, text)
 
 
-def _parse(uri: str, text: str) -> dict[str, dict[str, float]]:
+def _parse(uri: str, text: str) -> dict[str, ColumnStatistics]:
     remedy = "correct the metadata, or remove it"
     rows = [row for row in csv.reader(text.splitlines()) if row]
     if not rows or rows[0][0] != "summary":
@@ -61,4 +74,4 @@ def _parse(uri: str, text: str) -> dict[str, dict[str, float]]:
         missing = [kind for kind in KINDS if not math.isfinite(kinds.get(kind, math.nan))]
         if missing:
             raise ShardError(f"{uri}: column {column} has no finite {', '.join(missing)}: {remedy}")
-    return statistics
+    return {column: ColumnStatistics(**kinds) for column, kinds in statistics.items()}
