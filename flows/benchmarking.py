@@ -9,8 +9,7 @@ from __future__ import annotations
 import platform
 from typing import Any
 
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
+from prefect import flow
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
@@ -20,11 +19,12 @@ from tasks.benchmark.report import load_benchmark, report_benchmark
 from tasks.credentials import verify_credentials
 from tasks.data import locate_shards
 from tasks.parameters import BenchmarkParameters, Shards, Source
+from tasks.policy import step
 from tasks.runs.lifecycle import page_in_prefect, tracked
 from tasks.sources import Sources, configured_bucket_id, resolve_sources
 
-verify = task(name="verify credentials", cache_policy=NO_CACHE)(verify_credentials)
-load = task(name="load the other benchmark", cache_policy=NO_CACHE)(load_benchmark)
+verify = step("verify credentials")(verify_credentials)
+load = step("load the other benchmark")(load_benchmark)
 
 
 def name_run() -> str:

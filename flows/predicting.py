@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
+from prefect import flow
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
@@ -18,12 +17,13 @@ from flows.commandline import parameters, run
 from tasks.credentials import verify_credentials
 from tasks.data import locate_shards
 from tasks.parameters import Listing, PredictionParameters, Source
+from tasks.policy import step
 from tasks.prediction import choose_model, predict_shards, report_predictions, resolve_output
 from tasks.runs.lifecycle import note_data, page_in_prefect, tracked
 from tasks.runs.resuming import FINGERPRINT
 from tasks.sources import Sources, resolve_sources
 
-verify = task(name="verify credentials", task_run_name="verify credentials", cache_policy=NO_CACHE)(verify_credentials)
+verify = step("verify credentials")(verify_credentials)
 
 
 def name_run() -> str:

@@ -9,8 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
+from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
@@ -22,6 +21,7 @@ from tasks.credentials import Identity, verify_credentials
 from tasks.data import locate_shards, preview_batch
 from tasks.evaluation import evaluate_model
 from tasks.parameters import MODEL_PARAMETERS, BenchmarkParameters, TrainingParameters
+from tasks.policy import step
 from tasks.registration import register_model
 from tasks.reporting import report_run
 from tasks.runs.lifecycle import Run, note_data, page_in_prefect, tracked
@@ -42,7 +42,7 @@ from tasks.training.exact import solve_model
 from tasks.training.gradient import train_model
 from tasks.training.start import training_device
 
-verify = task(name="verify credentials", task_run_name="verify credentials", cache_policy=NO_CACHE)(verify_credentials)
+verify = step("verify credentials")(verify_credentials)
 
 
 def name_run() -> str:

@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
 from prefect.logging import get_run_logger
-from prefect.tasks import Task
 
-from tasks.errors import ShardlineError
 from tasks.parameters import Listing, Reading, TrainingParameters
+from tasks.policy import READING, step
 from tasks.sources import Sources
 from tasks.tracking.outbox import STATE
 
@@ -27,20 +23,7 @@ PREVIEWED_ROWS = 1000
 SHOWN_ROWS = 5
 
 
-async def may_succeed_later(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Whether a failed attempt is worth another: only errors that say so of themselves are."""
-    error = await state.aresult(raise_on_failure=False)
-    return isinstance(error, ShardlineError) and error.retryable
-
-
-@task(
-    name="locate shards",
-    task_run_name="locate {role} shards",
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=[1, 5],
-    retry_condition_fn=may_succeed_later,
-)
+@step("locate shards", run_name="locate {role} shards", pauses=READING)
 def locate_shards(sources: Sources, given: Listing, role: str = "training") -> dict[str, Any]:
     """List the shards of a role (test: those of `test_shards`); a table artifact shows them. Returns plain JSON types:
 
@@ -95,14 +78,7 @@ def show_shards(manifest: Manifest, uri: str, role: str) -> None:
     )
 
 
-@task(
-    name="preview batch",
-    task_run_name="preview batch",
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=[1, 5],
-    retry_condition_fn=may_succeed_later,
-)
+@step("preview batch", pauses=READING)
 def preview_batch(
     manifest: dict[str, Any],
     sources: Sources,

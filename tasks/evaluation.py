@@ -6,13 +6,12 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from prefect import task
 from prefect.artifacts import create_table_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from tasks.data import may_succeed_later, open_dataset
+from tasks.data import open_dataset
 from tasks.parameters import TrainingParameters
+from tasks.policy import READING, step
 from tasks.promotion import find_champion, judge
 from tasks.sources import Sources
 from tasks.splitting import ROWS_OF
@@ -25,14 +24,7 @@ MODELS = ("trained", "exact", "mean")
 SLICES = "evaluation/slices.json"
 
 
-@task(
-    name="evaluate",
-    task_run_name="evaluate",
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=[1, 5],
-    retry_condition_fn=may_succeed_later,
-)
+@step("evaluate", pauses=READING)
 def evaluate_model(
     manifest: dict[str, Any],
     test_manifest: dict[str, Any] | None,

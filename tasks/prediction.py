@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from tasks.data import may_succeed_later, open_dataset
+from tasks.data import open_dataset
 from tasks.errors import ConfigurationError
 from tasks.parameters import PredictionParameters
+from tasks.policy import STREAMING, step
 from tasks.runs.lifecycle import Run
 from tasks.sources import Sources
 from tasks.streaming.writing import PREDICTION, OutputFolder, ShardWriter, name_shards
@@ -41,7 +40,7 @@ def resolve_output(given: PredictionParameters, shards: str) -> str:
     return f"{folder}/predictions"
 
 
-@task(name="choose model", task_run_name="choose model", cache_policy=NO_CACHE)
+@step("choose model")
 def choose_model(given: PredictionParameters, columns: list[str]) -> dict[str, Any]:
     """The model to predict with: {"uri": by version, "run_id", "target"}; ConfigurationError where it does not fit."""
     from tasks.tracking.client import connect
@@ -54,14 +53,7 @@ def choose_model(given: PredictionParameters, columns: list[str]) -> dict[str, A
     return {"uri": model.uri, "run_id": model.run_id, "target": model.target}
 
 
-@task(
-    name="predict",
-    task_run_name="predict",
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=[5, 30],
-    retry_condition_fn=may_succeed_later,
-)
+@step("predict", pauses=STREAMING)
 def predict_shards(
     manifest: dict[str, Any],
     sources: Sources,
@@ -121,7 +113,7 @@ def cut_at_shards(batches: Iterable[Tensor], counts: Sequence[int]) -> Iterator[
                 left = counts[shard]
 
 
-@task(name="report predictions", task_run_name="report predictions", cache_policy=NO_CACHE)
+@step("report predictions")
 def report_predictions(run: Run, model: dict[str, Any], predicted: dict[str, Any], output: str) -> str:
     """Say what was predicted, by which model, and where it is: markdown artifact, MLflow's description and tags."""
     from tasks.tracking.outbox import Outbox

@@ -14,13 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from tasks.data import may_succeed_later, open_dataset
+from tasks.data import open_dataset
 from tasks.evaluation import linear_model
 from tasks.parameters import TrainingParameters
+from tasks.policy import READING, step
 from tasks.sources import Sources
 from tasks.tracking.registry import OURS, name_of_model
 
@@ -34,14 +33,7 @@ REQUIRED = ("mlflow", "torch", "numpy", "pandas", "safetensors")
 EXAMPLE_ROWS = 5
 
 
-@task(
-    name="register model",
-    task_run_name="register model",
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=[1, 5],
-    retry_condition_fn=may_succeed_later,
-)
+@step("register model", pauses=READING)
 def register_model(
     manifest: dict[str, Any],
     features: dict[str, Any],

@@ -6,15 +6,14 @@ import base64
 import json
 from typing import Any
 
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 
+from tasks.policy import step
 from tasks.runs.lifecycle import Run
 from tasks.splitting import ROWS_OF
 
 
-@task(name="report", task_run_name="report", cache_policy=NO_CACHE)
+@step("report")
 def report_run(
     run: Run,
     facts: dict[str, Any],

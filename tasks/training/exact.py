@@ -5,25 +5,17 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from tasks.data import may_succeed_later, open_dataset
+from tasks.data import open_dataset
 from tasks.parameters import TrainingParameters
+from tasks.policy import STREAMING, step
 from tasks.sources import Sources
 from tasks.training.gradient import Progress, keep_weights
 from tasks.training.start import StreamTimes, with_workers
 
 
-@task(
-    name="solve",
-    task_run_name="solve",
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=[5, 30],
-    retry_condition_fn=may_succeed_later,
-)
+@step("solve", pauses=STREAMING)
 def solve_model(
     manifest: dict[str, Any], features: dict[str, Any], sources: Sources, given: TrainingParameters, run_id: str
 ) -> dict[str, Any]:

@@ -13,14 +13,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
-from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from tasks.data import may_succeed_later
 from tasks.errors import CheckpointError, NonFiniteLossError, TrackingError
 from tasks.parameters import TrainingParameters
+from tasks.policy import STREAMING, step
 from tasks.runs.resuming import checkpoint_folder
 from tasks.sources import Sources
 from tasks.training.start import Started, shards_of, start_trainer
@@ -37,14 +35,7 @@ PROGRESS_EVERY_SECONDS = 2.0
 TIMES = ("wait_seconds", "copy_seconds", "compute_seconds")
 
 
-@task(
-    name="train",
-    task_run_name="train",
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=[5, 30],
-    retry_condition_fn=may_succeed_later,
-)
+@step("train", pauses=STREAMING)
 def train_model(
     manifest: dict[str, Any],
     features: dict[str, Any],
@@ -84,9 +75,9 @@ def train_model(
 def summarise(started: Started, earlier: dict[str, dict[int, float]], outbox: Outbox, seconds: float) -> dict[str, Any]:
     """Weights, curve and times as plain JSON types; TrackingError where an iteration is not in the record."""
     series = {name: dict(values) for name, values in earlier.items()}
-    for name, value, _, step in outbox.rows:
+    for name, value, _, number in outbox.rows:
         if name in series:
-            series[name][step] = value
+            series[name][number] = value
     trainer, model, curve = started.trainer, started.trainer.model(), series["mse"]
     missing = sorted(set(range(trainer.settings.iterations)) - set(curve))
     if missing:

@@ -1,0 +1,44 @@
+"""What every step has in common when Prefect runs it: its name, and which failed attempts are worth another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+from tasks.errors import ShardlineError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+READING = (1, 5)  # seconds before a second and a third attempt of a step that goes through shards once
+STREAMING = (5, 30)  # of one that streams for long, and goes on from where it was
+
+
+def step(
+    name: str, *, run_name: str | None = None, pauses: Sequence[float] = ()
+) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """Return a decorator that makes a function a step of a flow, by its name in Prefect.
+
+    `run_name` names each run of it, where that says more than the name, with the step's parameters in braces. `pauses`
+    are the seconds before each further attempt: a step has as many, for errors that may be gone by then. Nothing is
+    taken from Prefect's cache: what a step reads, it reads anew.
+    """
+    return task(
+        name=name,
+        task_run_name=run_name or name,
+        cache_policy=NO_CACHE,
+        retries=len(pauses),
+        retry_delay_seconds=[float(pause) for pause in pauses],
+        retry_condition_fn=may_succeed_later,
+    )
+
+
+async def may_succeed_later(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Return whether a failed attempt is worth another: only errors that say so of themselves are."""
+    error = await state.aresult(raise_on_failure=False)
+    return isinstance(error, ShardlineError) and error.retryable
