@@ -51,7 +51,7 @@ def evaluate_model(
     rows = test_manifest or manifest
     champion = find_champion(given.experiment, model.features.target, rows["columns"])
     compared = models | ({"champion": champion.model} if champion.model and kind != "train" else {})
-    scores = score(open_dataset(rows, sources, given, epochs=1), compared)
+    scores = score(open_dataset(rows, sources, given, epochs=1), compared).to_dict()
     gate = judge(scores["all"], kind, champion)
     keep_scores(Outbox(run_id), scores, "train" if kind == "train" else "test", trained["iterations"])
     create_table_artifact(

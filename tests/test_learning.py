@@ -220,19 +220,19 @@ def test_scores_are_what_numpy_computes(trips):
     features = Features.choose(TAXI)
     w, b = initial_weights(8, seed=5)
     models = {"trained": LinearModel(features, w, b)}
-    facts = score(trips.split(100), models)["all"]["trained"]
+    facts = score(trips.split(100), models).overall["trained"]
     y, predicted = trips[:, 0].numpy(), (trips[:, 1:] @ w + b).flatten().numpy()
-    assert facts["rows"] == len(trips)
-    assert facts["mse"] == pytest.approx(np.mean((predicted - y) ** 2), rel=1e-12)
-    assert facts["mae"] == pytest.approx(np.mean(np.abs(predicted - y)), rel=1e-12)
-    assert facts["r2"] == pytest.approx(1 - np.mean((predicted - y) ** 2) / np.var(y), rel=1e-9)
+    assert facts.rows == len(trips)
+    assert facts.mse == pytest.approx(np.mean((predicted - y) ** 2), rel=1e-12)
+    assert facts.mae == pytest.approx(np.mean(np.abs(predicted - y)), rel=1e-12)
+    assert facts.r2 == pytest.approx(1 - np.mean((predicted - y) ** 2) / np.var(y), rel=1e-9)
 
 
 def test_slices_partition_the_rows_by_hour_and_by_fare(trips):
     features = Features.choose(TAXI)
     moments = Moments(features)
     moments.add(trips)
-    slices = score(trips.split(100), {"mean": moments.mean_model()})["slices"]
+    slices = [each.to_row() for each in score(trips.split(100), {"mean": moments.mean_model()}).slices]
     hours = {each["slice"]: each["mean_rows"] for each in slices if each["slice"].startswith("hour")}
     assert hours == {f"hour {h:02d}": int((trips[:, 8] == h).sum()) for h in range(24)}
     assert sum(each["mean_rows"] for each in slices) == 2 * len(trips)
@@ -244,4 +244,4 @@ def test_r2_of_a_constant_target_is_null(trips):
     features = Features.choose(TAXI)
     moments = Moments(features)
     moments.add(rows)
-    assert score([rows], {"mean": moments.mean_model()})["all"]["mean"]["r2"] is None
+    assert score([rows], {"mean": moments.mean_model()}).overall["mean"].r2 is None

@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from tasks.errors import TrainingError
 from tasks.learning.features import Features
 from tasks.learning.linear import LinearModel
+from tasks.learning.scores import Score, Scores, Slice
 
 MOST_TARGET_RANGES = 5
 EDGE_DIGITS = 4  # of the ranges' edges, so that a person can read them
@@ -47,7 +47,7 @@ class Moments:
 
     @property
     def mean(self) -> Tensor:
-        """Mean of the features, then of the target: [features + 1]."""
+        """The mean of the features, then of the target: [features + 1]; raises TrainingError without rows."""
         if self._shift is None:
             raise TrainingError("no rows were streamed, so there is no mean")
         return self._shift + self._sum / self.rows
@@ -59,7 +59,7 @@ class Moments:
         return self._products / self.rows - torch.outer(centre, centre)
 
     def exact(self) -> LinearModel:
-        """The least-squares model with a bias; the one of least norm where features depend on each other."""
+        """Return the least-squares model with a bias; the one of least norm where features depend on each other."""
         covariance, mean = self.covariance, self.mean
         deviation = covariance.diagonal().clamp(min=0).sqrt()[:-1]
         # a constant column's deviation is rounding noise of its mean
@@ -72,19 +72,19 @@ class Moments:
         return LinearModel(self.features, w, (mean[-1] - mean[:-1] @ w).reshape(1, 1))
 
     def mean_model(self) -> LinearModel:
-        """The model that always guesses the mean of the target."""
+        """Return the model that always guesses the mean of the target."""
         w = torch.zeros(len(self.features.names), 1, dtype=torch.float64)
         return LinearModel(self.features, w, self.mean[-1].reshape(1, 1))
 
     def mse(self, model: LinearModel) -> float:
-        """Mean squared error of a model over the rows taken in."""
+        """Return the mean squared error of a model over the rows taken in."""
         direction = torch.cat([-model.w, torch.ones(1, 1, dtype=torch.float64)])
         offset = self.mean[-1] - self.mean[:-1] @ model.w - model.b
         return float(direction.T @ self.covariance @ direction + offset**2)
 
 
 @dataclass
-class Score:
+class ErrorSums:
     """Sums over rows from which a model's errors follow, for each group of rows; tensors are [groups] of float64."""
 
     groups: int
@@ -109,30 +109,31 @@ class Score:
         ):
             getattr(self, name).add_(torch.bincount(group, values, minlength=self.groups))
 
-    def facts(self, group: int | None = None) -> dict[str, float | None]:
-        """rows, mse, rmse, mae and r2 of one group or of all; r2 is None where the target is constant."""
+    def score(self, group: int | None = None) -> Score:
+        """Return the score over one group's rows, or over all."""
         rows, squared, absolute, target, target_squared = (
             float(values.sum() if group is None else values[group])
             for values in (self.rows, self.squared, self.absolute, self.target, self.target_squared)
         )
         if not rows:
-            return {"rows": 0, "mse": None, "rmse": None, "mae": None, "r2": None}
-        mse, variance = squared / rows, target_squared / rows - (target / rows) ** 2
+            return Score(rows=0, mse=None, rmse=None, mae=None, r2=None)
+        mse = squared / rows
+        variance = target_squared / rows - (target / rows) ** 2
         constant = variance <= 1e-12 * (target_squared / rows)
-        return {
-            "rows": int(rows),
-            "mse": mse,
-            "rmse": math.sqrt(mse),
-            "mae": absolute / rows,
-            "r2": None if constant else 1 - mse / variance,
-        }
+        return Score(
+            rows=int(rows),
+            mse=mse,
+            rmse=math.sqrt(mse),
+            mae=absolute / rows,
+            r2=None if constant else 1 - mse / variance,
+        )
 
 
-def score(batches: Iterable[Tensor], models: Mapping[str, LinearModel]) -> dict[str, Any]:
-    """Score models on the same [rows, columns] batches: {"all": {model: facts}, "slices": [one row per slice]}.
+def score(batches: Iterable[Tensor], models: Mapping[str, LinearModel]) -> Scores:
+    """Score models on the same [rows, columns] batches, over all rows and by slice.
 
-    Slices are by hour where there is an hour_integer column, and by range of the target (edges at the quintiles of the
-    first batch, the outer ranges open).
+    Slices are by range of the target (edges at the quintiles of the first batch, the outer ranges open), and by hour
+    where there is an hour_integer column. Raises TrainingError where there are no rows.
     """
     stream = iter(batches)
     first = next(stream, None)
@@ -142,35 +143,32 @@ def score(batches: Iterable[Tensor], models: Mapping[str, LinearModel]) -> dict[
     shift = features.target_of(first).double().mean()
     edges = _target_edges(features.target_of(first).double().flatten())
     by_hour = "hour_integer" in features.columns
-    totals = {name: Score(len(edges) + 1) for name in models}
-    hours = {name: Score(24) for name in models} if by_hour else {}
-    for batch in _chain(first, stream):
+    ranges = {name: ErrorSums(len(edges) + 1) for name in models}
+    hours = {name: ErrorSums(24) for name in models} if by_hour else {}
+    for batch in itertools.chain([first], stream):
         batch = batch.double()
         target = features.target_of(batch).flatten().contiguous()
-        ranges = torch.bucketize(target, edges, right=True)
+        in_range = torch.bucketize(target, edges, right=True)
         hour = batch[:, features.columns.index("hour_integer")].long().remainder(24) if by_hour else None
         for name, model in models.items():
             error = model.predict(batch).flatten() - target
-            totals[name].add(error, target - shift, ranges)
+            ranges[name].add(error, target - shift, in_range)
             if hour is not None:
                 hours[name].add(error, target - shift, hour)
-    slices = [
-        {"slice": label, **{f"{name}_{key}": value for name in models for key, value in totals[name].facts(i).items()}}
-        for i, label in enumerate(_range_labels(features.target, edges.tolist()))
-    ] + [
-        {"slice": f"hour {i:02d}", **{f"{n}_{key}": value for n in models for key, value in hours[n].facts(i).items()}}
-        for i in range(24 if by_hour else 0)
-    ]
-    return {"all": {name: total.facts() for name, total in totals.items()}, "slices": slices}
+    hour_labels = [f"hour {hour:02d}" for hour in range(24)] if by_hour else []
+    return Scores(
+        overall={name: sums.score() for name, sums in ranges.items()},
+        slices=(*_slice(ranges, _range_labels(features.target, edges.tolist())), *_slice(hours, hour_labels)),
+    )
 
 
-def _chain(first: Tensor, rest: Iterable[Tensor]) -> Iterable[Tensor]:
-    yield first
-    yield from rest
+def _slice(sums: Mapping[str, ErrorSums], labels: Iterable[str]) -> Iterable[Slice]:
+    for group, label in enumerate(labels):
+        yield Slice(name=label, scores={name: each.score(group) for name, each in sums.items()})
 
 
 def _target_edges(target: Tensor) -> Tensor:
-    """Distinct inner quintiles, rounded."""
+    """Return the distinct inner quintiles of a target [rows], rounded."""
     inner = torch.linspace(0, 1, MOST_TARGET_RANGES + 1, dtype=torch.float64)[1:-1]
     sample = target[: 2**20]  # torch.quantile takes 2**24 values at most
     quintiles = torch.quantile(sample, inner).tolist()

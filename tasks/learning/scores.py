@@ -1,0 +1,52 @@
+"""How good models are, as plain facts: what scoring finds, and what travels on without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A model's errors over some rows; None without any row, and `r2` where the target is constant.
+
+    `mse` is the mean squared error, `rmse` its root, `mae` the mean absolute error, `r2` the share of the target's
+    variance that the model explains.
+    """
+
+    rows: int
+    mse: float | None
+    rmse: float | None
+    mae: float | None
+    r2: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """The scores by model over the rows of one slice, such as an hour or a range of the target."""
+
+    name: str
+    scores: Mapping[str, Score]
+
+    def to_row(self) -> dict[str, Any]:
+        """Return a flat row of plain values: the slice, then `trained_rows`, `trained_mse`, … of each model."""
+        values = {
+            f"{model}_{key}": value for model, score in self.scores.items() for key, value in asdict(score).items()
+        }
+        return {"slice": self.name, **values}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The scores by model over all rows, and over the rows of each slice."""
+
+    overall: Mapping[str, Score]
+    slices: tuple[Slice, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types: {"all": {model: its score}, "slices": [a flat row for each slice]}."""
+        return {
+            "all": {model: asdict(score) for model, score in self.overall.items()},
+            "slices": [each.to_row() for each in self.slices],
+        }
