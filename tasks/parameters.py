@@ -19,7 +19,7 @@ MODEL_PARAMETERS = ("iterations", "learning_rate", "gradient_norm", "standardise
 class Preset:
     """What a preset stands for; an explicit parameter wins over it.
 
-    A `learning_rate` of None is chosen from the first batch (see `tasks.learning.features.suit_learning_rate`).
+    A `learning_rate` of None is chosen from the first batch (see `tasks.learning.scaling.suit_learning_rate`).
     """
 
     iterations: int

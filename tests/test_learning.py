@@ -9,9 +9,10 @@ import torch
 
 from tasks.errors import ConfigurationError, NonFiniteLossError, TrainingError
 from tasks.learning.batches import Preparation, stay_resident
-from tasks.learning.features import Features, Scaling, distance_km, suit_learning_rate
+from tasks.learning.features import Features, distance_km
 from tasks.learning.linear import LinearModel, initial_weights
 from tasks.learning.loop import Settings, Trainer, train
+from tasks.learning.scaling import Scaling, suit_learning_rate
 from tasks.learning.scoring import Moments, score
 
 TAXI = (

@@ -16,8 +16,9 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from deployments.generator import write_data
 from tasks.errors import CheckpointError
 from tasks.learning.checkpoints import Checkpoint, Checkpoints
-from tasks.learning.features import Features, Scaling
+from tasks.learning.features import Features
 from tasks.learning.loop import Settings, Trainer
+from tasks.learning.scaling import Scaling
 from tasks.runs.resuming import is_gone, this_process
 from tasks.tracking.outbox import held
 

@@ -174,7 +174,8 @@ class _Loop:
     """The training loop as the default preset runs it, over the stream and over batches that stay on the device."""
 
     def __init__(self, manifest: Manifest, sources: Sources, given: Shards, rows: int, batch: Tensor) -> None:
-        from tasks.learning.features import Features, Scaling
+        from tasks.learning.features import Features
+        from tasks.learning.scaling import Scaling
 
         self.manifest, self.sources, self.rows = manifest, sources, rows
         self.features = Features.choose(

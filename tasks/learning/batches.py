@@ -15,7 +15,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from tasks.learning.features import Features, Scaling
+from tasks.learning.features import Features
+from tasks.learning.scaling import Scaling
 
 ALIGNMENT = 64  # bytes; torch's own on CPU. Sums of a slice that begins elsewhere differ in their last bits
 

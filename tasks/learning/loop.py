@@ -17,8 +17,9 @@ from torch import Tensor
 from tasks.errors import NonFiniteLossError, TrainingError
 from tasks.learning.batches import Prepared
 from tasks.learning.checkpoints import Checkpoint
-from tasks.learning.features import Features, Scaling, suit_learning_rate
+from tasks.learning.features import Features
 from tasks.learning.linear import LinearModel, initial_weights
+from tasks.learning.scaling import Scaling, suit_learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)

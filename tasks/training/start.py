@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from tasks.learning.batches import Prepared
     from tasks.learning.checkpoints import Checkpoint
-    from tasks.learning.features import Features, Scaling
+    from tasks.learning.features import Features
     from tasks.learning.loop import Trainer
+    from tasks.learning.scaling import Scaling
     from tasks.streaming import ColumnStatistics, ObjectStorageDataset
 
 RESIDENT_SHARE = 4  # a quarter of what is free
@@ -55,8 +56,9 @@ def start_trainer(
     import torch
 
     from tasks.learning.batches import Preparation, stay_resident
-    from tasks.learning.features import Features, Scaling
+    from tasks.learning.features import Features
     from tasks.learning.loop import Settings, Trainer
+    from tasks.learning.scaling import Scaling
 
     features, resolved, device = Features.from_dict(plain_features), given.resolved(), training_device(given.device)
     settings = Settings(
@@ -153,7 +155,7 @@ def with_workers(dataset: ObjectStorageDataset, workers: int, times: StreamTimes
 
 def choose_scaling(first: Tensor, features: Features, statistics: Mapping[str, ColumnStatistics] | None) -> Scaling:
     """How features are scaled: as `.meta/stats` states, and for what it does not name as the first batch shows."""
-    from tasks.learning.features import Scaling
+    from tasks.learning.scaling import Scaling
 
     stated = statistics or {}
     known = {

@@ -21,8 +21,9 @@ from unittest.mock import patch
 import torch
 
 from tasks.learning.batches import Preparation, Prepared, stay_resident
-from tasks.learning.features import Features, Scaling
+from tasks.learning.features import Features
 from tasks.learning.loop import Settings, Trainer, train
+from tasks.learning.scaling import Scaling
 from tasks.tracking import client as record
 from tasks.tracking.outbox import Outbox
 from tasks.training.gradient import metrics_of

@@ -15,8 +15,9 @@ from functools import partial
 import torch
 
 from tasks.learning.batches import Preparation
-from tasks.learning.features import Features, Scaling
+from tasks.learning.features import Features
 from tasks.learning.loop import Settings, Trainer, train
+from tasks.learning.scaling import Scaling
 from tasks.streaming import ObjectStorageDataset, locate
 from tests.benchmarks.stream_setting import (
     BATCH,

@@ -1,0 +1,63 @@
+"""The scale that features are trained on, and the step size that suits them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What a feature is shifted and divided by before training: two [features] tensors of float64."""
+
+    mean: Tensor
+    scale: Tensor
+
+    @classmethod
+    def none(cls, features: int) -> Self:
+        """Leave features as they are."""
+        return cls(torch.zeros(features, dtype=torch.float64), torch.ones(features, dtype=torch.float64))
+
+    @classmethod
+    def of(cls, x: Tensor, known: Mapping[int, tuple[float, float]] | None = None) -> Self:
+        """Take mean and standard deviation of the columns of x [rows, features]; a constant one gets scale 1.
+
+        `known` replaces columns by index with (mean, standard deviation) of the whole data.
+        """
+        mean, scale = x.double().mean(dim=0), x.double().std(dim=0, correction=0)
+        for index, (known_mean, known_scale) in (known or {}).items():
+            mean[index], scale[index] = known_mean, known_scale
+        # a constant column's deviation is rounding noise of its mean, not always exactly zero
+        constant = ~(scale > 1e-12 * mean.abs().clamp(min=torch.finfo(torch.float64).tiny))
+        return cls(mean, torch.where(constant, torch.ones_like(scale), scale))
+
+    @property
+    def is_none(self) -> bool:
+        """Return whether it changes nothing."""
+        return not self.mean.any() and bool((self.scale == 1).all())
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return standardised features, in the shape and dtype of x."""
+        if self.is_none:
+            return x
+        return (x - self.mean.to(x)).div_(self.scale.to(x))
+
+    def fold(self, weights: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weights [features, 1] and bias [1, 1] for raw features, from those for standardised ones (float64)."""
+        raw = weights.detach().cpu().double() / self.scale[:, None]
+        return raw, bias.detach().cpu().double() - self.mean[None, :] @ raw
+
+
+def suit_learning_rate(x: Tensor) -> float:
+    """Return the step size 1/L of gradient descent on the mean squared error over x [rows, features] with a bias.
+
+    L is the largest eigenvalue of the loss's Hessian, 2/rows · [x, 1]ᵀ[x, 1]; a step below 2/L converges
+    (Nesterov 2004, Introductory Lectures on Convex Optimization, theorem 2.1.14).
+    """
+    design = torch.cat([x.double(), torch.ones(len(x), 1, dtype=torch.float64, device=x.device)], dim=1)
+    hessian = 2 / len(x) * design.T @ design
+    return float(1 / torch.linalg.eigvalsh(hessian)[-1])
