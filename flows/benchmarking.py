@@ -7,6 +7,7 @@ the stream and whole training iterations are measured too.
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 from typing import Any
 
 from prefect import flow
@@ -16,14 +17,13 @@ from prefect.runtime import flow_run
 from flows.commandline import parameters, run
 from tasks.benchmark.hardware import check_devices, make_plan, measure_hardware
 from tasks.benchmark.report import load_benchmark, report_benchmark
-from tasks.credentials import verify_credentials
+from tasks.credentials import verify_sources
 from tasks.data import locate_shards
 from tasks.parameters import BenchmarkParameters, Shards, Source
 from tasks.policy import step
 from tasks.runs.lifecycle import page_in_prefect, tracked
 from tasks.sources import Sources, configured_bucket_id, resolve_sources
 
-verify = step("verify credentials")(verify_credentials)
 load = step("load the other benchmark")(load_benchmark)
 
 
@@ -39,8 +39,10 @@ def benchmark(**parameters: Any) -> str:
     given = BenchmarkParameters(**parameters)
     check_devices(given)
     against = load(given.against) if given.against else None
-    sources = find_sources(given)
-    manifest = locate(sources, given) if sources else None
+    sources, manifest = find_sources(given), None
+    if sources:
+        sources, _ = verify_sources(sources, given)
+        manifest = locate_shards(sources, as_source(given))["manifest"]
     tags = {"shardline.flow": "benchmarking"} | ({"shardline.fingerprint": manifest["fingerprint"]} if manifest else {})
     with tracked(given.experiment, recorded(given, sources), tags) as mlflow_run:
         measured = measure_hardware(given, sources, manifest)
@@ -55,24 +57,12 @@ def find_sources(given: BenchmarkParameters) -> Sources | None:
     """Return the shards that training would read, or None where nothing names any."""
     if not (given.shards or given.bucket_id or configured_bucket_id()):
         return None
-    return resolve_sources(as_source(given))
+    return replace(resolve_sources(as_source(given)), test_shards=None)
 
 
 def as_source(given: BenchmarkParameters) -> Source:
     """Return the parameters that say which shards are read, as the steps that read them take them."""
     return Source(**given.model_dump(include=set(Shards.model_fields)))
-
-
-def locate(sources: Sources, given: BenchmarkParameters) -> dict[str, Any]:
-    """Verify the credentials and return the manifest of the shards."""
-    verify(
-        uris=[sources.shards],
-        region=sources.region,
-        bucket_owner=given.bucket_owner,
-        verify_identity=given.verify_identity,
-        anonymous=given.anonymous,
-    )
-    return dict(locate_shards(sources, as_source(given))["manifest"])
 
 
 def recorded(given: BenchmarkParameters, sources: Sources | None) -> dict[str, Any]:

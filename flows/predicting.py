@@ -14,16 +14,13 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from flows.commandline import parameters, run
-from tasks.credentials import verify_credentials
+from tasks.credentials import verify_sources
 from tasks.data import locate_shards
 from tasks.parameters import Listing, PredictionParameters, Source
-from tasks.policy import step
 from tasks.prediction import choose_model, predict_shards, report_predictions, resolve_output
 from tasks.runs.lifecycle import note_data, page_in_prefect, tracked
 from tasks.runs.resuming import FINGERPRINT
 from tasks.sources import Sources, resolve_sources
-
-verify = step("verify credentials")(verify_credentials)
 
 
 def name_run() -> str:
@@ -39,14 +36,7 @@ def predict(**parameters: Any) -> str:
     """Predict CSV or Parquet shards with the champion, or another model from MLflow, and write them beside."""
     given = PredictionParameters(**parameters)
     sources, output = find_places(given)
-    identity = verify(
-        uris=[sources.shards, output],
-        region=sources.region,
-        bucket_owner=given.bucket_owner,
-        verify_identity=given.verify_identity,
-        anonymous=given.anonymous,
-    )
-    sources = replace(sources, owner=given.bucket_owner or identity.account)
+    sources, identity = verify_sources(sources, given, output)
     manifest = locate_shards(sources, given, role="input")["manifest"]
     model = choose_model(given, manifest["columns"])
     settings = given.model_dump() | {"shards": sources.shards, "output": output, "model": model["uri"]}
@@ -69,7 +59,7 @@ def predict(**parameters: Any) -> str:
 def find_places(given: PredictionParameters) -> tuple[Sources, str]:
     """The shards to read and the folder to write to; raises ConfigurationError where there is none."""
     sources = resolve_sources(Source(**given.model_dump(include=set(Listing.model_fields))))
-    return sources, resolve_output(given, sources.shards)
+    return replace(sources, test_shards=None), resolve_output(given, sources.shards)
 
 
 if __name__ == "__main__":

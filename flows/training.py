@@ -5,7 +5,6 @@ The flow's parameters are those of `tasks.parameters.TrainingParameters`; each s
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,12 +15,12 @@ from prefect.runtime import flow_run
 
 from flows.benchmarking import benchmark
 from flows.commandline import parameters, run
+from tasks.aws.identity import Identity
 from tasks.benchmark.hardware import describe_hardware
-from tasks.credentials import Identity, verify_credentials
+from tasks.credentials import verify_sources
 from tasks.data import locate_shards, preview_batch
 from tasks.evaluation import evaluate_model
 from tasks.parameters import MODEL_PARAMETERS, BenchmarkParameters, TrainingParameters
-from tasks.policy import step
 from tasks.registration import register_model
 from tasks.reporting import report_run
 from tasks.runs.lifecycle import Run, note_data, page_in_prefect, tracked
@@ -42,8 +41,6 @@ from tasks.training.exact import solve_model
 from tasks.training.gradient import train_model
 from tasks.training.start import training_device
 
-verify = step("verify credentials")(verify_credentials)
-
 
 def name_run() -> str:
     """A name that says what is trained on what: `default · csv/dev · 50 × 1048576`."""
@@ -62,14 +59,7 @@ def train(**parameters: Any) -> str | State[str]:
     given = TrainingParameters(**parameters)
     given = repeat_parameters(given) if given.like else given
     sources = resolve_sources(given)
-    identity = verify(
-        uris=sources.uris,
-        region=sources.region,
-        bucket_owner=given.bucket_owner,
-        verify_identity=given.verify_identity,
-        anonymous=given.anonymous,
-    )
-    sources = replace(sources, owner=given.bucket_owner or identity.account)
+    sources, identity = verify_sources(sources, given)
     manifest, test_manifest, kind, judged_on, statistics = locate_rows(sources, given)
     check_same_data(given, manifest)
     features = choose_features(manifest, given)

@@ -19,6 +19,8 @@ from tasks.errors import ConfigurationError
 from tasks.parameters import BenchmarkParameters
 from tasks.tracking import client as record
 
+pytest_plugins = ["verification"]
+
 GIVEN = {"mode": "quick", "device": "cpu", "time_budget": 8.0, "max_size": 2**5}
 
 
@@ -154,6 +156,16 @@ def test_two_runs_are_compared_by_ratio(compared, streamed):
 def test_an_unknown_run_to_compare_with_is_refused():
     with pytest.raises(ConfigurationError, match=r"against is 0{32}, .* give the run id of a finished benchmark"):
         load_benchmark("0" * 32)
+
+
+@pytest.mark.usefixtures("workplace", "prefect_api")
+def test_every_read_from_s3_names_the_account_that_must_own_the_bucket(aws, proxy):
+    state = benchmark(**GIVEN, shards=f"s3://{aws.bucket}/csv/dev/part*.csv", return_state=True)
+    assert state.is_completed(), state.message
+
+    listings_and_reads = [request for request in proxy.requests if request.service == "s3" and request.method == "GET"]
+    assert any("list-type" not in request.query for request in listings_and_reads)
+    assert {request.headers.get("x-amz-expected-bucket-owner") for request in listings_and_reads} == {"123456789012"}
 
 
 def test_cuda_is_refused_where_there_is_none(monkeypatch):

@@ -21,7 +21,8 @@ from verification import everything_said, refusal, verify
 
 from deployments.processes import Children, find_port, wait_until
 from deployments.standin import StandIn
-from tasks.credentials import Identity, verify_credentials
+from tasks.aws.identity import Identity
+from tasks.credentials import verify_credentials
 
 pytest_plugins = ["verification"]
 

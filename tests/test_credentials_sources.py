@@ -13,7 +13,7 @@ from verification import everything_said, refusal, verify
 
 from deployments.processes import find_port
 from deployments.standin import StandIn
-from tasks import credentials
+from tasks.aws import identity
 from tasks.errors import ConfigurationError, CredentialsError, ShardlineError
 
 pytest_plugins = ["verification"]
@@ -121,7 +121,7 @@ CHECK = "check the network, its proxy (HTTPS_PROXY), the region (us-east-1) and 
 
 
 def test_a_host_that_takes_no_connection_is_given_up(aws: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(credentials, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(identity, "CONNECT_SECONDS", 0.3)
     with socket.socket() as full, socket.socket() as first, socket.socket() as second:
         full.bind(("127.0.0.1", 0))
         full.listen(0)  # room for one that waits; the kernel drops what more comes

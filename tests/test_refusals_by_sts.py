@@ -8,7 +8,7 @@ from awsproxy import Answer, AwsProxy, Rule, always, listing, s3_error, sts_erro
 from verification import refusal
 
 from deployments.standin import StandIn
-from tasks import credentials
+from tasks.aws import identity
 from tasks.errors import ConfigurationError, CredentialsError, ShardlineError
 
 pytest_plugins = ["verification"]
@@ -117,7 +117,7 @@ STS_ANSWERS: dict[str, tuple[Rule, type[ShardlineError], str, list[str]]] = {
 
 @pytest.mark.parametrize("name", STS_ANSWERS)
 def test_what_sts_answers_is_told(name: str, aws: StandIn, proxy: AwsProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(credentials, "READ_SECONDS", 0.3)
+    monkeypatch.setattr(identity, "READ_SECONDS", 0.3)
     rule, kind, message, requests = STS_ANSWERS[name]
     proxy.rules.append(rule)
     error = refusal(f"s3://{aws.bucket}/part*.csv")

@@ -11,8 +11,9 @@ import pytest
 from awsproxy import AwsProxy
 
 from deployments.standin import StandIn
-from tasks import credentials
-from tasks.credentials import Identity, verify_credentials
+from tasks.aws import identity
+from tasks.aws.identity import Identity
+from tasks.credentials import verify_credentials
 from tasks.errors import ShardlineError
 
 
@@ -21,7 +22,7 @@ def proxy(aws: StandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[AwsProxy]:
     """A proxy in front of the stand-in, which this test's environment leads to; no pauses between attempts."""
     with AwsProxy(upstream=aws.endpoint) as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
-        monkeypatch.setattr(credentials, "BUSY_PAUSES", (0.0, 0.0))
+        monkeypatch.setattr(identity, "BUSY_PAUSES", (0.0, 0.0))
         yield running
 
 
