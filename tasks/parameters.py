@@ -7,7 +7,7 @@ the environment to be answered (which bucket, which region) is in `tasks.sources
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -19,7 +19,8 @@ MODEL_PARAMETERS = ("iterations", "learning_rate", "gradient_norm", "standardise
 class Preset:
     """What a preset stands for; an explicit parameter wins over it.
 
-    A `learning_rate` of None is chosen from the first batch (see `tasks.learning.scaling.suit_learning_rate`).
+    A `learning_rate` of None, with SGD, is a step of 1 along preconditioned gradients (`tasks.learning.conditioning`).
+    from_zero: weights start at zero, not at random by the seed.
     """
 
     iterations: int
@@ -27,11 +28,21 @@ class Preset:
     gradient_norm: float
     standardise: bool
     derive: tuple[str, ...]
+    from_zero: bool
 
 
 PRESETS: dict[str, Preset] = {
-    "default": Preset(iterations=50, learning_rate=None, gradient_norm=0.0, standardise=True, derive=("distance_km",)),
-    "notebook": Preset(iterations=50, learning_rate=0.03, gradient_norm=0.5, standardise=False, derive=()),
+    "default": Preset(
+        iterations=50,
+        learning_rate=None,
+        gradient_norm=0.0,
+        standardise=True,
+        derive=("distance_km",),
+        from_zero=True,
+    ),
+    "notebook": Preset(
+        iterations=50, learning_rate=0.03, gradient_norm=0.5, standardise=False, derive=(), from_zero=False
+    ),
 }
 
 
@@ -224,7 +235,9 @@ class Model(Device):
         "0: never; null: a quarter of what is free. Shuffled data is streamed in every epoch.",
     )
     optimizer: Literal["SGD", "Adam", "AdamW", "RMSprop", "Adagrad"] = Field(
-        "SGD", description="Optimiser, by its name in torch.optim; but for SGD, a null learning_rate is torch's own."
+        "SGD",
+        description="Optimiser, by its name in torch.optim; a null learning_rate is torch's own, and for SGD the step "
+        "is chosen by the first batch's Hessian.",
     )
     solver: Literal["gradient", "exact"] = Field(
         "gradient", description="gradient: iterate; exact: the least-squares model, from one pass over the shards."
@@ -236,7 +249,7 @@ class Model(Device):
         preset = PRESETS[self.preset]
         chosen = {name: getattr(self, name) for name in MODEL_PARAMETERS}
         chosen["derive"] = None if self.derive is None else tuple(self.derive)
-        return Preset(**{name: getattr(preset, name) if value is None else value for name, value in chosen.items()})
+        return replace(preset, **{name: value for name, value in chosen.items() if value is not None})
 
 
 class Resuming(Parameters):

@@ -2,17 +2,20 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import sklearn.datasets
 import torch
 
 from tasks.errors import ConfigurationError, NonFiniteLossError, TrainingError
-from tasks.learning.batches import Preparation, stay_resident
+from tasks.learning.batches import Preparation, Prepared, stay_resident
+from tasks.learning.conditioning import Preconditioner
 from tasks.learning.features import Features, distance_km
 from tasks.learning.linear import LinearModel, initial_weights
 from tasks.learning.loop import Settings, Trainer, train
-from tasks.learning.scaling import Scaling, suit_learning_rate
+from tasks.learning.scaling import Scaling
 from tasks.learning.scoring import Moments, score
 
 TAXI = (
@@ -53,7 +56,14 @@ def trained(rows, size, features, settings, *, standardise=True, resident_bytes=
     return trainer, [iteration.mse for iteration in train(trainer, batches)]
 
 
-DEFAULT = Settings(iterations=50, learning_rate=None, gradient_norm=0, seed=0)
+DEFAULT = Settings(iterations=50, learning_rate=None, gradient_norm=0, seed=None)
+
+
+def table_of(name: str) -> tuple[torch.Tensor, Features]:
+    """A data set that scikit-learn ships, as [target, features], and its columns."""
+    x, y = getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
+    rows = torch.from_numpy(np.column_stack([y, x]))
+    return rows, Features.choose([f"c{index}" for index in range(rows.shape[1])])
 
 
 def test_distance_is_the_great_circles():
@@ -116,13 +126,44 @@ def test_known_statistics_replace_those_of_the_first_batch():
     assert (scaling.mean[1].item(), scaling.scale[1].item()) == (10.0, 4.0)
 
 
-def test_the_suited_step_converges_where_twice_and_a_bit_diverges():
-    x = torch.from_numpy(np.random.default_rng(0).normal(size=(500, 4)))
-    design = torch.cat([x, torch.ones(500, 1, dtype=torch.float64)], 1)
-    step = suit_learning_rate(x)
-    largest = torch.linalg.matrix_norm(torch.eye(5, dtype=torch.float64) - step * 2 / 500 * design.T @ design, 2)
-    assert largest <= 1 + 1e-12
-    assert torch.linalg.matrix_norm(torch.eye(5) - 2.1 * step * 2 / 500 * design.T @ design, 2) > 1
+@pytest.mark.parametrize("name", ["diabetes", "wine", "breast_cancer"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_default_preset_comes_within_a_hundredth_of_the_exact_model_on_data_of_others(name, dtype):
+    rows, features = table_of(name)
+    trainer, _ = trained(rows, len(rows), features, replace(DEFAULT, dtype=dtype))
+    moments = Moments(features)
+    moments.add(rows)
+    assert moments.mse(trainer.model()) <= 1.01 * moments.mse(moments.exact())
+
+
+def test_no_preconditioned_step_raises_the_loss_of_its_batch():
+    rows, features = table_of("wine")  # sorted by its target: each batch looks unlike the first
+    scaling = Scaling.of(features.of(rows[:32]))
+    trainer = Trainer(features, scaling, DEFAULT, CPU)
+    for start in range(0, 160, 32):
+        part = rows[start : start + 32]
+        batch = Prepared(scaling.apply(features.of(part)), features.target_of(part))
+        before = trainer.step(batch)
+        after = torch.nn.functional.mse_loss(batch.x @ trainer.w + trainer.b, batch.y)
+        assert after <= before
+
+
+def test_a_column_that_is_constant_at_first_does_no_harm_when_it_varies():
+    random = np.random.default_rng(0)
+    rows = torch.from_numpy(random.normal(size=(6000, 4)))
+    rows[:, 3] = torch.arange(6000) // 1000 + 2015.0  # a batch a year
+    rows[:, 0] = rows[:, 1:3].sum(dim=1) + 3 * (rows[:, 3] - 2015) + 0.1 * rows[:, 0]
+    features = Features.choose(["y", "a", "b", "year"])
+    trainer, _ = trained(rows, 1000, features, DEFAULT)
+    moments = Moments(features)
+    moments.add(rows)
+    assert moments.mse(trainer.model()) < 0.01 * float(moments.covariance[-1, -1])
+
+
+def test_the_condition_number_is_that_of_the_loss():
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(500, 4))) * torch.tensor([1, 10, 100, 0])
+    design = torch.cat([x, torch.ones(500, 1, dtype=torch.float64)], 1)[:, [0, 1, 2, 4]]
+    assert Preconditioner.of(x).condition == pytest.approx(float(torch.linalg.cond(design.T @ design)), rel=1e-6)
 
 
 def test_the_same_seed_gives_the_same_curve_to_the_last_bit(trips):
@@ -246,3 +287,23 @@ def test_r2_of_a_constant_target_is_null(trips):
     moments = Moments(features)
     moments.add(rows)
     assert score([rows], {"mean": moments.mean_model()}).overall["mean"].r2 is None
+
+
+@pytest.mark.parametrize("column", [0, 2])
+def test_values_whose_squares_overflow_are_told_by_their_column(trips, column):
+    rows, features = trips.clone(), Features.choose(TAXI)
+    rows[500, column] = -1e160
+    with pytest.raises(ConfigurationError, match=rf"column '{TAXI[column]}' holds values up to 1e\+160, whose squares"):
+        trained(rows, 1003, features, DEFAULT)
+    moments = Moments(features)
+    moments.add(rows[:400])
+    moments.add(rows[400:])
+    with pytest.raises(ConfigurationError, match=f"column '{TAXI[column]}' holds values whose squares"):
+        moments.exact()
+
+
+def test_a_later_batch_whose_squares_overflow_is_told_by_its_column(trips):
+    rows, features = trips.clone(), Features.choose(TAXI)
+    rows[500, 3] = 1e160
+    with pytest.raises(NonFiniteLossError, match=f"iteration 5 .*column '{TAXI[3]}' reaches 1e"):
+        trained(rows, 100, features, DEFAULT, standardise=False)

@@ -66,11 +66,15 @@ class Preparation:
 
     def stream(self, batches: Iterator[Tensor], waited: float = 0.0) -> Iterator[Prepared]:
         """Prepare [rows, columns] batches as they come; `waited` seconds passed before, for the first of them."""
+        first = True
         while True:
             began, waited = time.perf_counter() - waited, 0.0
             batch = next(batches, None)
             if batch is None:
                 return
+            if first:
+                self.features.refuse_overflow(batch)
+            first = False
             arrived = time.perf_counter()
             x, y = self._choose(batch)
             prepared = Prepared(x, y, arrived - began, 0.0, time.perf_counter() - arrived)

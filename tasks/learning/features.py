@@ -121,6 +121,19 @@ class Features:
         by_name = {name: batch[:, index] for index, name in enumerate(self.columns)}
         return torch.cat([raw, *(self.derive(name, by_name)[:, None] for name in self.derived)], dim=1)
 
+    def refuse_overflow(self, batch: Tensor) -> None:
+        """Raise ConfigurationError for a column of a [rows, columns] batch whose squares cannot be added up."""
+        used = [self.columns.index(name) for name in dict.fromkeys((self.target, *self.inputs))]
+        largest = batch[:, used].abs().amax(dim=0)
+        most = math.sqrt(torch.finfo(batch.dtype).max / len(batch))
+        for at, value in zip(used, largest.tolist(), strict=True):
+            if value > most:
+                raise ConfigurationError(
+                    f"column {self.columns[at]!r} holds values up to {value:g}, whose squares do not fit "
+                    f"{str(batch.dtype).removeprefix('torch.')}: divide it by a power of ten, or leave it out of the "
+                    "features"
+                )
+
     @staticmethod
     def derive(name: str, by_name: Mapping[str, Tensor]) -> Tensor:
         """Return one derived feature, [rows], from columns by name."""

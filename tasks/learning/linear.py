@@ -10,11 +10,13 @@ from torch import Tensor
 from tasks.learning.features import Features
 
 
-def initial_weights(features: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    """Kaiming-uniform w [features, 1], then b [1, 1], from one seeded generator on the CPU.
+def initial_weights(features: int, seed: int | None, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Zeros without a seed; else Kaiming-uniform w [features, 1], then b [1, 1], from one seeded generator on the CPU.
 
     The CPU's generator is used whatever the device, so that a GPU starts from the same weights.
     """
+    if seed is None:
+        return torch.zeros(features, 1, dtype=dtype), torch.zeros(1, 1, dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
     w = torch.nn.init.kaiming_uniform_(torch.empty(features, 1, dtype=dtype), generator=generator)
     b = torch.nn.init.kaiming_uniform_(torch.empty(1, 1, dtype=dtype), generator=generator)

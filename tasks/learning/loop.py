@@ -17,19 +17,24 @@ from torch import Tensor
 from tasks.errors import NonFiniteLossError, TrainingError
 from tasks.learning.batches import Prepared
 from tasks.learning.checkpoints import Checkpoint
+from tasks.learning.conditioning import Preconditioner
 from tasks.learning.features import Features
 from tasks.learning.linear import LinearModel, initial_weights
-from tasks.learning.scaling import Scaling, suit_learning_rate
+from tasks.learning.scaling import Scaling
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the loss curve depends on, beside the batches."""
+    """What the loss curve depends on, beside the batches.
+
+    learning_rate: None is torch's own for the optimiser; for SGD, steps of size 1 along preconditioned gradients
+    seed: of the first weights; None: they are zero
+    """
 
     iterations: int
     learning_rate: float | None
     gradient_norm: float
-    seed: int
+    seed: int | None
     dtype: torch.dtype = torch.float64
     optimizer: str = "SGD"
 
@@ -63,6 +68,7 @@ class Trainer:
         self.features, self.scaling, self.settings, self.device = features, scaling, settings, device
         self.w, self.b = w.to(device).requires_grad_(), b.to(device).requires_grad_()
         self.learning_rate = settings.learning_rate
+        self.preconditioner: Preconditioner | None = None
         self.iteration = 0
         make = getattr(torch.optim, settings.optimizer)
         chosen = {"lr": settings.learning_rate} if settings.learning_rate else {}
@@ -74,14 +80,16 @@ class Trainer:
         """One iteration on a prepared batch; the mean squared error as a scalar tensor that may not be computed yet."""
         batch.await_copy()
         if self.learning_rate is None:
-            self.learning_rate = suit_learning_rate(batch.x)  # CPU and GPU synchronise here, once
-            self._optimizer.param_groups[0]["lr"] = self.learning_rate
+            self.preconditioner = Preconditioner.of(batch.x)  # CPU and GPU synchronise here, once
+            self._optimizer.param_groups[0]["lr"] = self.learning_rate = 1.0
         estimate = batch.x @ self.w + self.b
         mse = torch.nn.functional.mse_loss(estimate, batch.y)
         self._optimizer.zero_grad()
         mse.backward()  # type: ignore[no-untyped-call]
         if self.settings.gradient_norm:
             torch.nn.utils.clip_grad_norm_([self.w, self.b], self.settings.gradient_norm)
+        if self.preconditioner:
+            self.preconditioner.turn(self.w, self.b, batch.x)
         self._optimizer.step()
         self.iteration += 1
         return mse.detach()
@@ -89,11 +97,14 @@ class Trainer:
     def state(self) -> Checkpoint:
         """A copy of all that the next iteration depends on, beside the batches; taken without waiting for a GPU."""
         tensors = {"w": self.w, "b": self.b, "mean": self.scaling.mean, "scale": self.scaling.scale}
+        if self.preconditioner:
+            tensors["preconditioner"] = self.preconditioner.inverse
         for index, values in self._optimizer.state_dict()["state"].items():
             held = {name: value for name, value in values.items() if value is not None}
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in held.items()}
         copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-        return Checkpoint(self.iteration, copies, {"learning_rate": self.learning_rate})
+        facts = {"learning_rate": self.learning_rate, "condition": self.condition}
+        return Checkpoint(self.iteration, copies, facts)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint's state."""
@@ -103,6 +114,9 @@ class Trainer:
             self.b.copy_(tensors["b"])
         self.scaling = Scaling(tensors["mean"], tensors["scale"])
         self.iteration, self.learning_rate = checkpoint.iteration, checkpoint.facts["learning_rate"]
+        if "preconditioner" in tensors:
+            inverse = tensors["preconditioner"].to(self.device)
+            self.preconditioner = Preconditioner(inverse, checkpoint.facts["condition"])
         kept = self._optimizer.state_dict()
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):
@@ -110,6 +124,11 @@ class Trainer:
                 kept["state"].setdefault(int(index), {})[key] = tensor
         kept["param_groups"][0]["lr"] = self.learning_rate
         self._optimizer.load_state_dict(kept)
+
+    @property
+    def condition(self) -> float | None:
+        """The condition number of the first batch's Hessian, where it was taken."""
+        return self.preconditioner.condition if self.preconditioner else None
 
     def model(self) -> LinearModel:
         """The model of this moment, for raw features."""
@@ -182,11 +201,16 @@ def _finite(mse: float, iteration: int, batch: Prepared, trainer: Trainer) -> fl
     if math.isfinite(mse):
         return mse
     first, place = iteration * len(batch.x), f"the mean squared error of iteration {iteration}"
+    columns = (*trainer.features.names, trainer.features.target)
+    largest = torch.cat([batch.x.abs().amax(dim=0), batch.y.abs().amax(dim=0)])
+    value, at = largest.max(dim=0)
+    overflows = float(value) > math.sqrt(torch.finfo(batch.x.dtype).max / len(batch.x))
     raise NonFiniteLossError(
         f"{place} (rows {first} to {first + len(batch.x) - 1} of the endless stream) is {mse}: "
         + (
-            "the target or a feature is too large for this dtype: scale it, or leave it out"
-            if iteration == 0
+            f"column {columns[int(at)]!r} reaches {float(value):g} there, whose squares do not fit this dtype; divide "
+            "it by a power of ten, or leave it out"
+            if overflows
             else f"the step size {trainer.learning_rate:g} is too large for these features; try a smaller "
             "learning_rate, standardise=true, or a gradient_norm"
         )

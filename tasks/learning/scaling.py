@@ -50,14 +50,3 @@ class Scaling:
         """Return weights [features, 1] and bias [1, 1] for raw features, from those for standardised ones (float64)."""
         raw = weights.detach().cpu().double() / self.scale[:, None]
         return raw, bias.detach().cpu().double() - self.mean[None, :] @ raw
-
-
-def suit_learning_rate(x: Tensor) -> float:
-    """Return the step size 1/L of gradient descent on the mean squared error over x [rows, features] with a bias.
-
-    L is the largest eigenvalue of the loss's Hessian, 2/rows · [x, 1]ᵀ[x, 1]; a step below 2/L converges
-    (Nesterov 2004, Introductory Lectures on Convex Optimization, theorem 2.1.14).
-    """
-    design = torch.cat([x.double(), torch.ones(len(x), 1, dtype=torch.float64, device=x.device)], dim=1)
-    hessian = 2 / len(x) * design.T @ design
-    return float(1 / torch.linalg.eigvalsh(hessian)[-1])

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from tasks.errors import TrainingError
+from tasks.errors import ConfigurationError, TrainingError
 from tasks.learning.features import Features
 from tasks.learning.linear import LinearModel
 from tasks.learning.scores import Score, Scores, Slice
@@ -61,6 +61,14 @@ class Moments:
     def exact(self) -> LinearModel:
         """Return the least-squares model with a bias; the one of least norm where features depend on each other."""
         covariance, mean = self.covariance, self.mean
+        for name, value in zip(
+            (*self.features.names, self.features.target), covariance.diagonal().tolist(), strict=True
+        ):
+            if not math.isfinite(value):
+                raise ConfigurationError(
+                    f"column {name!r} holds values whose squares do not fit float64: divide it by a power of ten, or "
+                    "leave it out of the features"
+                )
         deviation = covariance.diagonal().clamp(min=0).sqrt()[:-1]
         # a constant column's deviation is rounding noise of its mean
         usable = deviation > 1e-12 * mean[:-1].abs().clamp(min=torch.finfo(torch.float64).tiny)

@@ -65,7 +65,7 @@ def start_trainer(
         iterations=resolved.iterations,
         learning_rate=resolved.learning_rate,
         gradient_norm=resolved.gradient_norm,
-        seed=given.seed,
+        seed=None if resolved.from_zero else given.seed,
         dtype=getattr(torch, given.dtype),
         optimizer=given.optimizer,
     )
