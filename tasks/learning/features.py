@@ -123,6 +123,8 @@ class Features:
 
     def refuse_overflow(self, batch: Tensor) -> None:
         """Raise ConfigurationError for a column of a [rows, columns] batch whose squares cannot be added up."""
+        import torch
+
         used = [self.columns.index(name) for name in dict.fromkeys((self.target, *self.inputs))]
         largest = batch[:, used].abs().amax(dim=0)
         most = math.sqrt(torch.finfo(batch.dtype).max / len(batch))
