@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,51 @@ sys.exit(f"imported: {{sorted(heavy)}}" if heavy else 0)
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: ")
+
+
+class RunTimeImports(ast.NodeVisitor):
+    """What a module imports when it runs, in functions too; not what is for the type checker alone."""
+
+    def __init__(self, path: Path) -> None:
+        self.found: set[str] = set()
+        self.visit(ast.parse(path.read_text(encoding="utf-8")))
+
+    def visit_If(self, node: ast.If) -> None:
+        for child in (
+            node.orelse if ast.unparse(node.test) == "TYPE_CHECKING" else [node.test, *node.body, *node.orelse]
+        ):
+            self.visit(child)
+
+    def visit_Import(self, node: ast.Import) -> None:
+        self.found |= {alias.name for alias in node.names}
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        known = {f"{node.module}.{alias.name}" for alias in node.names} & MODULE_NAMES
+        self.found |= known or {str(node.module)}
+
+
+MODULE_NAMES = {module_of(path) for path in MODULES}
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {module_of(path): RunTimeImports(path).found & MODULE_NAMES for path in MODULES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" is imported by ".join(error.args[1]))
+
+
+STREAMING = [path for path in MODULES if module_of(path).startswith("tasks.streaming.")]
+
+
+@pytest.mark.parametrize("path", STREAMING, ids=module_of)
+def test_the_rooms_of_streaming_know_as_little_as_they_can(path):
+    imports = names(imported_by(path), "tasks")
+    room = module_of(path).split(".")[2]
+    if room == "objects":
+        assert imports <= names(imports, "tasks.errors", "tasks.streaming.objects")
+    elif room == "formats":
+        assert imports <= names(imports, "tasks.errors", "tasks.streaming.formats", "tasks.streaming.manifest")
+    elif room == "listing":
+        libraries = (f"tasks.streaming.{name}" for name in ("formats", "listing", "manifest", "objects", "progress"))
+        assert imports <= names(imports, "tasks.errors", *libraries)

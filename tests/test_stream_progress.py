@@ -1,4 +1,4 @@
-"""Progress is drawn for a person at a terminal, and for nobody else."""
+"""ProgressBar is drawn for a person at a terminal, and for nobody else."""
 
 import io
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tasks.streaming import ObjectStorageDataset, progress
-from tasks.streaming.progress import Progress
+from tasks.streaming.progress import ProgressBar
 from tests.shards import write_shards
 
 
@@ -42,5 +42,5 @@ def test_a_log_shows_nothing(eager, glob, capfd):
 
 def test_a_stream_without_end_shows_rows_and_rate(eager, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
-    Progress("streaming", None, "rows").advance(1_234_567)
+    ProgressBar("streaming", None, "rows").advance(1_234_567)
     assert "streaming: 1.23 M rows, " in sys.stderr.getvalue() and "rows/s" in sys.stderr.getvalue()

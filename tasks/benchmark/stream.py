@@ -122,17 +122,18 @@ def _time_fetching(manifest: Manifest, sources: Sources, seconds: float) -> tupl
     """Read the sample's shards again and again; return their bytes, the timing, and the CPU's core-seconds a pass."""
     from tasks.devices.timing import time_passes
     from tasks.streaming.dataset import LOADERS
-    from tasks.streaming.objects.retrying import Patience
-    from tasks.streaming.objects.store import Listed, open_store
+    from tasks.streaming.objects.retrying import RetryPolicy
+    from tasks.streaming.objects.schemes import open_store
+    from tasks.streaming.objects.store import Listed
     from tasks.streaming.objects.transfer import read_object
 
-    patience = Patience()
+    retry = RetryPolicy()
     sample = _choose_sample(manifest.shards, LOADERS)
-    store = open_store(sample[0].uri, sources.storage_options(sample[0].uri), patience)
+    store = open_store(sample[0].uri, sources.storage_options(sample[0].uri), retry)
     fetched: dict[Shard, bytes] = {}
 
     def fetch(shard: Shard) -> None:
-        fetched[shard] = b"".join(read_object(store, Listed(shard.uri, shard.size, shard.etag), patience))
+        fetched[shard] = b"".join(read_object(store, Listed(shard.uri, shard.size, shard.etag), retry))
 
     passes = itertools.count()
     began = time.process_time()

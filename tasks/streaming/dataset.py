@@ -20,12 +20,12 @@ from tasks.streaming.formats.contract import Contract, Header
 from tasks.streaming.listing.locating import locate
 from tasks.streaming.loading import Loading
 from tasks.streaming.manifest import Manifest
-from tasks.streaming.objects.retrying import Patience
-from tasks.streaming.objects.store import open_store
+from tasks.streaming.objects.retrying import RetryPolicy
+from tasks.streaming.objects.schemes import open_store
 from tasks.streaming.pipeline import Pipeline
 from tasks.streaming.planning import Request, plan_batches
-from tasks.streaming.prefetching import Shelf
-from tasks.streaming.progress import Progress
+from tasks.streaming.prefetching import Prefetcher
+from tasks.streaming.progress import ProgressBar
 from tasks.streaming.quarantine import set_bad_rows_aside
 
 NUMPY_NAMES = {torch.float64: "float64", torch.float32: "float32"}
@@ -114,8 +114,8 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         self._folder = Path(cache_dir).expanduser() if cache_dir is not None else _default_folder()
         self._cache, self._cache_bytes = cache, cache_bytes
         self._progress = progress
-        self._patience = Patience(deadline_seconds, minimum_throughput)
-        self._store = open_store(shards.shards[0].uri, storage_options, self._patience)
+        self._retry = RetryPolicy(deadline_seconds, minimum_throughput)
+        self._store = open_store(shards.shards[0].uri, storage_options, self._retry)
         self._contract = Contract.of(shards, drops_bad_rows=on_bad_rows == "quarantine")
         self.manifest = shards
         if self._contract.drops_bad_rows:
@@ -137,7 +137,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         """The batches with their iterations and times. Closing the generator ends every thread."""
         pipeline = iter(self._pipeline())
         total = None if self.epochs is None else self.epochs * self.manifest.rows // self.world_size
-        progress = Progress("streaming", total, "rows") if self._progress else None
+        progress = ProgressBar("streaming", total, "rows") if self._progress else None
         try:
             while True:
                 began = time.perf_counter()
@@ -164,7 +164,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         dtype, cache = NUMPY_NAMES[self.dtype], None
         if self._cache:
             cache = Cache(self._folder, self.manifest.shards, self._contract, dtype, limit=self._cache_bytes)
-        shelf = Shelf(
+        prefetcher = Prefetcher(
             self._loading(cache),
             self.manifest.shards,
             plan_batches(sequencing, request),
@@ -172,10 +172,10 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
             held_bytes=HELD,
             threads=LOADERS,
         )
-        return Pipeline(shelf, sequencing, len(self.manifest.columns), dtype)
+        return Pipeline(prefetcher, sequencing, len(self.manifest.columns), dtype)
 
     def _loading(self, cache: Cache | None) -> Loading:
-        return Loading(self._store, self._contract, self._patience, NUMPY_NAMES[self.dtype], IN_MEMORY, cache)
+        return Loading(self._store, self._contract, self._retry, NUMPY_NAMES[self.dtype], IN_MEMORY, cache)
 
     def _check(self) -> None:
         for name, least in (("batch_size", 1), ("start", 0), ("seed", 0), ("prefetch", 1)):

@@ -12,10 +12,10 @@ from tasks.streaming.formats.contract import Contract
 from tasks.streaming.formats.diagnosing import BadLine, decode_csv
 from tasks.streaming.formats.parquet import decode_parquet, is_parquet
 from tasks.streaming.manifest import Shard
-from tasks.streaming.objects.retrying import Patience
+from tasks.streaming.objects.retrying import RetryPolicy
 from tasks.streaming.objects.store import Listed, Store
 from tasks.streaming.objects.transfer import read_object
-from tasks.streaming.staging import MemoryStaging, Pages, Staging, explain_full_disk, stage_in_temporary_file
+from tasks.streaming.staging import MemoryStaging, PagePool, Staging, explain_full_disk, stage_in_temporary_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,11 +39,11 @@ class Loading:
 
     store: Store
     contract: Contract
-    patience: Patience
+    retry: RetryPolicy
     dtype: str
     large: int
     cache: Cache | None = None
-    pages: Pages = field(default_factory=lambda: Pages(kept=1))
+    pages: PagePool = field(default_factory=lambda: PagePool(kept=1))
 
     @property
     def row_bytes(self) -> int:
@@ -111,7 +111,7 @@ class Loading:
         What was handed out counts only once the iteration has ended without an error.
         """
         listed = Listed(shard.uri, shard.size, shard.etag)
-        pieces = (watch or _Stopwatch()).time(read_object(self.store, listed, self.patience, stop=stop))
+        pieces = (watch or _Stopwatch()).time(read_object(self.store, listed, self.retry, stop=stop))
         decode = decode_parquet if is_parquet(shard.uri) else decode_csv
         for columns, bad in decode(shard.uri, pieces, self.contract, self.dtype):
             take(columns)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.streaming.arithmetic import Piece, Sequencing, Span, window_permutation
 from tasks.streaming.objects.retrying import ClosedError
-from tasks.streaming.planning import Plan
-from tasks.streaming.prefetching import Shelf
-from tasks.streaming.staging import Pages
+from tasks.streaming.planning import BatchPlan
+from tasks.streaming.prefetching import Prefetcher
+from tasks.streaming.staging import PagePool
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,13 +33,13 @@ class Assembled:
 
 
 class Pipeline:
-    """Yields the shelf's plans as batches, in order, one being kept ready. Threads end when the iteration does."""
+    """Yields the prefetcher's plans as batches, in order, one being kept ready. Threads end when the iteration does."""
 
-    def __init__(self, shelf: Shelf, sequencing: Sequencing, width: int, dtype: str) -> None:
-        self._shelf = shelf
+    def __init__(self, prefetcher: Prefetcher, sequencing: Sequencing, width: int, dtype: str) -> None:
+        self._prefetcher = prefetcher
         self._sequencing = sequencing
         self._width, self._dtype = width, dtype
-        self._pages = Pages(kept=1)
+        self._pages = PagePool(kept=1)
         self._windows: dict[tuple[int, int], tuple[NDArray[Any], NDArray[Any]]] = {}
         self._ready: queue.Queue[Assembled | BaseException | None] = queue.Queue(1)
         self._assembler = threading.Thread(target=self._assemble_all, name="shardline-assemble", daemon=True)
@@ -56,16 +56,16 @@ class Pipeline:
             self._close()
 
     def _close(self) -> None:
-        self._shelf.closed.set()
+        self._prefetcher.closed.set()
         while self._assembler.is_alive():
             with suppress(queue.Empty):
                 self._ready.get_nowait()
             self._assembler.join(0.01)
-        self._shelf.close()
+        self._prefetcher.close()
 
     def _assemble_all(self) -> None:
         try:
-            for plan in self._shelf.plans():
+            for plan in self._prefetcher.plans():
                 self._put(self._assemble(plan))
             self._put(None)
         except ClosedError:
@@ -75,13 +75,13 @@ class Pipeline:
                 self._put(error)
 
     def _put(self, item: Assembled | BaseException | None) -> None:
-        while not self._shelf.closed.is_set():
+        while not self._prefetcher.closed.is_set():
             with suppress(queue.Full):
                 return self._ready.put(item, timeout=0.1)
         raise ClosedError
 
-    def _assemble(self, plan: Plan) -> Assembled:
-        fetch, decode = self._shelf.wait_for(plan)
+    def _assemble(self, plan: BatchPlan) -> Assembled:
+        fetch, decode = self._prefetcher.wait_for(plan)
         began = time.perf_counter()
         rows = self._pages.allocate(plan.rows, self._width, self._dtype)
         done = 0
@@ -92,13 +92,13 @@ class Pipeline:
             else:
                 self._copy(self._sequencing.pieces(span), target)
             done += span.rows
-        self._shelf.release(plan)
+        self._prefetcher.release(plan)
         return Assembled(plan.iteration, rows, fetch, decode, time.perf_counter() - began)
 
     def _copy(self, pieces: list[Piece], target: "NDArray[Any]") -> None:
         done = 0
         for piece in pieces:
-            target[done : done + piece.rows] = self._shelf.rows(piece.shard)[piece.start : piece.stop]
+            target[done : done + piece.rows] = self._prefetcher.rows(piece.shard)[piece.start : piece.stop]
             done += piece.rows
 
     def _copy_shuffled(self, span: Span, target: "NDArray[Any]") -> None:

@@ -19,7 +19,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """One batch.
 
     spans: its rows, in order
@@ -37,7 +37,7 @@ class Plan:
         return sum(span.rows for span in self.spans)
 
 
-def plan_batches(sequencing: Sequencing, request: Request) -> Iterator[Plan]:
+def plan_batches(sequencing: Sequencing, request: Request) -> Iterator[BatchPlan]:
     """The plans of all batches that the request asks for; without end where `epochs` is None."""
     iteration = request.first
     while request.epochs is None or iteration * request.batch_size < request.epochs * sequencing.rows:
@@ -53,5 +53,5 @@ def plan_batches(sequencing: Sequencing, request: Request) -> Iterator[Plan]:
         needed = [sequencing.window_span(*window) for window in windows] or spans
         pieces: list[Piece] = [piece for span in needed for piece in sequencing.pieces(span)]
         shards = tuple(dict.fromkeys(piece.shard for piece in pieces))
-        yield Plan(iteration, tuple(spans), tuple(windows), shards)
+        yield BatchPlan(iteration, tuple(spans), tuple(windows), shards)
         iteration += request.step

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.streaming.loading import Loaded, Loading
 from tasks.streaming.manifest import Shard
 from tasks.streaming.objects.retrying import ClosedError
-from tasks.streaming.planning import Plan
+from tasks.streaming.planning import BatchPlan
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PLANS_AT_ONCE = 50  # how far the look ahead grows with each batch, lest the first one waits for thousands of plans
 
 
-class Shelf:
+class Prefetcher:
     """Loads what `plans` need on `threads` threads.
 
     ahead: plans whose shards are loaded ahead of the one in hand
@@ -28,7 +28,7 @@ class Shelf:
         self,
         loading: Loading,
         shards: Sequence[Shard],
-        plans: Iterator[Plan],
+        plans: Iterator[BatchPlan],
         *,
         ahead: int,
         held_bytes: int,
@@ -44,9 +44,9 @@ class Shelf:
         self._rows = 0
         self._new: set[int] = set()  # loaded for a batch that nobody has waited for yet
 
-    def plans(self) -> Iterator[Plan]:
+    def plans(self) -> Iterator[BatchPlan]:
         """The plans in order, while shards for later ones are being loaded. Each is to be released."""
-        upcoming: deque[Plan] = deque()
+        upcoming: deque[BatchPlan] = deque()
         planned = 0
         while True:
             for _ in range(self._ahead + PLANS_AT_ONCE):
@@ -63,7 +63,7 @@ class Shelf:
             planned -= upcoming[0].rows
             yield upcoming.popleft()
 
-    def wait_for(self, plan: Plan) -> tuple[float, float]:
+    def wait_for(self, plan: BatchPlan) -> tuple[float, float]:
         """Waits for the plan's shards; seconds of fetching and decoding for those that nobody waited for before."""
         fetch = decode = 0.0
         for index in plan.shards:
@@ -78,7 +78,7 @@ class Shelf:
         """The rows of a shard that was waited for."""
         return self._futures[index].result().rows
 
-    def release(self, plan: Plan) -> None:
+    def release(self, plan: BatchPlan) -> None:
         """Lets go of shards that no other plan that was taken up needs."""
         self._uses.subtract(plan.shards)
         for index in plan.shards:
@@ -95,7 +95,7 @@ class Shelf:
     def _may_hold_more(self, planned: int) -> bool:
         return max(planned, self._rows) < self._held_rows and len(self._futures) < len(self._shards)
 
-    def _take_up(self, plan: Plan) -> None:
+    def _take_up(self, plan: BatchPlan) -> None:
         for index in plan.shards:
             if index not in self._futures:
                 self._futures[index] = self._pool.submit(self._loading.load, self._shards[index], self.closed)

@@ -11,7 +11,7 @@ EVERY = 0.2  # seconds between two drawings
 WIDTH = 24  # characters of the bar
 
 
-class Progress:
+class ProgressBar:
     """`what: ████····  34 %  1.4 of 4.1 GB, 312 MB/s`, redrawn in place, and wiped away at the end.
 
     total: None where there is no end. unit: B for bytes, or rows
@@ -64,7 +64,7 @@ class Progress:
         return f"{amount:.3g} {letters[0]}{' ' if letters[0] and self._unit != 'B' else ''}{self._unit}"
 
 
-def watch(pieces: Iterable[bytes], progress: Progress) -> Iterator[bytes]:
+def watch(pieces: Iterable[bytes], progress: ProgressBar) -> Iterator[bytes]:
     """The pieces, their lengths added to the progress."""
     for piece in pieces:
         progress.advance(len(piece))

@@ -19,7 +19,7 @@ from tasks.errors import RowCountError, ShardsNotFoundError
 from tasks.streaming.formats.diagnosing import BadLine
 from tasks.streaming.loading import Loading
 from tasks.streaming.manifest import Manifest, Shard
-from tasks.streaming.progress import Progress
+from tasks.streaming.progress import ProgressBar
 
 
 def set_bad_rows_aside(manifest: Manifest, loading: Loading, folder: Path, threads: int) -> tuple[Manifest, int, Path]:
@@ -51,7 +51,7 @@ def set_bad_rows_aside(manifest: Manifest, loading: Loading, folder: Path, threa
 def _survey(manifest: Manifest, loading: Loading, threads: int) -> list[list[BadLine]]:
     """The bad lines of each shard."""
     stop = threading.Event()
-    progress = Progress("looking for bad rows", manifest.size)
+    progress = ProgressBar("looking for bad rows", manifest.size)
 
     def look_at(shard: Shard) -> list[BadLine]:
         good = 0

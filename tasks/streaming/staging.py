@@ -22,7 +22,7 @@ SMALL = 2**20  # bytes below which pages of their own are not worth it
 HUGE_PAGE = 2**21
 
 
-class Pages:
+class PagePool:
     """Room for rows in pages of its own, taken again for the next rows as soon as nobody refers to the last ones.
 
     malloc would keep pages for later, so that memory creeps with every shard; new pages are zeroed by the system, which
@@ -79,7 +79,7 @@ class Staging(Protocol):
 class MemoryStaging:
     """See `Staging`. rows_expected: more than these are counted, but not kept."""
 
-    def __init__(self, rows_expected: int, width: int, dtype: str, pages: Pages) -> None:
+    def __init__(self, rows_expected: int, width: int, dtype: str, pages: PagePool) -> None:
         self.rows = 0
         self._array = pages.allocate(rows_expected, width, dtype)
 

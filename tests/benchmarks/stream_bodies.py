@@ -23,10 +23,11 @@ CLIENTS = ("botocore", "s3fs", "obstore", "pyarrow", "crt")
 
 def botocore() -> Callable[[str], int]:
     """As the stream itself opens and drains a body."""
-    from tasks.streaming.objects.retrying import Patience
-    from tasks.streaming.objects.store import Listed, open_store
+    from tasks.streaming.objects.retrying import RetryPolicy
+    from tasks.streaming.objects.schemes import open_store
+    from tasks.streaming.objects.store import Listed
 
-    store = open_store("s3://taxi/csv", None, Patience())
+    store = open_store("s3://taxi/csv", None, RetryPolicy())
     listed = {each.uri: each for each in store.list("s3://taxi/csv/part-*.csv")}
 
     def read(key: str) -> int:

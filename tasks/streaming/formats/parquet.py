@@ -7,14 +7,11 @@ it is large, into a temporary file.
 import io
 import tempfile
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from tasks.errors import RowError
 from tasks.streaming.formats.contract import Contract
 from tasks.streaming.formats.diagnosing import BadLine
-from tasks.streaming.objects.retrying import Patience
-from tasks.streaming.objects.store import Listed, Store
-from tasks.streaming.objects.transfer import read_object
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,17 +24,17 @@ def is_parquet(uri: str) -> bool:
     return uri.endswith((".parquet", ".pq"))
 
 
-def read_footer(store: Store, entry: Listed, patience: Patience) -> tuple[tuple[str, ...], int]:
-    """Names of the columns, and the number of rows. Raises RowError where the object is no Parquet file."""
+def read_footer(uri: str, file: IO[bytes] | io.RawIOBase) -> tuple[tuple[str, ...], int]:
+    """Return the names of the columns and the number of rows. Raises RowError where the object is no Parquet file."""
     import pyarrow
     from pyarrow import parquet
 
     try:
-        with pyarrow.PythonFile(_Ranges(store, entry, patience), mode="r") as file:
-            metadata = parquet.read_metadata(file)
+        with pyarrow.PythonFile(file, mode="r") as opened:
+            metadata = parquet.read_metadata(opened)
             return tuple(metadata.schema.to_arrow_schema().names), int(metadata.num_rows)
     except pyarrow.ArrowInvalid as error:
-        raise RowError(f"{entry.uri} is no Parquet file: {error}. Write the shard again, or leave it out.") from error
+        raise RowError(f"{uri} is no Parquet file: {error}. Write the shard again, or leave it out.") from error
 
 
 def decode_parquet(
@@ -102,31 +99,3 @@ def _to_numbers(uri: str, name: str, column: Any, dtype: str) -> "NDArray[Any]":
         )
     with np.errstate(over="ignore"):
         return column.cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False).astype(dtype, copy=False)  # type: ignore[no-any-return]
-
-
-class _Ranges(io.RawIOBase):
-    """An object as a file that fetches what is read from it."""
-
-    def __init__(self, store: Store, entry: Listed, patience: Patience) -> None:
-        self._store, self._entry, self._patience = store, entry, patience
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._entry.size}[whence]
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        end = self._entry.size if size < 0 else min(self._entry.size, self._at + size)
-        pieces = read_object(self._store, self._entry, self._patience, begin=self._at, end=end)
-        data = b"".join(pieces) if self._at < end else b""
-        self._at += len(data)
-        return data

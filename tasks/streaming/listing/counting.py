@@ -6,30 +6,31 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tasks.streaming.formats import parquet
 from tasks.streaming.formats.csv import decompress
-from tasks.streaming.objects.retrying import Patience
+from tasks.streaming.objects.ranges import ObjectFile
+from tasks.streaming.objects.retrying import RetryPolicy
 from tasks.streaming.objects.store import Listed, Store
 from tasks.streaming.objects.transfer import read_object
-from tasks.streaming.progress import Progress, watch
+from tasks.streaming.progress import ProgressBar, watch
 
 FIRST_BYTES = 2**16  # enough for any header line
 READERS = 8
 
 
 def count_rows(
-    store: Store, listed: list[Listed], *, has_header: bool, limit: int | None, patience: Patience
+    store: Store, listed: list[Listed], *, has_header: bool, limit: int | None, retry: RetryPolicy
 ) -> list[tuple[Listed, int]]:
     """Each shard, with its ETag, and its number of rows: lines that are not empty, less the header line.
 
     With a limit, reading ends after so many shards with rows. Of Parquet shards only the footer is read.
     """
 
-    progress = Progress("counting rows", sum(entry.size for entry in listed))
+    progress = ProgressBar("counting rows", sum(entry.size for entry in listed))
 
     def count(entry: Listed) -> tuple[Listed, int]:
         if parquet.is_parquet(entry.uri):
-            return entry, parquet.read_footer(store, entry, patience)[1]
+            return entry, parquet.read_footer(entry.uri, ObjectFile(store, entry, retry))[1]
         digest = hashlib.md5(usedforsecurity=False)
-        pieces = _hash(read_object(store, entry, patience), digest)
+        pieces = _hash(read_object(store, entry, retry), digest)
         lines = _count_lines(entry.uri, watch(pieces, progress))
         return Listed(entry.uri, entry.size, entry.etag or digest.hexdigest()), max(0, lines - has_header)
 
@@ -46,20 +47,20 @@ def count_rows(
         return found
 
 
-def read_first_line(store: Store, entry: Listed, patience: Patience) -> bytes:
+def read_first_line(store: Store, entry: Listed, retry: RetryPolicy) -> bytes:
     """The first line of a shard, of which 64 KiB are read at most; b"" where it is empty."""
     head = b""
-    for data in _without_ending(decompress(entry.uri, read_object(store, entry, patience, end=FIRST_BYTES))):
+    for data in _without_ending(decompress(entry.uri, read_object(store, entry, retry, end=FIRST_BYTES))):
         head += data
         if b"\n" in data:
             break
     return head[: head.find(b"\n") + 1] or head
 
 
-def hash_content(store: Store, entry: Listed, patience: Patience) -> str:
+def hash_content(store: Store, entry: Listed, retry: RetryPolicy) -> str:
     """The MD5 (hex) of the object, for schemes that have no ETag."""
     digest = hashlib.md5(usedforsecurity=False)
-    for _ in _hash(read_object(store, entry, patience), digest):
+    for _ in _hash(read_object(store, entry, retry), digest):
         pass
     return digest.hexdigest()
 

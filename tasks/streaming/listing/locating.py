@@ -14,8 +14,11 @@ from tasks.streaming.formats.contract import Contract, Header, is_numeric, name_
 from tasks.streaming.listing.counting import count_rows, hash_content, read_first_line
 from tasks.streaming.listing.pairing import find_counts, pair
 from tasks.streaming.manifest import Manifest, Shard
-from tasks.streaming.objects.retrying import Patience, persist
-from tasks.streaming.objects.store import Listed, Store, open_store
+from tasks.streaming.objects.ranges import ObjectFile
+from tasks.streaming.objects.retrying import RetryPolicy
+from tasks.streaming.objects.schemes import open_store
+from tasks.streaming.objects.store import Listed, Store
+from tasks.streaming.objects.transfer import list_objects
 
 
 def locate(
@@ -45,29 +48,29 @@ def locate(
     CredentialsError, ConfigurationError.
     """
     _check(header, columns, max_shards)
-    patience = Patience(deadline_seconds, minimum_throughput)
+    retry = RetryPolicy(deadline_seconds, minimum_throughput)
     patterns = [shards] if isinstance(shards, str) else list(shards)
     if not patterns:
         raise ConfigurationError("shards is an empty list: name at least one glob, URI or path.")
-    store = open_store(patterns[0], storage_options, patience)
+    store = open_store(patterns[0], storage_options, retry)
     notes: list[str] = []
-    listed = _list_shards(store, patterns, patience, notes)
-    counts = find_counts(store, listed, meta_shards, patience)
+    listed = _list_shards(store, patterns, retry, notes)
+    counts = find_counts(store, listed, meta_shards, retry)
     if counts is not None:
-        paired = pair(store, listed, patterns, counts, patience, notes)
+        paired = pair(store, listed, patterns, counts, retry, notes)
         first = next((entry for entry, rows in paired if rows), listed[0])
-        names, header_line = _name_columns(store, first, header, columns, patience)
+        names, header_line = _name_columns(store, first, header, columns, retry)
     else:
         first = next((entry for entry in listed if entry.size), listed[0])
-        names, header_line = _name_columns(store, first, header, columns, patience)
-        paired = count_rows(store, listed, has_header=header_line is not None, limit=max_shards, patience=patience)
+        names, header_line = _name_columns(store, first, header, columns, retry)
+        paired = count_rows(store, listed, has_header=header_line is not None, limit=max_shards, retry=retry)
         notes.append("no .meta/shards beside the shards: rows counted by reading every shard once")
     found = [(entry, rows) for entry, rows in paired if rows][:max_shards]
     if not found:
         raise ShardsNotFoundError(f"{', '.join(patterns)} matches {len(listed)} shards, but none of them has rows.")
     if empty := sum(not rows for _, rows in paired):
         notes.append(f"{empty} {'shard' if empty == 1 else 'shards'} without rows skipped")
-    complete = [Shard(e.uri, e.size, e.etag or hash_content(store, e, patience), rows) for e, rows in found]
+    complete = [Shard(e.uri, e.size, e.etag or hash_content(store, e, retry), rows) for e, rows in found]
     return Manifest(tuple(complete), names, tuple(notes), header_line)
 
 
@@ -85,12 +88,11 @@ def _check(header: object, columns: Sequence[str] | None, max_shards: int | None
         raise ConfigurationError(f"max_shards is {max_shards}; it must be at least 1.")
 
 
-def _list_shards(store: Store, patterns: list[str], patience: Patience, notes: list[str]) -> list[Listed]:
+def _list_shards(store: Store, patterns: list[str], retry: RetryPolicy, notes: list[str]) -> list[Listed]:
     """What the patterns match and may hold rows, without repetition, each pattern's matches in natural order."""
     matched: dict[str, Listed] = {}
     for pattern in patterns:
-        listing = persist(f"listing {pattern}", patience, lambda pattern=pattern: store.list(pattern))  # type: ignore[misc]
-        for entry in sorted(listing, key=lambda entry: natural_key(entry.uri)):
+        for entry in sorted(list_objects(store, pattern, retry), key=lambda entry: natural_key(entry.uri)):
             matched.setdefault(entry.uri, entry)
     data = [entry for entry in matched.values() if not _is_by_product(entry.uri)]
     if not data:
@@ -107,13 +109,13 @@ def _is_by_product(uri: str) -> bool:
 
 
 def _name_columns(
-    store: Store, entry: Listed, header: Header, columns: Sequence[str] | None, patience: Patience
+    store: Store, entry: Listed, header: Header, columns: Sequence[str] | None, retry: RetryPolicy
 ) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
     """The columns of a batch, and the first shard's header line; None where it has none."""
     if parquet.is_parquet(entry.uri):
-        cells = parquet.read_footer(store, entry, patience)[0]
+        cells = parquet.read_footer(entry.uri, ObjectFile(store, entry, retry))[0]
     else:
-        cells = tuple(split_line(read_first_line(store, entry, patience)))
+        cells = tuple(split_line(read_first_line(store, entry, retry)))
         if header is None or (header == "infer" and is_numeric(cells)):
             names = tuple(columns) if columns is not None else name_columns(len(cells))
             if len(names) != len(cells):

@@ -12,9 +12,9 @@ from tasks.errors import RowCountError, ShardsNotFoundError
 from tasks.streaming.formats.contract import is_numeric, split_line
 from tasks.streaming.formats.csv import decompress
 from tasks.streaming.listing.counting import FIRST_BYTES
-from tasks.streaming.objects.retrying import Patience, persist
+from tasks.streaming.objects.retrying import RetryPolicy
 from tasks.streaming.objects.store import Listed, Store
-from tasks.streaming.objects.transfer import read_object
+from tasks.streaming.objects.transfer import list_objects, read_object
 
 PARTITION = re.compile(r"part-(\d+)")
 REMEDY = "Correct the metadata, or remove it so that the shards are counted by reading."
@@ -28,19 +28,18 @@ class Counts:
     by_id: dict[int, int]
 
 
-def find_counts(store: Store, listed: list[Listed], meta_shards: str | None, patience: Patience) -> Counts | None:
+def find_counts(store: Store, listed: list[Listed], meta_shards: str | None, retry: RetryPolicy) -> Counts | None:
     """The counts that `meta_shards` names, else those beside the shards; None where there are none."""
     folders = {entry.uri.rsplit("/", 1)[0] for entry in listed}
     if meta_shards is None and len(folders) != 1:
         return None
     pattern = meta_shards or f"{min(folders)}/.meta/shards/part-*.csv"
-    listing = persist(f"listing {pattern}", patience, lambda: store.list(pattern))
-    files = [entry for entry in listing if entry.size and not entry.uri.endswith(".crc")]
+    files = [entry for entry in list_objects(store, pattern, retry) if entry.size and not entry.uri.endswith(".crc")]
     if not files and meta_shards is not None:
         raise ShardsNotFoundError(f"meta_shards={meta_shards!r} matches nothing; leave it out to count by reading.")
     by_id: dict[int, int] = {}
     for entry in files:
-        text = b"".join(read_object(store, entry, patience)).decode("utf-8-sig", errors="replace")
+        text = b"".join(read_object(store, entry, retry)).decode("utf-8-sig", errors="replace")
         for line, partition, rows in _parse(entry.uri, text):
             if partition in by_id:
                 raise RowCountError(f"{entry.uri}, line {line}: id {partition} stands there more than once. {REMEDY}")
@@ -65,20 +64,18 @@ def _parse(uri: str, text: str) -> list[tuple[int, int, int]]:
 
 
 def pair(
-    store: Store, listed: list[Listed], patterns: list[str], counts: Counts, patience: Patience, notes: list[str]
+    store: Store, listed: list[Listed], patterns: list[str], counts: Counts, retry: RetryPolicy, notes: list[str]
 ) -> list[tuple[Listed, int]]:
     """Every shard with its rows, 0 where it is empty. Raises RowCountError where counts do not fit the shards."""
     notes.append(f"rows counted by {counts.source}")
     numbers = [_partition(entry.uri) for entry in listed]
     named = {number: entry for number, entry in zip(numbers, listed, strict=True) if number is not None}
     rows = [counts.by_id.get(number, 0) if number is not None else 0 for number in numbers]
-    empty = [
-        _is_empty(store, entry, patience) if not count else False for entry, count in zip(listed, rows, strict=True)
-    ]
+    empty = [_is_empty(store, entry, retry) if not count else False for entry, count in zip(listed, rows, strict=True)]
     if len(named) == len(listed) and all(count or hollow for count, hollow in zip(rows, empty, strict=True)):
         _check_names(store, named, patterns, counts)
         return list(zip(listed, rows, strict=True))
-    filled = [entry for entry in listed if not _is_empty(store, entry, patience)]
+    filled = [entry for entry in listed if not _is_empty(store, entry, retry)]
     in_order = [count for _, count in sorted(counts.by_id.items()) if count]
     if len(filled) != len(in_order):
         raise RowCountError(
@@ -95,11 +92,11 @@ def _partition(uri: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def _is_empty(store: Store, entry: Listed, patience: Patience) -> bool:
+def _is_empty(store: Store, entry: Listed, retry: RetryPolicy) -> bool:
     """Zero bytes, or no line but a header."""
     if entry.size == 0 or entry.size > FIRST_BYTES:
         return entry.size == 0
-    lines = b"".join(decompress(entry.uri, read_object(store, entry, patience))).split()
+    lines = b"".join(decompress(entry.uri, read_object(store, entry, retry))).split()
     return not lines or (len(lines) == 1 and not is_numeric(split_line(lines[0])))
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from tasks.errors import ShardError
 from tasks.streaming.manifest import Manifest
-from tasks.streaming.objects.retrying import Patience, persist
-from tasks.streaming.objects.store import open_store
-from tasks.streaming.objects.transfer import read_object
+from tasks.streaming.objects.retrying import RetryPolicy
+from tasks.streaming.objects.schemes import open_store
+from tasks.streaming.objects.transfer import list_objects, read_object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +44,13 @@ def read_statistics(
     folders = {shard.uri.rsplit("/", 1)[0] for shard in manifest.shards}
     if len(folders) != 1:
         return {}
-    patience = Patience(deadline_seconds, minimum_throughput)
-    store = open_store(manifest.shards[0].uri, storage_options, patience)
+    retry = RetryPolicy(deadline_seconds, minimum_throughput)
+    store = open_store(manifest.shards[0].uri, storage_options, retry)
     pattern = f"{folders.pop()}/.meta/stats/part-*.csv"
-    found = [entry for entry in persist(f"listing {pattern}", patience, lambda: store.list(pattern)) if entry.size]
+    found = [entry for entry in list_objects(store, pattern, retry) if entry.size]
     if len(found) != 1:
         return {}
-    text = b"".join(read_object(store, found[0], patience)).decode("utf-8-sig", errors="replace")
+    text = b"".join(read_object(store, found[0], retry)).decode("utf-8-sig", errors="replace")
     return _parse(found[0].uri, text)
 
 

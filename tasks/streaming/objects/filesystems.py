@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tasks.errors import ConfigurationError, ShardChangedError
-from tasks.streaming.objects.retrying import PassingError
+from tasks.streaming.objects.retrying import TransientError
 from tasks.streaming.objects.store import Body, Listed
 
 MD5 = re.compile(r"[0-9a-f]{32}")
@@ -18,7 +18,7 @@ READ_AHEAD = 2**23
 
 
 class FilesystemStore:
-    """See `stores.Store`. The filesystem is made when first needed, in the process that needs it."""
+    """See `store.Store`. The filesystem is made when first needed, in the process that needs it."""
 
     def __init__(self, uri: str, storage_options: Mapping[str, Any] | None) -> None:
         self._scheme = uri.partition("://")[0] if "://" in uri else "file"
@@ -39,7 +39,7 @@ class FilesystemStore:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise PassingError(str(error)) from error
+            raise TransientError(str(error)) from error
         return [_list_file(filesystem.unstrip_protocol(name), info) for name, info in files.items()]
 
     def matches(self, pattern: str, uri: str) -> bool:
@@ -59,7 +59,7 @@ class FilesystemStore:
         except PermissionError as error:
             raise ConfigurationError(f"{uri} may not be read: {error}.") from error
         except OSError as error:
-            raise PassingError(str(error)) from error
+            raise TransientError(str(error)) from error
         if found != size:
             file.close()
             raise ShardChangedError(f"{uri}: listed with {size} bytes, now has {found}. Locate the shards again.")
@@ -110,7 +110,7 @@ class _FileBody:
             self._left -= len(data)
             now = self._ask_etag(self._uri) if self._left == 0 else None
         except OSError as error:
-            raise PassingError(str(error)) from error
+            raise TransientError(str(error)) from error
         if now is not None and now != self._etag:
             raise ShardChangedError(
                 f"{self._uri} was replaced since it was listed: its ETag was {self._etag}, is {now}. "

@@ -1,7 +1,7 @@
 """How long to keep trying: one loop, one total deadline, for every request that this library makes.
 
 No layer below retries (botocore is told not to), so attempts do not multiply. What is worth another attempt is said by
-the store that knows its errors, by raising `PassingError`.
+the store that knows its errors, by raising `TransientError`.
 """
 
 import random
@@ -18,7 +18,7 @@ FIRST_PAUSE = 0.2  # seconds before the second attempt; doubled each time, with 
 LONGEST_PAUSE = 10.0
 
 
-class PassingError(Exception):
+class TransientError(Exception):
     """A request that failed in a way that may pass: a broken connection, throttling, a server's own fault."""
 
 
@@ -27,7 +27,7 @@ class ClosedError(Exception):
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long one object may take.
 
     deadline_seconds: all attempts together, on top of the time that `minimum_throughput` allows for the bytes
@@ -48,7 +48,7 @@ class Patience:
 
 
 class Attempts:
-    """Attempts at one thing: `again(error)` pauses before the next one, or raises TransferError.
+    """Attempts at one thing: `pause_after(error)` pauses before the next one, or raises TransferError.
 
     None is begun that could end after the deadline, should it bring nothing for `stall` seconds.
     """
@@ -70,7 +70,7 @@ class Attempts:
         """Bytes came since the last failure: the next pause is a short one again."""
         self._in_row = 0
 
-    def again(self, error: BaseException) -> None:
+    def pause_after(self, error: BaseException) -> None:
         self.failed += 1
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self._in_row) * random.uniform(0.5, 1.0)
         self._in_row += 1
@@ -83,11 +83,11 @@ class Attempts:
             raise ClosedError from error
 
 
-def persist(what: str, patience: Patience, call: Callable[[], T], stop: threading.Event | None = None) -> T:
-    """`call()`, again and again while it raises PassingError, until the deadline; then TransferError."""
-    attempts = Attempts(what, patience.deadline_seconds, patience.stall_seconds, stop)
+def call_with_retries(what: str, retry: RetryPolicy, call: Callable[[], T], stop: threading.Event | None = None) -> T:
+    """`call()`, again and again while it raises TransientError, until the deadline; then TransferError."""
+    attempts = Attempts(what, retry.deadline_seconds, retry.stall_seconds, stop)
     while True:
         try:
             return call()
-        except PassingError as error:
-            attempts.again(error)
+        except TransientError as error:
+            attempts.pause_after(error)

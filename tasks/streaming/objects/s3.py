@@ -1,6 +1,6 @@
 """Objects in S3, or in a server that speaks its protocol, by botocore's own credential chain and endpoint settings.
 
-Every attempt is one request: botocore's retries are off, `patience.py` has the loop. A GET carries If-Match, so that an
+Every attempt is one request: botocore's retries are off, `retrying.py` has the loop. A GET carries If-Match, so that an
 object that was replaced since it was listed answers 412; Content-Range and Content-Length are compared with what was
 asked for.
 """
@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tasks.errors import BucketError, ConfigurationError, CredentialsError, ShardChangedError, ShardlineError
-from tasks.streaming.objects.retrying import PassingError, Patience
+from tasks.streaming.objects.retrying import RetryPolicy, TransientError
 from tasks.streaming.objects.store import Body, Listed
 
 MAGIC = re.compile(r"[*?\[]")
@@ -25,18 +25,18 @@ CREDENTIAL_CODES = {
     "SignatureDoesNotMatch", "RequestTimeTooSkewed", "RequestExpired", "InvalidClientTokenId",
 }  # fmt: skip
 REGION_CODES = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301", "307"}
-PASSING_CODES = {
+TRANSIENT_CODES = {
     "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests", "RequestTimeout",
     "InternalError", "ServiceUnavailable", "OperationAborted",
 }  # fmt: skip
 
 
 class S3Store:
-    """See `stores.Store`. The client is made when first needed, in the process that needs it."""
+    """See `store.Store`. The client is made when first needed, in the process that needs it."""
 
-    def __init__(self, storage_options: Mapping[str, Any] | None, patience: Patience) -> None:
+    def __init__(self, storage_options: Mapping[str, Any] | None, retry: RetryPolicy) -> None:
         self._options = dict(storage_options or {})
-        self._patience = patience
+        self._retry = retry
         self._extra: dict[str, Any] = dict(self._options.pop("s3_additional_kwargs", {}))
         if self._options.pop("requester_pays", False):
             self._extra["RequestPayer"] = "requester"
@@ -63,7 +63,7 @@ class S3Store:
             if not page.get("IsTruncated"):
                 return found
             if "NextContinuationToken" not in page:
-                raise PassingError("the listing broke off amid its pages")
+                raise TransientError("the listing broke off amid its pages")
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
     def matches(self, pattern: str, uri: str) -> bool:
@@ -104,7 +104,7 @@ class S3Store:
                 return self._ask(operation, uri, asked, renewed=True)
             raise _translate(error, uri) from error
         except (failures.HTTPClientError, failures.ConnectionError, OSError) as error:
-            raise PassingError(str(error)) from error
+            raise TransientError(str(error)) from error
         except (
             failures.NoCredentialsError,
             failures.PartialCredentialsError,
@@ -127,7 +127,7 @@ class S3Store:
     def _make_client(self) -> Any:
         with self._lock:
             if os.getpid() not in self._clients:
-                self._clients = {os.getpid(): _make_client(self._options, self._patience)}
+                self._clients = {os.getpid(): _make_client(self._options, self._retry)}
             return self._clients[os.getpid()]
 
 
@@ -144,7 +144,7 @@ class _S3Body:
         try:
             return bytes(self._stream.read1(most))
         except (HTTPError, OSError, ValueError) as error:
-            raise PassingError(f"the connection broke: {error}") from error
+            raise TransientError(f"the connection broke: {error}") from error
 
     def limit(self, seconds: float) -> None:
         self._body.set_socket_timeout(seconds)
@@ -163,7 +163,7 @@ def _check_range(uri: str, response: Mapping[str, Any], offset: int, stop: int, 
                 "The object is not the one that was listed; locate the shards again."
             )
     elif offset:
-        raise PassingError("the server ignored the range that was asked for")
+        raise TransientError("the server ignored the range that was asked for")
     elif response.get("ContentLength", 0) > size:  # a shorter answer is asked for the rest; here there is too much
         raise ShardChangedError(
             f"{uri}: listed with {size} bytes, now has {response['ContentLength']}. Locate the shards again."
@@ -185,7 +185,7 @@ def _split(uri: str) -> tuple[str, str, str]:
     return scheme, bucket, key
 
 
-def _make_client(options: Mapping[str, Any], patience: Patience) -> Any:
+def _make_client(options: Mapping[str, Any], retry: RetryPolicy) -> Any:
     import botocore.session
     from botocore import UNSIGNED
     from botocore.config import Config
@@ -193,8 +193,8 @@ def _make_client(options: Mapping[str, Any], patience: Patience) -> Any:
     left = dict(options)
     settings = {
         "retries": {"total_max_attempts": 1, "mode": "standard"},
-        "connect_timeout": min(5.0, patience.stall_seconds),
-        "read_timeout": patience.stall_seconds,
+        "connect_timeout": min(5.0, retry.stall_seconds),
+        "read_timeout": retry.stall_seconds,
         "max_pool_connections": 64,
         "request_checksum_calculation": "when_required",
         "response_checksum_validation": "when_required",  # a whole object's checksum says nothing about a range of it
@@ -230,15 +230,15 @@ def _code(error: Any) -> str:
 
 
 def _translate(error: Any, uri: str) -> Exception:
-    """The error of tasks/errors.py that a refusal by S3 stands for, or PassingError."""
+    """The error of tasks/errors.py that a refusal by S3 stands for, or TransientError."""
     code = _code(error)
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     if code in CREDENTIAL_CODES:
         return CredentialsError(
             f"S3 refused the credentials for {uri}: {code}. Renew or correct them; check the clock."
         )
-    if code in PASSING_CODES or status >= 500 or status == 429:
-        return PassingError(f"S3 answered {status} {code}")
+    if code in TRANSIENT_CODES or status >= 500 or status == 429:
+        return TransientError(f"S3 answered {status} {code}")
     return _translate_refusal(code, status, uri) or ShardChangedError(
         f"{uri}: S3 answered {status} {code}: {error.response.get('Error', {}).get('Message', '')}"
     )

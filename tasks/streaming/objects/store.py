@@ -1,13 +1,7 @@
-"""Where objects lie: what every store can do, and which store a URI belongs to.
+"""What every store of objects can do. Which store a URI belongs to is in `schemes.py`."""
 
-`s3.py` is the store of s3:// URIs (boto3), `filesystems.py` that of every other scheme (fsspec).
-"""
-
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-from tasks.streaming.objects.retrying import Patience
+from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -27,7 +21,7 @@ class Body(Protocol):
         """The MD5 (hex) that the whole object must have; None where the store vouches for none."""
 
     def read(self, most: int) -> bytes:
-        """Up to `most` bytes, as soon as there are any; b"" at the end. Raises PassingError."""
+        """Up to `most` bytes, as soon as there are any; b"" at the end. Raises TransientError."""
 
     def limit(self, seconds: float) -> None:
         """From now on a `read` waits so long at most."""
@@ -36,7 +30,7 @@ class Body(Protocol):
 
 
 class Store(Protocol):
-    """Objects by URI. Raises PassingError for what may pass, errors of tasks/errors.py for what will not."""
+    """Objects by URI. Raises TransientError for what may pass, errors of tasks/errors.py for what will not."""
 
     def list(self, pattern: str) -> list[Listed]:
         """Every object that the glob `pattern` matches, in no particular order."""
@@ -46,14 +40,3 @@ class Store(Protocol):
 
     def open(self, uri: str, *, offset: int, stop: int, size: int, etag: str | None) -> Body:
         """Bytes [offset, stop) of an object of `size` bytes, provided that it still has `etag` (None: any)."""
-
-
-def open_store(uri: str, storage_options: Mapping[str, Any] | None, patience: Patience) -> Store:
-    """The store of a URI or path. `storage_options` as the scheme's fsspec implementation (s3fs for s3) names them."""
-    if uri.startswith(("s3://", "s3a://", "s3n://")):
-        from tasks.streaming.objects.s3 import S3Store
-
-        return S3Store(storage_options, patience)
-    from tasks.streaming.objects.filesystems import FilesystemStore
-
-    return FilesystemStore(uri, storage_options)

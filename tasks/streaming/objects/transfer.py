@@ -10,16 +10,21 @@ import time
 from collections.abc import Iterator
 
 from tasks.errors import ShardChangedError
-from tasks.streaming.objects.retrying import Attempts, ClosedError, PassingError, Patience
+from tasks.streaming.objects.retrying import Attempts, ClosedError, RetryPolicy, TransientError, call_with_retries
 from tasks.streaming.objects.store import Body, Listed, Store
 
 READ_SIZE = 2**18
 
 
+def list_objects(store: Store, pattern: str, retry: RetryPolicy) -> list[Listed]:
+    """Return every object that the glob matches, in no particular order. Raises TransferError past the deadline."""
+    return call_with_retries(f"listing {pattern}", retry, lambda: store.list(pattern))
+
+
 def read_object(
     store: Store,
     listed: Listed,
-    patience: Patience,
+    retry: RetryPolicy,
     *,
     begin: int = 0,
     end: int | None = None,
@@ -32,7 +37,7 @@ def read_object(
     """
     end = listed.size if end is None else min(end, listed.size)
     whole = (begin, end) == (0, listed.size)
-    attempts = Attempts(listed.uri, patience.seconds_for(end - begin), patience.stall_seconds, stop)
+    attempts = Attempts(listed.uri, retry.seconds_for(end - begin), retry.stall_seconds, stop)
     digest = hashlib.md5(usedforsecurity=False)
     expected: str | None = None
     offset = begin
@@ -42,15 +47,15 @@ def read_object(
             try:
                 if whole and offset == 0:
                     expected = body.content_md5
-                for data in _drain(body, end - offset, patience, attempts, stop):
+                for data in _drain(body, end - offset, retry, attempts, stop):
                     offset += len(data)
                     if expected is not None:
                         digest.update(data)
                     yield data
             finally:
                 body.close()
-        except PassingError as error:
-            attempts.again(error)
+        except TransientError as error:
+            attempts.pause_after(error)
     if expected is not None and digest.hexdigest() != expected:
         raise ShardChangedError(
             f"{listed.uri}: the content's MD5 is {digest.hexdigest()}, its ETag {expected}: the bytes were damaged on "
@@ -59,28 +64,28 @@ def read_object(
 
 
 def _drain(
-    body: Body, length: int, patience: Patience, attempts: Attempts, stop: threading.Event | None
+    body: Body, length: int, retry: RetryPolicy, attempts: Attempts, stop: threading.Event | None
 ) -> Iterator[bytes]:
-    """`length` bytes of one response; PassingError where it ends early, or brings less than the minimum throughput."""
+    """Yield `length` bytes of one response. Raises TransientError where it ends early or comes too slowly."""
     waited = 0.0  # in read() alone: that decoding takes its time is not the connection's fault
     window_bytes = 0
     while length:
         if stop is not None and stop.is_set():
             raise ClosedError
-        if attempts.left < patience.stall_seconds:
+        if attempts.left < retry.stall_seconds:
             body.limit(max(0.01, attempts.left))
         began = time.monotonic()
         data = body.read(min(READ_SIZE, length))
         waited += time.monotonic() - began
         if not data:
-            raise PassingError(f"the answer ended {length} bytes early")
+            raise TransientError(f"the answer ended {length} bytes early")
         attempts.progress()
         length -= len(data)
         window_bytes += len(data)
         yield data
         if attempts.left <= 0:
-            raise PassingError("the deadline passed")
-        if waited >= patience.stall_seconds:
-            if window_bytes < patience.minimum_throughput * waited:
-                raise PassingError(f"only {window_bytes / waited:.0f} bytes a second came")
+            raise TransientError("the deadline passed")
+        if waited >= retry.stall_seconds:
+            if window_bytes < retry.minimum_throughput * waited:
+                raise TransientError(f"only {window_bytes / waited:.0f} bytes a second came")
             waited, window_bytes = 0.0, 0
