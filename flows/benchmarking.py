@@ -23,6 +23,7 @@ from tasks.parameters import BenchmarkParameters, Shards, Source
 from tasks.policy import step
 from tasks.runs.lifecycle import page_in_prefect, tracked
 from tasks.sources import Sources, configured_bucket_id, resolve_sources
+from tasks.streaming.manifest import Manifest
 
 load = step("load the other benchmark")(load_benchmark)
 
@@ -42,8 +43,8 @@ def benchmark(**parameters: Any) -> str:
     sources, manifest = find_sources(given), None
     if sources:
         sources, _ = verify_sources(sources, given)
-        manifest = locate_shards(sources, as_source(given))["manifest"]
-    tags = {"shardline.flow": "benchmarking"} | ({"shardline.fingerprint": manifest["fingerprint"]} if manifest else {})
+        manifest = Manifest.from_dict(locate_shards(sources, as_source(given))["manifest"])
+    tags = {"shardline.flow": "benchmarking"} | ({"shardline.fingerprint": manifest.fingerprint} if manifest else {})
     with tracked(given.experiment, recorded(given, sources), tags) as mlflow_run:
         measured = measure_hardware(given, sources, manifest)
         verdict = report_benchmark(mlflow_run, measured, against)

@@ -19,6 +19,7 @@ from tasks.aws.identity import Identity
 from tasks.benchmark.hardware import describe_hardware
 from tasks.credentials import verify_sources
 from tasks.data import locate_shards, preview_batch
+from tasks.devices.description import Hardware
 from tasks.evaluation import evaluate_model
 from tasks.parameters import MODEL_PARAMETERS, BenchmarkParameters, TrainingParameters
 from tasks.registration import register_model
@@ -169,7 +170,7 @@ def facts_of(
     identity: Identity,
     manifest: dict[str, Any],
     preview: dict[str, Any],
-    hardware: dict[str, Any],
+    hardware: Hardware,
     trained: dict[str, Any],
 ) -> dict[str, str]:
     """What the report lists below its verdict."""
@@ -178,8 +179,8 @@ def facts_of(
         f"fingerprint `{manifest['fingerprint'][:12]}`",
         "Account": identity.account or identity.note,
         "Batches": f"{preview['batch_shape']} of {preview['dtype']}",
-        "Hardware": f"{hardware['cpu']['model']}, {hardware['cpu']['usable']:g} cores"
-        + "".join(f", {device['name']}" for device in hardware["cuda"]),
+        "Hardware": f"{hardware.cpu.model}, {hardware.cpu.usable:g} cores"
+        + "".join(f", {device.name}" for device in hardware.cuda),
         "Learning rate": f"{trained['learning_rate']:.6g}" if trained["learning_rate"] else "none: solved exactly",
     }
 

@@ -2,25 +2,29 @@
 
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.serializers import JSONSerializer
 
 from flows.benchmarking import benchmark, check, find_sources
-from tasks.benchmark.hardware import describe_hardware, make_plan, write_description
-from tasks.benchmark.report import judge, load_benchmark, write_report, write_unit
-from tasks.devices import PLANS, Figure, describe
+from tasks.benchmark.hardware import describe_hardware, make_plan
+from tasks.benchmark.report import load_benchmark
+from tasks.devices import PLANS, Benchmark, Figure, Prediction, describe
 from tasks.devices.description import CudaDevice
+from tasks.devices.wording import write_description, write_report, write_unit, write_verdict
 from tasks.errors import ConfigurationError
 from tasks.parameters import BenchmarkParameters
 from tasks.tracking import client as record
 
 pytest_plugins = ["verification"]
 
+# as the flow wrote it when its steps passed plain dicts
+EARLIER = Path(__file__).parent / "fixtures" / "compatibility" / "benchmark.json"
 GIVEN = {"mode": "quick", "device": "cpu", "time_budget": 8.0, "max_size": 2**5}
 
 
@@ -175,6 +179,24 @@ def test_cuda_is_refused_where_there_is_none(monkeypatch):
         check(BenchmarkParameters(device="cuda"))
 
 
+def test_a_benchmark_from_before_is_read_and_written_again_to_the_same_byte():
+    text = EARLIER.read_text(encoding="utf-8")
+
+    assert Benchmark.from_json(text).to_json() == text
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"mode": "quick"}'])
+def test_what_is_no_benchmark_is_refused(text):
+    with pytest.raises(ValueError, match=r"benchmark|Expecting value"):
+        Benchmark.from_json(text)
+
+
+def test_a_benchmark_passes_from_step_to_step_whole():
+    benchmark, serializer = Benchmark.from_json(EARLIER.read_text(encoding="utf-8")), JSONSerializer()
+
+    assert serializer.loads(serializer.dumps(benchmark)) == benchmark
+
+
 def test_without_shards_or_bucket_nothing_is_looked_for(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("BUCKET_ID", raising=False)
@@ -194,7 +216,7 @@ def test_the_descriptions_of_the_parameters_say_what_the_plans_do():
 def test_a_given_size_and_budget_replace_the_plans():
     plan = make_plan(BenchmarkParameters(mode="thorough", max_size=7, time_budget=3))
 
-    assert (plan.max_size, plan.budget, plan.patience) == (7, 3, PLANS["thorough"].patience)
+    assert (plan.max_size, plan.budget, plan.samples) == (7, 3, PLANS["thorough"].samples)
 
 
 def test_the_description_is_a_step_for_other_flows(prefect_api):
@@ -202,7 +224,7 @@ def test_the_description_is_a_step_for_other_flows(prefect_api):
 
     state = flow(lambda: describe_hardware(), name="describing")(return_state=True)
 
-    assert state.result()["cpu"]["usable"] > 0
+    assert state.result().cpu.usable > 0
     assert "**Processor**" in read_artifacts(state)["hardware"].data
 
 
@@ -213,7 +235,7 @@ def test_a_gpu_is_described_with_its_limits_and_without_what_nobody_tells():
         link_limit=None,
     )  # fmt: skip
 
-    text = write_description(asdict(replace(describe(), cuda=(device,), nvidia_smi="| table |")))
+    text = write_description(replace(describe(), cuda=(device,), nvidia_smi="| table |"))
 
     assert "- **cuda:0**: NVIDIA H100; compute capability 9.0, memory 80.0 GiB" in text
     assert "bandwidth limit 3352 GB/s, driver 580\n" in text
@@ -222,24 +244,25 @@ def test_a_gpu_is_described_with_its_limits_and_without_what_nobody_tells():
 
 def make_measured(**predictions):
     """What measuring a machine with one GPU would give, with these seconds by data_device."""
-    return {
-        "mode": "quick",
-        "seconds": 1.0,
-        "names": {"cpu": "C", "cuda:0": "G"},
-        "ratios": [],
-        "left_out": [],
-        "notes": [],
-        "predictions": [
-            {"data": data, "device": device, "rows": 8, "stages": [], "seconds": seconds, "bottleneck": "step",
-             "measured": None}
+    return Benchmark(
+        mode="quick",
+        seconds=1.0,
+        hardware=describe(),
+        names={"cpu": "C", "cuda:0": "G"},
+        figures=(),
+        ratios=(),
+        left_out=(),
+        notes=(),
+        predictions=tuple(
+            Prediction(data=data, device=device, rows=8, stages=(), seconds=seconds, bottleneck="step")
             for key, seconds in predictions.items()
             for data, device in [key.replace("cuda", "cuda:0").split("_")]
-        ],
-    }  # fmt: skip
+        ),
+    )
 
 
 def test_the_verdict_sets_streamed_and_resident_iterations_side_by_side():
-    verdict = judge(make_measured(streamed_cpu=4.0, resident_cpu=1.0, streamed_cuda=2.0, resident_cuda=0.01))
+    verdict = write_verdict(make_measured(streamed_cpu=4.0, resident_cpu=1.0, streamed_cuda=2.0, resident_cuda=0.01))
 
     assert verdict == (
         "On G a training iteration should be 2 times as fast as on the CPU from streamed shards and "
@@ -248,7 +271,7 @@ def test_the_verdict_sets_streamed_and_resident_iterations_side_by_side():
 
 
 def test_a_budget_too_small_for_the_step_gives_no_verdict():
-    assert "raise it" in judge(make_measured())
+    assert "raise it" in write_verdict(make_measured())
 
 
 @pytest.mark.parametrize(
@@ -261,10 +284,11 @@ def test_numbers_are_written_with_three_digits_and_their_unit(value, text):
 
 def test_a_noisy_figure_is_marked_in_the_report(streamed):
     _, run, client = streamed
-    measured = read_json(client, run, "benchmark.json")
-    quiet = Figure.from_row(measured["figures"][0])
+    path = client.download_artifacts(run.info.run_id, "benchmark.json")
+    measured = Benchmark.from_json(Path(path).read_text(encoding="utf-8"))
+    quiet = measured.figures[0]
     noisy = Figure(**{**vars(quiet), "name": "noisy_one", "low": quiet.seconds / 2, "high": quiet.seconds * 2})
 
-    text = write_report(measured, [noisy], [], None)
+    text = write_report(replace(measured, figures=(noisy,)))
 
     assert [line for line in text.splitlines() if line.startswith("| noisy one") and "**too noisy**" in line]

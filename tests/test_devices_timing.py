@@ -6,17 +6,16 @@ import pytest
 import torch
 
 from tasks.devices.timing import (
-    Patience,
+    SampleTime,
     Timing,
     cut_blocks,
     make_clock,
     read_busy_cores,
-    summarise,
     time_kernel,
     time_passes,
 )
 
-PATIENCE = Patience(shortest=0.05, longest=2.0)
+ALLOWED = SampleTime(shortest=0.05, longest=2.0)
 
 
 class FakeTime:
@@ -38,8 +37,8 @@ class FakeTime:
     def count_preemptions(self):
         return self.calls if self.preempted else 0
 
-    def measure(self, patience=PATIENCE):
-        return time_kernel(self.kernel, patience, self.clock, self.count_preemptions)
+    def measure(self, allowed=ALLOWED):
+        return time_kernel(self.kernel, allowed, self.clock, self.count_preemptions)
 
 
 @pytest.mark.parametrize("seconds", [1e-6, 1e-3, 0.2])
@@ -52,7 +51,7 @@ def test_a_steady_kernel_takes_what_it_takes(seconds):
 
 
 def test_a_sleeping_kernel_takes_at_least_its_sleep_on_the_real_clock():
-    timing = time_kernel(lambda: time.sleep(0.005), PATIENCE)
+    timing = time_kernel(lambda: time.sleep(0.005), ALLOWED)
 
     assert timing.low >= 0.005
     assert timing.samples >= 4
@@ -70,17 +69,17 @@ def test_what_reading_the_clock_costs_is_spread_over_many_calls():
     assert timing.seconds == pytest.approx(1e-6, rel=0.01)
 
 
-def test_an_unsteady_kernel_is_repeated_until_patience_ends_and_then_called_noisy():
+def test_an_unsteady_kernel_is_repeated_until_its_time_ends_and_then_called_noisy():
     fake = FakeTime(0.1, 0.3)
 
     timing = fake.measure()
 
     assert timing.noisy
     assert (timing.low, timing.high) == pytest.approx((0.1, 0.3))
-    assert fake.now < PATIENCE.longest + 10 * 0.3
+    assert fake.now < ALLOWED.longest + 10 * 0.3
 
 
-def test_a_kernel_that_outlasts_patience_is_too_few_samples():
+def test_a_kernel_that_outlasts_its_time_is_too_few_samples():
     timing = FakeTime(10.0).measure()
 
     assert timing.seconds == 10
@@ -104,7 +103,7 @@ def test_few_preemptions_do_no_harm():
 
 @pytest.mark.parametrize(("seconds", "longest"), [(0.01, 0.05), (1.05, 1.0), (100, 2.0)])
 def test_a_share_of_time_lies_between_the_shortest_and_the_longest(seconds, longest):
-    assert PATIENCE.share(seconds) == Patience(shortest=0.05, longest=pytest.approx(longest))
+    assert ALLOWED.share(seconds) == SampleTime(shortest=0.05, longest=pytest.approx(longest))
 
 
 def test_passes_are_timed_within_their_seconds_after_a_warm_up():
@@ -127,12 +126,12 @@ def test_one_long_pass_is_the_only_sample_and_noisy():
 def test_bursts_of_a_stream_are_averaged_and_not_hidden_by_a_median():
     bursts = [0.0, 0.0, 0.0, 2.0] * 10
 
-    assert summarise(bursts).seconds == 0
-    assert summarise([sum(block) / len(block) for block in cut_blocks(bursts)]).seconds == pytest.approx(0.5)
+    assert Timing.of(bursts).seconds == 0
+    assert Timing.of([sum(block) / len(block) for block in cut_blocks(bursts)]).seconds == pytest.approx(0.5)
 
 
 def test_median_and_quartiles_of_five_samples():
-    timing = summarise([5.0, 1.0, 4.0, 2.0, 3.0])
+    timing = Timing.of([5.0, 1.0, 4.0, 2.0, 3.0])
 
     assert (timing.low, timing.seconds, timing.high) == (2, 3, 4)
     assert timing.spread == pytest.approx(2 / 3)

@@ -1,24 +1,27 @@
 """What the hardware is and how fast: a library that knows nothing of Prefect or MLflow.
 
 `describe` says what there is; `measure` times the jobs that `plan_jobs` lays out into figures; `compare_devices` and
-`compare_runs` set figures against each other; `predict` says what they mean for a training iteration; plots draws them.
+`compare_runs` set figures against each other; `predict` says what they mean for a training iteration; a `Benchmark` is
+all of it. plots draws it, and wording says it.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tasks.devices.benchmark import Benchmark
     from tasks.devices.comparison import Ratio, compare_devices, compare_runs, find_win
     from tasks.devices.description import Hardware, describe, describe_memory
     from tasks.devices.measurement import Figure, measure
-    from tasks.devices.planning import PLANS, Plan, choose_devices, plan_jobs
+    from tasks.devices.planning import PLANS, MeasuringPlan, choose_devices, plan_jobs
     from tasks.devices.prediction import Prediction, StreamRates, limit_speedup, predict
 
 __all__ = [
     "PLANS",
+    "Benchmark",
     "Figure",
     "Hardware",
-    "Plan",
+    "MeasuringPlan",
     "Prediction",
     "Ratio",
     "StreamRates",
@@ -35,10 +38,11 @@ __all__ = [
 ]
 
 _HOMES = {
+    "benchmark": ("Benchmark",),
     "comparison": ("Ratio", "compare_devices", "compare_runs", "find_win"),
     "description": ("Hardware", "describe", "describe_memory"),
     "measurement": ("Figure", "measure"),
-    "planning": ("PLANS", "Plan", "choose_devices", "plan_jobs"),
+    "planning": ("PLANS", "MeasuringPlan", "choose_devices", "plan_jobs"),
     "prediction": ("Prediction", "StreamRates", "limit_speedup", "predict"),
 }
 

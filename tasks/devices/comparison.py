@@ -5,7 +5,6 @@ The figures come from measurement; plots draws the ratios.
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from tasks.devices.measurement import Figure
 
@@ -26,7 +25,7 @@ class Ratio:
     high: float
     noisy: bool
 
-    def to_row(self) -> dict[str, Any]:
+    def to_row(self) -> dict[str, object]:
         """Return a flat row of plain values."""
         return asdict(self)
 

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,18 @@ class Hardware:
     nvidia_smi: str | None
     left_out: tuple[str, ...]
 
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> "Hardware":
+        """Return the hardware that plain JSON types were made of by `asdict`."""
+        parts = {
+            "cpu": Cpu(**plain["cpu"]),
+            "memory": Memory(**plain["memory"]),
+            "torch": Torch(**plain["torch"]),
+            "cuda": tuple(CudaDevice(**device) for device in plain["cuda"]),
+            "left_out": tuple(plain["left_out"]),
+        }
+        return cls(**{**plain, **parts})
+
     def get_name(self, device: str) -> str:
         """Return the name of `cpu`, `cuda` or `cuda:1` as people know it."""
         if device == "cpu":
@@ -136,7 +149,7 @@ def _read_model(root: Path) -> str:
 
 
 def describe_memory(root: Path = Path("/")) -> Memory:
-    """Main memory, as the machine and the control group that this process is in leave it; `root` as in `describe`."""
+    """Return main memory as the machine and this process's control group leave it; `root` as in `describe`."""
     import psutil
 
     memory = psutil.virtual_memory()

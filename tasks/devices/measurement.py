@@ -5,14 +5,14 @@ prediction.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tasks.devices.description import Hardware
 from tasks.devices.kernels import Job
-from tasks.devices.planning import Plan
-from tasks.devices.timing import Clock, Patience, Timing, count_preemptions, make_clock, time_kernel
+from tasks.devices.planning import MeasuringPlan
+from tasks.devices.timing import Clock, SampleTime, Timing, count_preemptions, make_clock, time_kernel
 
 MEMORY_SHARE = 0.8  # of the free memory; the rest is for others, and for what a kernel needs that was not foreseen
 CALLS_A_FIGURE = 8  # warm-up, search and the fewest samples: what a figure costs at least
@@ -35,12 +35,12 @@ class Figure(Timing):
         """What makes the figures of two runs comparable."""
         return self.name, self.device, self.dtype, self.size
 
-    def to_row(self) -> dict[str, Any]:
+    def to_row(self) -> dict[str, object]:
         """Return a flat row of plain values, with the spread and whether it is too noisy to use."""
         return asdict(self) | {"spread": self.spread, "noisy": self.noisy}
 
     @classmethod
-    def from_row(cls, row: dict[str, Any]) -> "Figure":
+    def from_row(cls, row: Mapping[str, Any]) -> "Figure":
         """Return the figure that a row was made of."""
         return cls(**{name: value for name, value in row.items() if name not in ("spread", "noisy")})
 
@@ -74,7 +74,7 @@ class Instruments:
 
 
 def measure(
-    jobs: Iterable[Job], hardware: Hardware, plan: Plan, instruments: Instruments | None = None
+    jobs: Iterable[Job], hardware: Hardware, plan: MeasuringPlan, instruments: Instruments | None = None
 ) -> tuple[list[Figure], list[str]]:
     """Time the jobs one after the other within the plan's budget.
 
@@ -95,9 +95,9 @@ def measure(
         if obstacle:
             obstacles.append((job, obstacle))
             continue
-        patience = plan.patience.share(seconds_left / (len(waiting) - place))
+        allowed = plan.samples.share(seconds_left / (len(waiting) - place))
         try:
-            largest[series] = figure = _measure_job(job, hardware, patience, instruments)
+            largest[series] = figure = _measure_job(job, hardware, allowed, instruments)
         except OutOfMemoryError:
             obstacles.append((job, "the device ran out of memory"))
             continue
@@ -120,8 +120,8 @@ def _find_obstacle(
     return None
 
 
-def _measure_job(job: Job, hardware: Hardware, patience: Patience, instruments: Instruments) -> Figure:
-    timing = time_kernel(job.build(), patience, instruments.make_clock(job.device), instruments.count_preemptions)
+def _measure_job(job: Job, hardware: Hardware, allowed: SampleTime, instruments: Instruments) -> Figure:
+    timing = time_kernel(job.build(), allowed, instruments.make_clock(job.device), instruments.count_preemptions)
     return Figure(
         **asdict(timing),
         name=job.name,

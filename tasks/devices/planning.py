@@ -9,18 +9,21 @@ from typing import Literal
 
 from tasks.devices.description import Hardware
 from tasks.devices.kernels import Job, make_add, make_bandwidth, make_product, make_step, make_transfers
-from tasks.devices.timing import Patience
+from tasks.devices.timing import SampleTime
 
 Mode = Literal["quick", "standard", "thorough"]
 CUDA_DTYPES = ("float64", "float32", "tf32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a mode measures. Sizes in elements (a + b, vectors) or rows of a square matrix; `budget` in seconds."""
+class MeasuringPlan:
+    """What a mode measures: sizes in elements (a + b, vectors) or rows of a square matrix, `budget` in seconds.
+
+    `samples` is the time that one figure's samples may take.
+    """
 
     budget: float
-    patience: Patience
+    samples: SampleTime
     max_size: int
     dtypes: tuple[str, ...]
     vector: int
@@ -28,28 +31,28 @@ class Plan:
     product_dtypes: dict[str, tuple[str, ...]]
 
 
-PLANS: dict[Mode, Plan] = {
-    "quick": Plan(
+PLANS: dict[Mode, MeasuringPlan] = {
+    "quick": MeasuringPlan(
         budget=8,
-        patience=Patience(shortest=0.02, longest=0.25),
+        samples=SampleTime(shortest=0.02, longest=0.25),
         max_size=2**22,
         dtypes=("float64", "float32"),
         vector=2**24,
         products={"cpu": (512,), "cuda": (4096,)},
         product_dtypes={"cpu": ("float64", "float32"), "cuda": CUDA_DTYPES},
     ),
-    "standard": Plan(
+    "standard": MeasuringPlan(
         budget=120,
-        patience=Patience(shortest=0.1, longest=1.5),
+        samples=SampleTime(shortest=0.1, longest=1.5),
         max_size=2**27,
         dtypes=("float64", "float32"),
         vector=2**26,
         products={"cpu": (1024,), "cuda": (8192,)},
         product_dtypes={"cpu": ("float64", "float32", "bfloat16"), "cuda": CUDA_DTYPES},
     ),
-    "thorough": Plan(
+    "thorough": MeasuringPlan(
         budget=900,
-        patience=Patience(shortest=0.5, longest=6),
+        samples=SampleTime(shortest=0.5, longest=6),
         max_size=2**27,
         dtypes=("float64", "float32", "bfloat16"),
         vector=2**27,
@@ -82,7 +85,7 @@ def choose_devices(hardware: Hardware, wanted: Literal["auto", "cpu", "cuda"]) -
     return ("cpu", *(f"cuda:{index}" for index in sorted(firsts.values()))), twins
 
 
-def plan_jobs(devices: Iterable[str], plan: Plan) -> Iterator[Job]:
+def plan_jobs(devices: Iterable[str], plan: MeasuringPlan) -> Iterator[Job]:
     """Yield the jobs: what the prediction needs first, then a + b by size, the devices in turn at each size."""
     devices = tuple(devices)
     for device in devices:

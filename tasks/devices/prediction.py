@@ -4,11 +4,13 @@ The rates come from measurement and, for the stream, from whoever has measured i
 overlap, unless they share a resource: then they take turns, and the busiest resource sets the pace.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tasks.devices.measurement import Figure
+
+Data = Literal["streamed", "resident"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +43,18 @@ class Stage:
 class Prediction:
     """Seconds an iteration, as predicted and, where it was, as `measured`."""
 
-    data: Literal["streamed", "resident"]
+    data: Data
     device: str
     rows: int
     stages: tuple[Stage, ...]
     seconds: float
     bottleneck: str
     measured: float | None = None
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> "Prediction":
+        """Return the prediction that plain JSON types were made of by `asdict`."""
+        return cls(**{**plain, "stages": tuple(Stage(**stage) for stage in plain["stages"])})
 
 
 def predict(
@@ -79,7 +86,7 @@ def predict(
     return [_overlap("streamed", device, rows, [*stages, stepping]), resident]
 
 
-def _overlap(data: Literal["streamed", "resident"], device: str, rows: int, stages: list[Stage]) -> Prediction:
+def _overlap(data: Data, device: str, rows: int, stages: list[Stage]) -> Prediction:
     """Stages on one resource add up; the busiest resource's sum is the iteration's time."""
     busy: dict[str, float] = {}
     for stage in stages:

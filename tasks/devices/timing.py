@@ -5,7 +5,7 @@ What is timed stands in kernels, and what the times come to in measurement.
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import quantiles
@@ -23,16 +23,16 @@ PREEMPTED_RATE = 50
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patience:
-    """How long one figure may take: at least `shortest` and at most `longest` seconds of samples."""
+class SampleTime:
+    """How long the samples of one figure may take: at least `shortest` and at most `longest` seconds of samples."""
 
     shortest: float
     longest: float
 
-    def share(self, seconds: float) -> "Patience":
+    def share(self, seconds: float) -> "SampleTime":
         """Return the same with no more than so many seconds, warm-up (about as much as the shortest) included."""
         longest = min(self.longest, max(self.shortest, seconds - self.shortest))
-        return Patience(shortest=self.shortest, longest=longest)
+        return SampleTime(shortest=self.shortest, longest=longest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,15 @@ class Timing:
     samples: int
     calls: int
     preempted: bool = False
+
+    @staticmethod
+    def of(samples: Sequence[float], calls: int = 1, preempted: bool = False) -> "Timing":
+        """Return median and quartiles of the samples' seconds a call; one sample is its own quartiles."""
+        if len(samples) == 1:
+            low = median = high = samples[0]
+        else:
+            low, median, high = quantiles(samples, n=4, method="inclusive")
+        return Timing(seconds=median, low=low, high=high, samples=len(samples), calls=calls, preempted=preempted)
 
     @property
     def spread(self) -> float:
@@ -64,11 +73,11 @@ def count_preemptions() -> int:
 
 def time_kernel(
     kernel: Kernel,
-    patience: Patience,
+    allowed: SampleTime,
     clock: Clock = time.perf_counter,
     count_preemptions: Callable[[], int] = count_preemptions,
 ) -> Timing:
-    """Time a kernel until its spread is a third of what is noisy, or patience ends.
+    """Time a kernel until its spread is a third of what is noisy, or the time allowed ends.
 
     Two calls warm it up (memory is touched, code loaded), and the search for the number of calls that makes the clock's
     own cost negligible does so further. Calls of one sample follow each other without waiting, so on an accelerator the
@@ -84,11 +93,11 @@ def time_kernel(
     timer = Timer("kernel()", globals={"kernel": kernel}, timer=clock, num_threads=threads)
     preemptions = count_preemptions()
     measured = timer.adaptive_autorange(
-        threshold=NOISY_SPREAD / 3, min_run_time=patience.shortest, max_run_time=patience.longest
+        threshold=NOISY_SPREAD / 3, min_run_time=allowed.shortest, max_run_time=allowed.longest
     )
     preemptions = count_preemptions() - preemptions
     accepted = PREEMPTED_RATE * threads * sum(measured.times) * measured.number_per_run
-    return summarise(
+    return Timing.of(
         measured.times,
         calls=measured.number_per_run,
         preempted=preemptions > max(accepted, len(measured.times) / 4),  # a quarter of the samples moves a quartile
@@ -104,25 +113,19 @@ def time_passes(kernel: Kernel, seconds: float, clock: Clock = time.perf_counter
     kernel()
     first = clock() - began
     if first > seconds / 2:
-        return summarise([first])
+        return Timing.of([first])
     times: list[float] = []
     while clock() - began < seconds:
         start = clock()
         kernel()
         times.append(clock() - start)
-    return summarise(times)
+    return Timing.of(times)
 
 
 def cut_blocks(iterations: list[Iteration], blocks: int = 5) -> list[list[Iteration]]:
     """Cut iterations into consecutive blocks, whose means are the samples of a stream: its batches come in bursts."""
     length = max(1, len(iterations) // blocks)
     return [iterations[start : start + length] for start in range(0, len(iterations) - length + 1, length)]
-
-
-def summarise(times: list[float], calls: int = 1, preempted: bool = False) -> Timing:
-    """Return median and quartiles of the samples' seconds a call; one sample is its own quartiles."""
-    low, median, high = quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
-    return Timing(seconds=median, low=low, high=high, samples=len(times), calls=calls, preempted=preempted)
 
 
 def read_busy_cores() -> tuple[float, float]:

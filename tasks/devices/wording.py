@@ -1,0 +1,171 @@
+"""A benchmark in words: the verdict, the report as markdown, and numbers with their units.
+
+How it is drawn stands in plots, where it is shown in tasks.benchmark.report.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from tasks.devices.benchmark import Benchmark
+from tasks.devices.comparison import Ratio, find_win
+from tasks.devices.description import CudaDevice, Hardware
+from tasks.devices.measurement import Figure
+from tasks.devices.prediction import Data, Prediction, limit_speedup
+
+PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"), (1e-6, "µ"))
+
+
+def write_verdict(benchmark: Benchmark) -> str:
+    """Return the one sentence by which someone decides whether a GPU is worth its price for this job."""
+    by_place = {(each.data, each.device): each for each in benchmark.predictions}
+    devices = [device for device in benchmark.names if device != "cpu"]
+    if ("resident", "cpu") not in by_place:
+        return "The training step could not be measured within the time budget: raise it."
+    if not devices:
+        return _write_cpu_verdict(by_place["resident", "cpu"], by_place.get(("streamed", "cpu")))
+    places: dict[Data, str] = {"streamed": "from streamed shards", "resident": "with the data kept on the device"}
+    sentences = []
+    for device in devices:
+        gains = [
+            f"{by_place[data, 'cpu'].seconds / by_place[data, device].seconds:.3g} times as fast as on the CPU {where}"
+            for data, where in places.items()
+            if (data, device) in by_place and (data, "cpu") in by_place
+        ]
+        sentences.append(f"On {benchmark.names[device]} a training iteration should be {' and '.join(gains)}.")
+    return " ".join(sentences)
+
+
+def _write_cpu_verdict(resident: Prediction, streamed: Prediction | None) -> str:
+    step = f"A training step takes {write_unit(resident.seconds, 's')} on this CPU, and there is no GPU to compare."
+    if streamed is None:
+        return step
+    seconds = streamed.seconds if streamed.measured is None else streamed.measured
+    return (
+        f"{step} From streamed shards an iteration takes {write_unit(seconds, 's')}, bound by {streamed.bottleneck}: "
+        f"a GPU that took no time at all would make that {limit_speedup(streamed):.3g} times as fast at most."
+    )
+
+
+def write_report(benchmark: Benchmark, changes: Sequence[Ratio] = (), against: Benchmark | None = None) -> str:
+    """Return the report as markdown; `changes` are the figures' ratios to those of the run it stands against."""
+    predictions = [
+        "| iteration | device | predicted | measured | bottleneck |",
+        "|---|---|---:|---:|---|",
+        *(_write_prediction(each) for each in benchmark.predictions),
+    ]
+    noisy = sum(figure.noisy for figure in benchmark.figures)
+    left_out = "\n".join(f"- {sentence}" for sentence in (*benchmark.notes, *benchmark.left_out))
+    parts = [
+        f"**{write_verdict(benchmark)}**",
+        "\n".join(predictions),
+        "\n".join(_write_stages(each) for each in benchmark.predictions if len(each.stages) > 1),
+        *write_wins(benchmark.ratios),
+        *(write_changes(changes, against.names) if against else ()),
+        write_figures([figure for figure in benchmark.figures if figure.name != "add"]),
+        f"{len(benchmark.figures)} figures in {benchmark.seconds:.0f} s ({benchmark.mode} mode), {noisy} of them too "
+        "noisy to use: quartiles more than 10 % apart, fewer than 4 samples, or other processes that took the "
+        "processor. a + b by size is in the table and the plots.",
+        f"**Left out**\n\n{left_out}" if left_out else "",
+        f"**Hardware**\n\n{write_description(replace(benchmark.hardware, left_out=()))}",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _write_prediction(each: Prediction) -> str:
+    measured = "–" if each.measured is None else write_unit(each.measured, "s")
+    cells = (f"{each.data}, {each.rows:,} rows", each.device, write_unit(each.seconds, "s"), measured, each.bottleneck)
+    return f"| {' | '.join(cells)} |"
+
+
+def _write_stages(each: Prediction) -> str:
+    stages = ", ".join(f"{stage.name} {write_unit(stage.seconds, 's')}" for stage in each.stages)
+    return f"- Stages, {each.data} on {each.device}: {stages}. Those that share a resource take turns."
+
+
+def write_figures(figures: Sequence[Figure]) -> str:
+    """Return figures as a markdown table that is narrow enough for a page; those too noisy to use are marked."""
+    rows = [
+        f"| {figure.name.replace('_', ' ')} | {figure.device} | {figure.dtype} | {figure.size:,} "
+        f"| {write_unit(figure.seconds, 's')} | {write_spread(figure)}{', **too noisy**' if figure.noisy else ''} "
+        f"| {write_unit(figure.rate, figure.unit)}"
+        f"{f', {figure.rate / figure.limit:.0%} of limit' if figure.limit else ''} |"
+        for figure in figures
+    ]
+    heading = "| what | device | dtype | size | time | spread | rate |\n|---|---|---|---:|---:|---:|---:|"
+    return "\n".join([heading, *rows]) if rows else ""
+
+
+def write_wins(ratios: Sequence[Ratio]) -> list[str]:
+    """Say for each device and dtype from which size on it adds vectors faster than the CPU."""
+    lines: dict[tuple[str, str], list[Ratio]] = {}
+    for ratio in ratios:
+        if ratio.name == "add":
+            lines.setdefault((ratio.device, ratio.dtype), []).append(ratio)
+    wins = {place: find_win(line) for place, line in lines.items()}
+    return [
+        f"a + b in {dtype}: {device} is faster than the CPU "
+        + (f"from {win:,} elements on." if win is not None else "at no size measured.")
+        for (device, dtype), win in wins.items()
+    ]
+
+
+def write_changes(changes: Sequence[Ratio], names: Mapping[str, str]) -> list[str]:
+    """Return the comparison with a run on devices of these names: a table of all but a + b, which is in the plots."""
+    others = ", ".join(f"{device}: {name}" for device, name in names.items())
+    rows = [
+        f"| {each.name.replace('_', ' ')} | {each.device} | {each.dtype} | {each.size:,} | {each.ratio:.3g} | "
+        f"{each.low:.3g} … {each.high:.3g}{', **too noisy**' if each.noisy else ''} |"
+        for each in changes
+        if each.name != "add"
+    ]
+    heading = "| what | device | dtype | size | times as fast | by the quartiles |\n|---|---|---|---:|---:|---|"
+    return [f"**Against the other run** ({others}; {len(changes)} figures in common)", "\n".join([heading, *rows])]
+
+
+def write_description(hardware: Hardware) -> str:
+    """Return the hardware as markdown for people, with what could not be described and nvidia-smi's own table."""
+    cpu, memory, torch = hardware.cpu, hardware.memory, hardware.torch
+    quota = f", {cpu.quota:g} by its control group" if cpu.quota else ""
+    limit = f" of {memory.total / 2**30:.1f}, limited by its control group" if memory.limit else ""
+    lines = [
+        f"- **Processor**: {cpu.model}, {cpu.usable:g} cores usable "
+        f"(of {cpu.logical_cores}; {cpu.affinity} by affinity{quota})",
+        f"- **Memory**: {memory.usable / 2**30:.1f} GiB{limit}; {memory.available / 2**30:.1f} GiB available",
+        f"- **torch** {torch.version}: {torch.threads} threads, {torch.cpu_capability}; a new tensor is "
+        f"{torch.default_dtype} on {torch.default_device}",
+        f"- **System**: {hardware.platform}, Python {hardware.python}",
+        *(_write_cuda(device) for device in hardware.cuda),
+        *(f"- Left out: {sentence}" for sentence in hardware.left_out),
+    ]
+    table = f"\n\n```\n{hardware.nvidia_smi}\n```" if hardware.nvidia_smi else ""
+    return "\n".join(lines) + table
+
+
+def _write_cuda(device: CudaDevice) -> str:
+    facts = {
+        "compute capability": device.capability,
+        "memory": f"{device.memory / 2**30:.1f} GiB",
+        "multiprocessors": device.multiprocessors,
+        "clock": device.clock and f"{device.clock:g} MHz",
+        "memory clock": device.memory_clock and f"{device.memory_clock:g} MHz",
+        "memory bus": device.memory_bus and f"{device.memory_bus} bits",
+        "bandwidth limit": device.bandwidth_limit and f"{device.bandwidth_limit / 1e9:.0f} GB/s",
+        "link limit": device.link_limit
+        and f"{device.link_limit / 1e9:.0f} GB/s (PCIe {device.link_generation} × {device.link_width})",
+        "driver": device.driver,
+    }
+    told = ", ".join(f"{name} {value}" for name, value in facts.items() if value)
+    return f"- **cuda:{device.index}**: {device.name}; {told}"
+
+
+def write_spread(figure: Figure) -> str:
+    """Return the interquartile range in per cent of the median; of a single sample that there is only one."""
+    return f"{figure.spread:.1%}" if figure.samples > 1 else "one sample"
+
+
+def write_unit(value: float, unit: str) -> str:
+    """Return a number with three significant digits and an SI prefix: 0.0123 s is 12.3 ms."""
+    for factor, prefix in PREFIXES:
+        if value >= factor:
+            return f"{value / factor:.3g} {prefix}{unit}"
+    return f"{value / 1e-9:.3g} n{unit}"
