@@ -9,11 +9,9 @@ from typing import Any, Literal, get_args, get_origin
 from prefect.logging import get_run_logger
 
 from tasks.errors import ConfigurationError
-from tasks.parameters import MODEL_PARAMETERS, TrainingParameters
+from tasks.parameters import MODEL_PARAMETERS, Mark, TrainingParameters
 from tasks.runs.resuming import FINGERPRINT
 from tasks.runs.unchanged import CODE, digest_code
-
-OWN = ("like", "resume", "experiment", "skip_unchanged", "aws_block", "bucket_id")  # its shards are recorded themselves
 
 
 def repeat_parameters(given: TrainingParameters) -> TrainingParameters:
@@ -32,7 +30,8 @@ def repeat_parameters(given: TrainingParameters) -> TrainingParameters:
     if run.data.tags.get("shardline.flow") != "training":
         raise ConfigurationError(f"like names run {given.like}, which is not a training run")
     fields = TrainingParameters.model_fields
-    kept = {name: _read(name, text) for name, text in run.data.params.items() if name in fields and name not in OWN}
+    carried = fields.keys() - TrainingParameters.marked(Mark.OWN)
+    kept = {name: _read(name, text) for name, text in run.data.params.items() if name in carried}
     if given.preset != kept.get("preset"):  # what the other preset stood for is not carried over
         kept = {name: value for name, value in kept.items() if name not in MODEL_PARAMETERS}
     changed = {name: value for name, value in given.model_dump().items() if value != fields[name].default}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from prefect.logging import get_run_logger
 
 from tasks.errors import CheckpointError, ConfigurationError
+from tasks.parameters import TrainingParameters
 from tasks.tracking.outbox import STATE
 
 if TYPE_CHECKING:
@@ -22,34 +23,10 @@ if TYPE_CHECKING:
 KEY, FINGERPRINT, PROCESS = "shardline.settings", "shardline.fingerprint", "shardline.process"
 HOPELESS = ("NonFiniteLossError", "ConfigurationError")  # repeated, they would end the same way
 
-# What changes speed, place or record, and not the curve
-NEUTRAL = (
-    "bucket_id",  # shards says what it stood for
-    "bucket_owner",
-    "verify_identity",
-    "anonymous",
-    "aws_block",
-    "meta_shards",
-    "prefetch",
-    "num_workers",
-    "cache",
-    "cache_dir",
-    "cache_bytes",
-    "resident_bytes",
-    "checkpoint_url",
-    "checkpoint_every",
-    "resume",
-    "like",
-    "experiment",
-    "benchmark",
-    "skip_unchanged",
-)
-
 
 def settings_key(recorded: Mapping[str, Any]) -> str:
     """A digest of the recorded parameters that the loss curve depends on."""
-    telling = {name: value for name, value in recorded.items() if name not in NEUTRAL}
-    return hashlib.sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(TrainingParameters.telling(recorded), sort_keys=True).encode()).hexdigest()
 
 
 def this_process() -> str:
@@ -166,8 +143,8 @@ def _check_named(
     if run.data.tags.get(KEY) != key:
         differing = [
             f"{name} is {written(value)}, was {run.data.params.get(name)}"
-            for name, value in recorded.items()
-            if name not in NEUTRAL and run.data.params.get(name) != written(value)
+            for name, value in TrainingParameters.telling(recorded).items()
+            if run.data.params.get(name) != written(value)
         ]
         raise ConfigurationError(f"resume names run {run_id}, which has other settings: {'; '.join(differing)}")
     if run.data.tags.get(FINGERPRINT) != manifest["fingerprint"]:

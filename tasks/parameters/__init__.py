@@ -1,0 +1,43 @@
+"""Every parameter of every flow, defined once: name, type, bounds, default, what it touches, and a sentence.
+
+The flows' signatures, the forms in the Prefect UI, the command lines and their `--help`, MLflow's params, and which of
+them a stopped run must have the same to go on, derive from the models here (`flows.commandline`, `tasks.runs`). A model
+is frozen and knows its own cross-field rules; what needs the environment to be answered (which bucket, which region) is
+in `tasks.sources`.
+"""
+
+from tasks.parameters.data import Access, Listing, Reading, Shards, Source, Stream
+from tasks.parameters.flows import BenchmarkParameters, PredictionParameters, ReplayParameters
+from tasks.parameters.marks import Mark, Parameters
+from tasks.parameters.training import (
+    MODEL_PARAMETERS,
+    PRESETS,
+    Device,
+    Model,
+    Preset,
+    Resuming,
+    Tracking,
+    TrainingParameters,
+)
+
+__all__ = [
+    "MODEL_PARAMETERS",
+    "PRESETS",
+    "Access",
+    "BenchmarkParameters",
+    "Device",
+    "Listing",
+    "Mark",
+    "Model",
+    "Parameters",
+    "PredictionParameters",
+    "Preset",
+    "Reading",
+    "ReplayParameters",
+    "Resuming",
+    "Shards",
+    "Source",
+    "Stream",
+    "Tracking",
+    "TrainingParameters",
+]

@@ -1,0 +1,57 @@
+"""The parameters of the flows beside training, each model made of the same parts."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from tasks.parameters.data import Listing, Reading, Shards
+from tasks.parameters.marks import SPEED, Parameters
+from tasks.parameters.training import Device, Tracking
+
+
+class ReplayParameters(Parameters):
+    """The replaying flow needs none: it completes what it finds."""
+
+
+class BenchmarkParameters(Tracking, Device, Shards):
+    """All parameters of the benchmarking flow, flat, in the order of its form."""
+
+    group: ClassVar[str] = "Benchmark"
+
+    mode: Literal["quick", "standard", "thorough"] = Field(
+        "standard", description="How much is measured, how often repeated: for seconds, two minutes or a quarter hour."
+    )
+    max_size: int | None = Field(
+        None,
+        ge=1,
+        le=2**34,
+        description="Most elements of the vectors in a + b; null: 2**22 in quick mode, else 2**27.",
+    )
+    time_budget: float | None = Field(
+        None, gt=0, description="Seconds after which no further figure is begun; null: 8, 120 or 900, by mode."
+    )
+    against: str | None = Field(
+        None, pattern="^[0-9a-f]{32}$", description="MLflow run id of an earlier benchmark to be compared with."
+    )
+
+
+class PredictionParameters(Tracking, Reading, Listing):
+    """All parameters of the predicting flow, flat, in the order of its form."""
+
+    group: ClassVar[str] = "Prediction"
+
+    cache: Annotated[bool, SPEED] = Field(False, description=Reading.model_fields["cache"].description)
+    model: str | None = Field(
+        None,
+        pattern="^(models|runs):/.+",
+        description="The model to predict with, models:/name@alias, models:/name/version or runs:/id/model; "
+        "null: the champion of the experiment.",
+    )
+    output: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder to write to, a local path or any fsspec URL; null: predictions beside the shards.",
+    )
+    format: Literal["csv", "parquet"] = Field("csv", description="What the predictions are written as.")

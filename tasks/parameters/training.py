@@ -1,0 +1,161 @@
+"""What is trained, and how; how it goes on; where its results go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from tasks.parameters.data import Source, Stream
+from tasks.parameters.marks import CURVE, OWN, RECORD, SPEED, Parameters
+
+MODEL_PARAMETERS = ("iterations", "learning_rate", "gradient_norm", "standardise", "derive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """What a preset stands for; an explicit parameter wins over it.
+
+    A `learning_rate` of None, with SGD, is a step of 1 along preconditioned gradients (`tasks.learning.conditioning`).
+    from_zero: weights start at zero, not at random by the seed.
+    """
+
+    iterations: int
+    learning_rate: float | None
+    gradient_norm: float
+    standardise: bool
+    derive: tuple[str, ...]
+    from_zero: bool
+
+
+PRESETS: dict[str, Preset] = {
+    "default": Preset(
+        iterations=50,
+        learning_rate=None,
+        gradient_norm=0.0,
+        standardise=True,
+        derive=("distance_km",),
+        from_zero=True,
+    ),
+    "notebook": Preset(
+        iterations=50, learning_rate=0.03, gradient_norm=0.5, standardise=False, derive=(), from_zero=False
+    ),
+}
+
+
+class Device(Parameters):
+    """Which hardware computes."""
+
+    group: ClassVar[str] = "Device"
+
+    device: Annotated[Literal["auto", "cpu", "cuda"], CURVE] = Field(
+        "auto",
+        description="Where to compute; auto: CUDA where there is one. A benchmark measures the CPU beside it.",
+    )
+
+
+class Model(Device):
+    """What is trained, and how."""
+
+    group: ClassVar[str] = "Model"
+
+    preset: Annotated[Literal["default", "notebook"], CURVE] = Field(
+        "default",
+        description="default: a model that converges; notebook: the numbers of the notebook that this replaces.",
+    )
+    iterations: Annotated[int | None, CURVE] = Field(
+        None, ge=1, description="Training iterations, one batch each; null: from the preset."
+    )
+    learning_rate: Annotated[float | None, CURVE] = Field(
+        None, gt=0, description="Step size of the optimiser; null: from the preset."
+    )
+    gradient_norm: Annotated[float | None, CURVE] = Field(
+        None, ge=0, description="Gradients are clipped to this norm; 0: not clipped; null: from the preset."
+    )
+    standardise: Annotated[bool | None, CURVE] = Field(
+        None, description="Train on features of mean 0 and deviation 1, folded back at the end; null: from the preset."
+    )
+    derive: Annotated[list[Literal["distance_km", "hour_sine", "hour_cosine"]] | None, CURVE] = Field(
+        None,
+        description="Engineered features: distance_km, hour_sine, hour_cosine; null: those of the preset whose columns "
+        "are there.",
+    )
+    resident_bytes: Annotated[int | None, SPEED] = Field(
+        None,
+        ge=0,
+        description="Data that takes no more than this stays prepared in the device's memory after its first pass; "
+        "0: never; null: a quarter of what is free. Shuffled data is streamed in every epoch.",
+    )
+    optimizer: Annotated[Literal["SGD", "Adam", "AdamW", "RMSprop", "Adagrad"], CURVE] = Field(
+        "SGD",
+        description="Optimiser, by its name in torch.optim; a null learning_rate is torch's own, and for SGD the step "
+        "is chosen by the first batch's Hessian.",
+    )
+    solver: Annotated[Literal["gradient", "exact"], CURVE] = Field(
+        "gradient", description="gradient: iterate; exact: the least-squares model, from one pass over the shards."
+    )
+    dtype: Annotated[Literal["float64", "float32"], CURVE] = Field(
+        "float64", description="Precision of batches and weights."
+    )
+
+    def resolved(self) -> Preset:
+        """Return the five model parameters with every null replaced by its preset's value."""
+        preset = PRESETS[self.preset]
+        chosen = {name: getattr(self, name) for name in MODEL_PARAMETERS}
+        chosen["derive"] = None if self.derive is None else tuple(self.derive)
+        return replace(preset, **{name: value for name, value in chosen.items() if value is not None})
+
+
+class Resuming(Parameters):
+    """How a run that was stopped goes on."""
+
+    group: ClassVar[str] = "Resuming"
+
+    checkpoint_url: Annotated[str | None, RECORD] = Field(
+        None,
+        min_length=1,
+        description="Folder for checkpoints, a local path or any fsspec URL; null: .shardline/checkpoints.",
+    )
+    checkpoint_every: Annotated[str, RECORD] = Field(
+        "30s",
+        pattern="^[1-9][0-9]*s?$",
+        description="Iterations (100) or seconds (30s) between checkpoints; the first follows the first iteration.",
+    )
+    resume: Annotated[str, RECORD, OWN] = Field(
+        "auto",
+        pattern="^(auto|never|[0-9a-f]{32})$",
+        description="auto: go on with an unfinished run of the same settings and data; never: start anew; "
+        "or the id of the MLflow run to go on with.",
+    )
+    like: Annotated[str | None, RECORD, OWN] = Field(
+        None,
+        pattern="^[0-9a-f]{32}$",
+        description="MLflow run id whose parameters are taken where none other than the default is given here; "
+        "refused where its data has changed.",
+    )
+
+
+class Tracking(Parameters):
+    """Where the results go."""
+
+    group: ClassVar[str] = "Record"
+
+    experiment: Annotated[str, RECORD, OWN] = Field(
+        "shardline", min_length=1, description="MLflow experiment that the run is recorded in."
+    )
+
+
+class TrainingParameters(Tracking, Resuming, Model, Stream, Source):
+    """All parameters of the training flow, flat, in the order of its form."""
+
+    group: ClassVar[str] = "Run"
+
+    benchmark: Annotated[bool, RECORD] = Field(
+        False, description="Measure the hardware first, in quick mode, as a subflow with an MLflow run of its own."
+    )
+
+    skip_unchanged: Annotated[bool, RECORD, OWN] = Field(
+        False,
+        description="End at once, as Unchanged, where data, code and parameters are those of the last success.",
+    )
