@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
@@ -16,7 +16,7 @@ from tasks.tracking.outbox import STATE
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tasks.streaming import ColumnStatistics, Manifest, ObjectStorageDataset
+    from tasks.streaming import ColumnStatistics, Manifest, ObjectStorageDataset, StreamOptions
 
 MOST_SHARDS_IN_A_TABLE = 100
 PREVIEWED_ROWS = 1000
@@ -142,21 +142,23 @@ def show_batch(
     )
 
 
-def open_dataset(manifest: dict[str, Any], sources: Sources, given: Reading, **options: Any) -> ObjectStorageDataset:
-    """The dataset over a manifest's shards, as the stream's parameters say; `options` win over them."""
-    from tasks.streaming import Manifest, ObjectStorageDataset
+def open_dataset(
+    manifest: dict[str, Any], sources: Sources, given: Reading, **options: Unpack[StreamOptions]
+) -> ObjectStorageDataset:
+    """Return the dataset over a manifest's shards, as the stream's parameters say; `options` win over them."""
+    from tasks.streaming import CacheSettings, Manifest, ObjectStorageDataset
 
     located = Manifest.from_dict(manifest)
-    chosen = {
+    chosen: StreamOptions = {
         "batch_size": given.batch_size,
         "on_bad_rows": given.on_bad_rows,
         "prefetch": given.prefetch,
-        "cache": given.cache,
-        "cache_dir": given.cache_dir or STATE / "cache",
-        "cache_bytes": given.cache_bytes,
+        "cache": CacheSettings(
+            enabled=given.cache, folder=given.cache_dir or STATE / "cache", limit_bytes=given.cache_bytes
+        ),
         "storage_options": sources.storage_options(located.shards[0].uri),
     }
-    return ObjectStorageDataset(located, **(chosen | options))
+    return ObjectStorageDataset.from_manifest(located, **(chosen | options))
 
 
 def readable_bytes(size: float) -> str:

@@ -67,10 +67,12 @@ def predict_shards(
     What is held in memory is some batches, on disk one shard. Where the model's target is among the columns, the
     summary's `rmse` says how far the predictions are from it.
     """
+    from tasks.streaming import Placement
     from tasks.tracking.client import connect
     from tasks.tracking.outbox import Outbox
 
-    dataset = open_dataset(manifest, sources, given, epochs=1, rank=0, world_size=1)
+    all_rows = Placement(rank=0, world_size=1)
+    dataset = open_dataset(manifest, sources, given, epochs=1, placement=all_rows)
     columns, shards = dataset.manifest.columns, dataset.manifest.shards
     names = name_shards([shard.uri for shard in shards], given.format)
     bound = load_model(connect(), model["uri"]).on(columns)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.streaming import ObjectStorageDataset, cache
+from tasks.streaming import CacheSettings, ObjectStorageDataset, cache
 from tests.shards import draw_rows, hash_rows, to_csv, write_shards
 
 ROW = 3 * 8  # bytes of a decoded row
@@ -25,8 +25,9 @@ def data(tmp_path):
     return f"{tmp_path}/data/part*.csv", rows, tmp_path / "cache"
 
 
-def read(glob, folder, **options):
-    dataset = ObjectStorageDataset(glob, batch_size=64, epochs=1, cache=True, cache_dir=folder, **options)
+def read(glob, folder, *, limit_bytes=None, **options):
+    settings = CacheSettings(folder=folder, limit_bytes=limit_bytes)
+    dataset = ObjectStorageDataset.from_url(glob, batch_size=64, epochs=1, cache=settings, **options)
     return torch.cat(list(dataset)).numpy()
 
 
@@ -42,7 +43,7 @@ def spoil_shards(glob):
 
 def test_the_second_time_nothing_is_fetched(data):
     glob, _, folder = data
-    dataset = ObjectStorageDataset(glob, batch_size=64, epochs=1, cache=True, cache_dir=folder)
+    dataset = ObjectStorageDataset(glob, batch_size=64, epochs=1, cache=CacheSettings(folder=folder))
     first = hash_rows(dataset)
     spoil_shards(glob)
     assert hash_rows(dataset) == first
@@ -66,7 +67,7 @@ def test_a_shard_that_was_overwritten_is_not_served_stale(data):
 def test_another_dtype_or_contract_has_its_own_files(other, data):
     glob, _, folder = data
     read(glob, folder)
-    uncached = ObjectStorageDataset(glob, batch_size=64, epochs=1, **other)
+    uncached = ObjectStorageDataset.from_url(glob, batch_size=64, epochs=1, **other)
     assert np.array_equal(read(glob, folder, **other), torch.cat(list(uncached)).numpy())
     assert len(files(folder)) == 10
 
@@ -96,7 +97,7 @@ def damage(path, how):
 )
 def test_a_damaged_file_is_noticed_and_fetched_again(how, data, caplog):
     glob, _, folder = data
-    dataset = ObjectStorageDataset(glob, batch_size=64, epochs=1, cache=True, cache_dir=folder)
+    dataset = ObjectStorageDataset(glob, batch_size=64, epochs=1, cache=CacheSettings(folder=folder))
     expected = hash_rows(dataset)
     damage(files(folder)[1], how)
     assert hash_rows(dataset) == expected
@@ -110,7 +111,7 @@ def test_a_damaged_file_is_noticed_and_fetched_again(how, data, caplog):
 def test_a_cache_smaller_than_the_data_holds_what_it_may(limit, stored, data):
     glob, rows, folder = data
     for _ in range(2):
-        assert np.array_equal(read(glob, folder, cache_bytes=limit), rows)
+        assert np.array_equal(read(glob, folder, limit_bytes=limit), rows)
         assert len(files(folder)) == stored
         assert sum(path.stat().st_size for path in files(folder)) <= limit
 
@@ -122,7 +123,7 @@ def test_files_of_other_data_sets_are_evicted_the_longest_unused_first(data, tmp
         os.utime(path, (1000 - age, 1000 - age))
     kept = files(folder)[:2]
     write_shards(tmp_path / "other", [100] * 3, seed=4)
-    read(f"{tmp_path}/other/part*.csv", folder, cache_bytes=5 * FILE)
+    read(f"{tmp_path}/other/part*.csv", folder, limit_bytes=5 * FILE)
     assert len(files(folder)) == 5 and set(kept) < set(files(folder))
 
 
@@ -130,7 +131,7 @@ def test_what_a_killed_process_left_is_removed(data):
     glob, rows, folder = data
     folder.mkdir()
     (folder / "0123.partial").write_bytes(bytes(10 * FILE))
-    assert np.array_equal(read(glob, folder, cache_bytes=5 * FILE), rows)
+    assert np.array_equal(read(glob, folder, limit_bytes=5 * FILE), rows)
     assert len(files(folder)) == 5 and not list(folder.glob("*.partial"))
 
 
@@ -166,7 +167,7 @@ def test_a_folder_that_cannot_be_made_is_said_and_the_stream_goes_on(data, tmp_p
 
 
 def read_and_count(glob, folder, queue):
-    dataset = ObjectStorageDataset(glob, batch_size=64, epochs=1, cache=True, cache_dir=folder)
+    dataset = ObjectStorageDataset(glob, batch_size=64, epochs=1, cache=CacheSettings(folder=folder))
     batches = list(dataset.batches())
     queue.put((hash_rows(batch.tensor for batch in batches), sum(b.times.fetch_seconds > 0 for b in batches)))
 

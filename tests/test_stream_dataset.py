@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from tasks.errors import ConfigurationError, RowError
-from tasks.streaming import ObjectStorageDataset, locate
+from tasks.streaming import CacheSettings, ObjectStorageDataset, Placement, locate
 from tests.shards import draw_rows, hash_rows, to_csv, write_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, on purpose
@@ -40,7 +40,12 @@ def read_ranks(glob, *, world_size=1, num_workers=0, first=0, last=None, **optio
     parts = []
     for rank in range(world_size):
         dataset = ObjectStorageDataset(
-            glob, batch_size=BATCH, epochs=EPOCHS, rank=rank, world_size=world_size, start=first, **options
+            glob,
+            batch_size=BATCH,
+            epochs=EPOCHS,
+            placement=Placement(rank=rank, world_size=world_size),
+            start=first,
+            **options,
         )
         loader = DataLoader(dataset, batch_size=None, num_workers=num_workers) if num_workers else dataset
         parts.append(list(itertools.islice(loader, None if last is None else last - first)))
@@ -69,7 +74,8 @@ def cover_pairs(axes):
 
 def check_order(shards, tmp_path, world_size, num_workers, prefetch, cache, shuffle):
     glob, rows = shards
-    options = {"prefetch": prefetch, "shuffle": shuffle, "seed": 5, "cache": cache != "off", "cache_dir": tmp_path}
+    settings = CacheSettings(enabled=cache != "off", folder=tmp_path)
+    options = {"prefetch": prefetch, "shuffle": shuffle, "seed": 5, "cache": settings}
     if cache == "warm":
         read_ranks(glob, **options)
     batches = read_ranks(glob, world_size=world_size, num_workers=num_workers, **options)
@@ -139,7 +145,7 @@ def test_starting_late_reads_no_shard_that_is_not_needed(tmp_path):
     manifest = locate(f"{tmp_path}/part*.csv")
     for number in (0, 1, 2, 3, 4, 7, 8, 9):
         (tmp_path / f"part-{number:05d}.csv").unlink()
-    with closing(ObjectStorageDataset(manifest, batch_size=5, start=11, prefetch=1).batches()) as batches:
+    with closing(ObjectStorageDataset.from_manifest(manifest, batch_size=5, start=11, prefetch=1).batches()) as batches:
         first = next(batches)
     assert first.iteration == 11
     assert np.array_equal(first.tensor.numpy(), rows[55:60])
@@ -181,10 +187,11 @@ def test_a_finite_stream_has_as_many_batches_as_it_says(shards, epochs, start, b
 
 def test_a_short_last_batch_reaches_every_rank(shards):
     """137 rows in batches of 136: one row is left, which one of four ranks gets, and all have two batches."""
-    lengths = [
-        [len(batch) for batch in ObjectStorageDataset(shards[0], batch_size=136, epochs=1, rank=rank, world_size=4)]
-        for rank in range(4)
-    ]
+    lengths = []
+    for rank in range(4):
+        placement = Placement(rank=rank, world_size=4)
+        dataset = ObjectStorageDataset(shards[0], batch_size=136, epochs=1, placement=placement)
+        lengths.append([len(batch) for batch in dataset])
     assert lengths == [[34, 0], [34, 0], [34, 0], [34, 1]]
 
 
@@ -215,11 +222,13 @@ def test_rank_and_world_size_come_from_torch_distributed(shards, tmp_path, monke
 
 def test_a_manifest_may_be_read_in_part(shards):
     manifest = locate(shards[0])
-    dataset = ObjectStorageDataset(manifest, columns=["hour", "fare"], max_shards=3, batch_size=100, epochs=1)
+    dataset = ObjectStorageDataset.from_manifest(
+        manifest, columns=["hour", "fare"], max_shards=3, batch_size=100, epochs=1
+    )
     assert dataset.manifest.columns == ("hour", "fare")
     assert np.array_equal(torch.cat(list(dataset)).numpy(), shards[1][:40, [2, 0]])
     with pytest.raises(ConfigurationError, match="columns names 'tip', which the shards do not have"):
-        ObjectStorageDataset(manifest, columns=["tip"])
+        ObjectStorageDataset.from_manifest(manifest, columns=["tip"])
 
 
 def test_each_batch_says_what_it_took(shards):
@@ -232,7 +241,7 @@ def test_each_batch_says_what_it_took(shards):
 
 
 def test_batches_may_be_written_to(shards, tmp_path):
-    options = {"batch_size": 24, "epochs": 1, "cache": True, "cache_dir": tmp_path}
+    options = {"batch_size": 24, "epochs": 1, "cache": CacheSettings(folder=tmp_path)}
     for batch in ObjectStorageDataset(shards[0], **options):
         batch.zero_()
     assert hash_rows(ObjectStorageDataset(shards[0], **options)) == hash_array(shards[1])
@@ -301,8 +310,8 @@ def test_a_shard_larger_than_memory_allows_is_staged_in_a_file_that_is_gone_afte
 
 INTERRUPTED = """
 import sys
-from tasks.streaming import ObjectStorageDataset
-for batch in ObjectStorageDataset(sys.argv[1], batch_size=3, cache=True, cache_dir=sys.argv[2]):
+from tasks.streaming import CacheSettings, ObjectStorageDataset
+for batch in ObjectStorageDataset(sys.argv[1], batch_size=3, cache=CacheSettings(folder=sys.argv[2])):
     print("batch", flush=True)
 """
 
@@ -333,6 +342,7 @@ def test_a_row_has_one_place_only(tmp_path):
         (tmp_path / f"part-{number}.csv").write_bytes(to_csv(rows[number * 1000 : (number + 1) * 1000]))
     found = []
     for rank in range(3):
-        dataset = ObjectStorageDataset(f"{tmp_path}/part*.csv", batch_size=333, epochs=1, rank=rank, world_size=3)
+        placement = Placement(rank=rank, world_size=3)
+        dataset = ObjectStorageDataset(f"{tmp_path}/part*.csv", batch_size=333, epochs=1, placement=placement)
         found += [batch[:, 0] for batch in DataLoader(dataset, batch_size=None, num_workers=2)]
     assert torch.equal(torch.cat(found).sort().values, torch.from_numpy(rows[:, 0]))

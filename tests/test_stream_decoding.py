@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tasks.errors import ConfigurationError, RowCountError, RowError
-from tasks.streaming import Manifest, ObjectStorageDataset, Shard, locate
+from tasks.streaming import CacheSettings, Manifest, ObjectStorageDataset, Placement, RetryPolicy, Shard, locate
 from tasks.streaming.formats.csv import BLOCK_SIZE
 from tests.shards import COLUMNS, draw_rows, to_csv, write_metadata
 
@@ -20,7 +20,7 @@ def read(folder, data, name="part-00001.csv", **options):
     """All rows of a data set whose first shard is a good one and whose second is `data`, without the first's."""
     (folder / "part-00000.csv").write_bytes(HEADER + GOOD)
     (folder / name).write_bytes(data)
-    dataset = ObjectStorageDataset(f"{folder}/part*", batch_size=10_000, epochs=1, **options)
+    dataset = ObjectStorageDataset.from_url(f"{folder}/part*", batch_size=10_000, epochs=1, **options)
     return torch.cat(list(dataset))[2:].tolist()
 
 
@@ -93,7 +93,7 @@ def test_gzip_that_ends_early_is_an_error(tmp_path):
     manifest = Manifest((Shard(f"file://{tmp_path}/part.csv.gz", len(GZIPPED) - 9, "none", 2),), COLUMNS, (), COLUMNS)
     (tmp_path / "part.csv.gz").write_bytes(GZIPPED[:-9])
     with pytest.raises(RowError, match="cannot be decompressed"):
-        list(ObjectStorageDataset(manifest, epochs=1))
+        list(ObjectStorageDataset.from_manifest(manifest, epochs=1))
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -139,20 +139,20 @@ def test_shards_without_header_lines_get_names(tmp_path):
     (tmp_path / "part.csv").write_bytes(GOOD)
     manifest = locate(f"{tmp_path}/part.csv")
     assert (manifest.columns, manifest.header) == (("column_0", "column_1", "column_2"), None)
-    assert torch.cat(list(ObjectStorageDataset(manifest, epochs=1))).tolist() == ROWS
+    assert torch.cat(list(ObjectStorageDataset.from_manifest(manifest, epochs=1))).tolist() == ROWS
 
 
 @pytest.mark.parametrize("header", ["infer", None])
 def test_columns_names_the_columns_of_shards_without_header_lines(header, tmp_path):
     (tmp_path / "part.csv").write_bytes(GOOD)
-    dataset = ObjectStorageDataset(f"{tmp_path}/part.csv", header=header, columns=COLUMNS, epochs=1)
+    dataset = ObjectStorageDataset.from_url(f"{tmp_path}/part.csv", header=header, columns=COLUMNS, epochs=1)
     assert dataset.manifest.columns == COLUMNS
     assert torch.cat(list(dataset)).tolist() == ROWS
 
 
 def test_a_header_of_numbers_is_a_header_where_that_is_said(tmp_path):
     (tmp_path / "part.csv").write_bytes(b"1,2,3\n" + GOOD)
-    dataset = ObjectStorageDataset(f"{tmp_path}/part.csv", header=0, epochs=1)
+    dataset = ObjectStorageDataset.from_url(f"{tmp_path}/part.csv", header=0, epochs=1)
     assert dataset.manifest.columns == ("1", "2", "3")
     assert torch.cat(list(dataset)).tolist() == ROWS
 
@@ -160,7 +160,7 @@ def test_a_header_of_numbers_is_a_header_where_that_is_said(tmp_path):
 def test_a_batch_that_ends_on_a_shard_boundary_without_header_lines(tmp_path):
     for number in range(3):
         (tmp_path / f"part-{number}.csv").write_bytes(GOOD)
-    batches = list(ObjectStorageDataset(f"{tmp_path}/part-*.csv", header=None, batch_size=2, epochs=1))
+    batches = list(ObjectStorageDataset.from_url(f"{tmp_path}/part-*.csv", header=None, batch_size=2, epochs=1))
     assert [batch.tolist() for batch in batches] == [ROWS, ROWS, ROWS]
 
 
@@ -175,15 +175,28 @@ def test_a_batch_that_ends_on_a_shard_boundary_without_header_lines(tmp_path):
         ({"prefetch": 0}, "prefetch is 0; it must be at least 1"),
         ({"dtype": torch.int64}, "dtype is torch.int64; it may be torch.float64 or torch.float32"),
         ({"on_bad_rows": "skip"}, "on_bad_rows is 'skip'; it may be 'error' or 'quarantine'"),
-        ({"rank": 1}, "rank is 1 and world_size None: give both, or neither"),
-        ({"rank": 2, "world_size": 2}, "rank is 2, world_size 2; it must be 0 <= rank < world_size"),
         ({"max_shards": 0}, "max_shards is 0; it must be at least 1"),
     ],
 )  # fmt: skip
 def test_a_bad_argument_is_refused_at_once(options, message, tmp_path):
     (tmp_path / "part.csv").write_bytes(HEADER + GOOD)
     with pytest.raises(ConfigurationError, match=message):
-        ObjectStorageDataset(f"{tmp_path}/part.csv", **options)
+        ObjectStorageDataset.from_url(f"{tmp_path}/part.csv", **options)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (lambda: Placement(rank=1), "rank is 1 and world_size None: give both, or neither"),
+        (lambda: Placement(rank=2, world_size=2), "rank is 2, world_size 2; it must be 0 <= rank < world_size"),
+        (lambda: CacheSettings(limit_bytes=-1), "limit_bytes is -1; it must be at least 0, or None"),
+        (lambda: RetryPolicy(deadline_seconds=0), "deadline_seconds is 0; it must be more than 0"),
+        (lambda: RetryPolicy(minimum_throughput=-1), "minimum_throughput is -1; it must be more than 0"),
+    ],
+)
+def test_bad_settings_are_refused_where_they_are_made(settings, message):
+    with pytest.raises(ConfigurationError, match=message):
+        settings()
 
 
 class TestParquet:

@@ -20,7 +20,7 @@ from tasks.errors import (
     ShardsNotFoundError,
     TransferError,
 )
-from tasks.streaming import Manifest, ObjectStorageDataset, locate
+from tasks.streaming import Manifest, ObjectStorageDataset, RetryPolicy, locate
 from tests.faults import (
     FOREVER,
     AddHeaders,
@@ -76,12 +76,12 @@ def served(request, folder):
 
 def stream(proxy, manifest, **options):
     """One pass in batches of the first shard's size."""
-    return ObjectStorageDataset(
+    return ObjectStorageDataset.from_manifest(
         manifest,
         batch_size=COUNTS[0],
         epochs=1,
         storage_options={"endpoint_url": proxy.url},
-        deadline_seconds=DEADLINE,
+        retry=RetryPolicy(deadline_seconds=DEADLINE),
         **options,
     )
 
@@ -239,9 +239,8 @@ def test_an_expired_token_is_renewed_once_where_the_chain_has_another(served):
 
 
 def find(proxy, **options):
-    return locate(
-        f"s3://{BUCKET}/part*.csv", storage_options={"endpoint_url": proxy.url}, deadline_seconds=DEADLINE, **options
-    )
+    options |= {"storage_options": {"endpoint_url": proxy.url}, "retry": RetryPolicy(deadline_seconds=DEADLINE)}
+    return locate(f"s3://{BUCKET}/part*.csv", **options)
 
 
 LISTINGS = {

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from tasks.errors import RowCountError, RowError, ShardsNotFoundError
-from tasks.streaming import ObjectStorageDataset
+from tasks.streaming import CacheSettings, ObjectStorageDataset, Placement
 from tests.shards import draw_rows, hash_rows, to_csv, write_metadata
 
 BAD = {
@@ -49,8 +49,9 @@ def spoilt(tmp_path):
     return f"{tmp_path}/data/part*.csv", torch.cat(good)
 
 
-def quarantine(glob, folder, **options):
-    return ObjectStorageDataset(glob, on_bad_rows="quarantine", cache_dir=folder, batch_size=128, **options)
+def quarantine(glob, folder, *, cache=False, **options):
+    settings = CacheSettings(enabled=cache, folder=folder)
+    return ObjectStorageDataset(glob, on_bad_rows="quarantine", cache=settings, batch_size=128, **options)
 
 
 def test_by_default_the_first_bad_row_is_an_error(spoilt):
@@ -80,16 +81,11 @@ def test_bad_rows_are_listed_with_their_place(spoilt, tmp_path):
 
 def test_ranks_workers_and_resumption_see_the_same_rows(spoilt, tmp_path):
     whole = list(quarantine(spoilt[0], tmp_path, epochs=1, shuffle=True))
-    parts = [
-        list(
-            DataLoader(
-                quarantine(spoilt[0], tmp_path, epochs=1, shuffle=True, rank=rank, world_size=2, start=3),
-                batch_size=None,
-                num_workers=2,
-            )
-        )
-        for rank in range(2)
-    ]
+    parts = []
+    for rank in range(2):
+        placement = Placement(rank=rank, world_size=2)
+        dataset = quarantine(spoilt[0], tmp_path, epochs=1, shuffle=True, placement=placement, start=3)
+        parts.append(list(DataLoader(dataset, batch_size=None, num_workers=2)))
     assert [torch.cat(batch).tolist() for batch in zip(*parts, strict=True)] == [batch.tolist() for batch in whole[3:]]
 
 

@@ -168,7 +168,7 @@ def _time_decoding(manifest: Manifest, fetched: Fetched, batch_size: int, second
             # an ETag that is no MD5 is not compared: it was when the shard was fetched
             copies.append(Shard(path.as_uri(), shard.size, "copied", shard.rows))
         local = Manifest(tuple(copies), manifest.columns, header=manifest.header)
-        dataset = ObjectStorageDataset(local, batch_size=min(batch_size, local.rows), epochs=1)
+        dataset = ObjectStorageDataset.from_manifest(local, batch_size=min(batch_size, local.rows), epochs=1)
         firsts: deque[Tensor] = deque(maxlen=1)
 
         def decode_all() -> None:
@@ -225,7 +225,7 @@ class _Loop:
         preparation = Preparation(
             features=self.features, scaling=self.scaling, dtype=torch.float64, device=torch.device(device)
         )
-        dataset = ObjectStorageDataset(
+        dataset = ObjectStorageDataset.from_manifest(
             self.manifest, batch_size=self.batch_size, epochs=1, storage_options=self.storage_options
         )
         with closing(dataset.batches()) as stream:

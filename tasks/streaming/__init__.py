@@ -1,7 +1,8 @@
 """Object storage → batches: CSV (or Parquet) shards become an endless, exact stream of tensors.
 
     locate("s3://bucket/path/part*.csv")                -> Manifest    which shards, with sizes, ETags and row counts
-    ObjectStorageDataset(manifest, batch_size=2**20)    -> an iterable-style torch dataset of [batch, columns] tensors
+    ObjectStorageDataset.from_manifest(manifest, ...)   -> an iterable-style torch dataset of [batch, columns] tensors
+    ObjectStorageDataset("s3://bucket/path/part*.csv")  -> both in one
 
 A library: it knows neither Prefect nor MLflow nor what is learned from its batches. Names are handed on lazily, so that
 importing the package imports neither torch nor pyarrow.
@@ -11,17 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tasks.streaming.batches import Batch, Times
-    from tasks.streaming.dataset import ObjectStorageDataset
+    from tasks.streaming.cache import CacheSettings
+    from tasks.streaming.dataset import ObjectStorageDataset, StreamOptions
     from tasks.streaming.listing.locating import locate
     from tasks.streaming.listing.statistics import ColumnStatistics, read_statistics
     from tasks.streaming.manifest import Manifest, Shard
+    from tasks.streaming.objects.retrying import RetryPolicy
+    from tasks.streaming.placement import Placement
 
 __all__ = [
     "Batch",
+    "CacheSettings",
     "ColumnStatistics",
     "Manifest",
     "ObjectStorageDataset",
+    "Placement",
+    "RetryPolicy",
     "Shard",
+    "StreamOptions",
     "Times",
     "locate",
     "read_statistics",
@@ -29,10 +37,14 @@ __all__ = [
 
 _HOMES = {
     "Batch": "batches",
+    "CacheSettings": "cache",
     "ColumnStatistics": "listing.statistics",
     "Manifest": "manifest",
     "ObjectStorageDataset": "dataset",
+    "Placement": "placement",
+    "RetryPolicy": "objects.retrying",
     "Shard": "manifest",
+    "StreamOptions": "dataset",
     "Times": "batches",
     "locate": "listing.locating",
     "read_statistics": "listing.statistics",

@@ -23,9 +23,11 @@ import time
 import zlib
 from collections.abc import Iterable
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from tasks.errors import ConfigurationError
 from tasks.streaming.formats.contract import Contract
 from tasks.streaming.manifest import Shard
 from tasks.streaming.objects.retrying import ClosedError
@@ -45,16 +47,43 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CacheSettings:
+    """What is kept on local disk for a later run.
+
+    enabled: whether decoded shards are kept, and read from there the next time
+    folder: where they are, and the lists of bad rows; None: $XDG_CACHE_HOME/shardline or ~/.cache/shardline
+    limit_bytes: how much decoded shards may take; None: four fifths of what the disk has free
+
+    Raises ConfigurationError where the limit is negative.
+    """
+
+    enabled: bool = True
+    folder: str | os.PathLike[str] | None = None
+    limit_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit_bytes is not None and self.limit_bytes < 0:
+            raise ConfigurationError(f"limit_bytes is {self.limit_bytes}; it must be at least 0, or None")
+
+    @property
+    def path(self) -> Path:
+        """Where the folder is, ~ being the home folder."""
+        folder = self.folder or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "shardline"
+        return Path(folder).expanduser()
+
+
+NO_CACHE = CacheSettings(enabled=False)
+
+
 class Cache:
     """The decoded shards of one data set (`shards`), in a folder that others use too."""
 
-    def __init__(
-        self, folder: str | Path, shards: Iterable[Shard], contract: Contract, dtype: str, *, limit: int | None = None
-    ) -> None:
+    def __init__(self, settings: CacheSettings, shards: Iterable[Shard], contract: Contract, dtype: str) -> None:
         import numpy as np
 
-        self.folder = Path(folder).expanduser()
-        self._contract, self._dtype, self._limit = contract, dtype, limit
+        self.folder = settings.path
+        self._contract, self._dtype, self._limit = contract, dtype, settings.limit_bytes
         self._row_bytes = len(contract.columns) * np.dtype(dtype).itemsize
         self._own = {self._path(shard).name for shard in shards}
         self._refused: str | None = None

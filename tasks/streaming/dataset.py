@@ -4,10 +4,8 @@ import os
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from operator import attrgetter
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self, TypedDict, Unpack
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -15,7 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from tasks.errors import ConfigurationError
 from tasks.streaming.arithmetic import Sequencing, count_batches
 from tasks.streaming.batches import Batch, Times
-from tasks.streaming.cache import Cache
+from tasks.streaming.cache import NO_CACHE, Cache, CacheSettings
 from tasks.streaming.formats.contract import Contract, Header
 from tasks.streaming.listing.locating import locate
 from tasks.streaming.loading import Loading
@@ -23,6 +21,7 @@ from tasks.streaming.manifest import Manifest
 from tasks.streaming.objects.retrying import RetryPolicy
 from tasks.streaming.objects.schemes import open_store
 from tasks.streaming.pipeline import Pipeline
+from tasks.streaming.placement import Placement
 from tasks.streaming.planning import Request, plan_batches
 from tasks.streaming.prefetching import Prefetcher
 from tasks.streaming.progress import ProgressBar
@@ -36,6 +35,24 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 LOADERS = 2 * CORES  # one fetches while another decodes
 
 
+class StreamOptions(TypedDict, total=False):
+    """What `ObjectStorageDataset` takes besides the shards; see there."""
+
+    storage_options: Mapping[str, Any] | None
+    batch_size: int
+    epochs: int | None
+    shuffle: bool
+    seed: int
+    start: int
+    placement: Placement
+    dtype: torch.dtype
+    on_bad_rows: Literal["error", "quarantine"]
+    prefetch: int
+    cache: CacheSettings
+    retry: RetryPolicy
+    progress: bool
+
+
 class ObjectStorageDataset(IterableDataset[torch.Tensor]):
     """Batches of exactly `batch_size` rows from CSV shards, as [rows, columns] tensors.
 
@@ -43,22 +60,20 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
     Plain iteration yields tensors; `batches()` yields them with their iteration and times; `times` are those of the
     last batch that was handed out in this process.
 
-    shards: a glob, URI or path, several of them, or a Manifest (of which columns and max_shards may choose a part)
+    shards: a glob, URI or path, or several, listed as `locate` does by itself (`from_url` says more), or a Manifest
+    storage_options: as fsspec's implementation of the scheme (s3fs for s3) names them
     batch_size: rows of a batch over all ranks together
     epochs: how often all rows are gone through, the last batch then being short; None: without end
-    header, columns, meta_shards, max_shards, storage_options, deadline_seconds, minimum_throughput: as in `locate`
     shuffle, seed: a new order in each epoch, the same for every rank count, worker count and cache
-    rank, world_size: which part of each batch this process takes; None: from torch.distributed where it is initialised,
-        else from RANK and WORLD_SIZE, else all of it
     start: the first iteration
+    placement: which part of each batch this process takes; by default as torch.distributed or the environment say
     dtype: torch.float64 or torch.float32
-    prefetch: batches made ready ahead
-    progress: whether a line in the terminal shows how far the stream is; never where standard error is no terminal
-    cache: keep decoded shards on local disk, and read them from there the next time
-    cache_dir: where (and where bad rows are listed); None: $XDG_CACHE_HOME/shardline or ~/.cache/shardline
-    cache_bytes: how much the cache may hold; None: four fifths of what the disk has free
     on_bad_rows: "error" raises at a row that breaks the contract; "quarantine" goes through all shards once, now,
         leaves out such rows, counts them (`bad_rows`) and lists them in a CSV file (`bad_rows_file`)
+    prefetch: batches made ready ahead
+    cache: whether decoded shards are kept on local disk, where, and how many bytes
+    retry: how long one object may take in all, with every attempt
+    progress: whether a line in the terminal shows how far the stream is; never where standard error is no terminal
 
     Under a DataLoader with K workers, worker k yields the whole batches k, k+K, …: no row twice, the order kept.
     Raises ConfigurationError at once; errors of tasks/errors.py when located or read.
@@ -68,60 +83,74 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         self,
         shards: str | Sequence[str] | Manifest,
         *,
+        storage_options: Mapping[str, Any] | None = None,
         batch_size: int = 2**20,
         epochs: int | None = None,
-        header: Header = "infer",
-        columns: Sequence[str] | None = None,
-        meta_shards: str | None = None,
-        max_shards: int | None = None,
-        on_bad_rows: Literal["error", "quarantine"] = "error",
         shuffle: bool = False,
         seed: int = 0,
-        rank: int | None = None,
-        world_size: int | None = None,
         start: int = 0,
+        placement: Placement = Placement(),
         dtype: torch.dtype = torch.float64,
+        on_bad_rows: Literal["error", "quarantine"] = "error",
         prefetch: int = 2,
+        cache: CacheSettings = NO_CACHE,
+        retry: RetryPolicy = RetryPolicy(),
         progress: bool = False,
-        cache: bool = False,
-        cache_dir: str | os.PathLike[str] | None = None,
-        cache_bytes: int | None = None,
-        storage_options: Mapping[str, Any] | None = None,
-        deadline_seconds: float = 60.0,
-        minimum_throughput: float = 2**20,
     ) -> None:
         super().__init__()
-        self.rank, self.world_size = _place(rank, world_size)
+        self.rank, self.world_size = placement.resolve()
         self.batch_size, self.epochs, self.start = batch_size, epochs, start
         self.on_bad_rows = on_bad_rows
         self.shuffle, self.seed, self.dtype, self.prefetch = shuffle, seed, dtype, prefetch
-        self._check()
+        _check(vars(self))
         if not isinstance(shards, Manifest):
-            shards = locate(
-                shards,
-                meta_shards=meta_shards,
-                header=header,
-                columns=columns,
-                max_shards=max_shards,
-                storage_options=storage_options,
-                deadline_seconds=deadline_seconds,
-                minimum_throughput=minimum_throughput,
-            )
-        else:
-            shards = _choose(shards, columns, max_shards)
+            shards = locate(shards, storage_options=storage_options, retry=retry)
         self.times: Times | None = None
         self.bad_rows, self.bad_rows_file = 0, None
-        self._folder = Path(cache_dir).expanduser() if cache_dir is not None else _default_folder()
-        self._cache, self._cache_bytes = cache, cache_bytes
-        self._progress = progress
-        self._retry = RetryPolicy(deadline_seconds, minimum_throughput)
-        self._store = open_store(shards.shards[0].uri, storage_options, self._retry)
+        self._cache, self._retry, self._progress = cache, retry, progress
+        self._store = open_store(shards.shards[0].uri, storage_options, retry)
         self._contract = Contract.of(shards, drops_bad_rows=on_bad_rows == "quarantine")
         self.manifest = shards
         if self._contract.drops_bad_rows:
             self.manifest, self.bad_rows, self.bad_rows_file = set_bad_rows_aside(
-                shards, self._loading(None), self._folder / "quarantine", LOADERS
+                shards, self._loading(None), cache.path / "quarantine", LOADERS
             )
+
+    @classmethod
+    def from_url(
+        cls,
+        shards: str | Sequence[str],
+        *,
+        header: Header = "infer",
+        columns: Sequence[str] | None = None,
+        meta_shards: str | None = None,
+        max_shards: int | None = None,
+        **options: Unpack[StreamOptions],
+    ) -> Self:
+        """Return a stream of what a glob, URI or path, or several, name, located as said: see `locate`."""
+        _check(options)
+        manifest = locate(
+            shards,
+            meta_shards=meta_shards,
+            header=header,
+            columns=columns,
+            max_shards=max_shards,
+            storage_options=options.get("storage_options"),
+            retry=options.get("retry", RetryPolicy()),
+        )
+        return cls(manifest, **options)
+
+    @classmethod
+    def from_manifest(
+        cls,
+        manifest: Manifest,
+        *,
+        columns: Sequence[str] | None = None,
+        max_shards: int | None = None,
+        **options: Unpack[StreamOptions],
+    ) -> Self:
+        """Return a stream of shards that were located before, or of these columns and the first shards of them."""
+        return cls(manifest.choose(columns, max_shards), **options)
 
     def __len__(self) -> int:
         """Batches that an iteration yields: ceil(epochs · rows / batch_size), less those before `start`."""
@@ -162,8 +191,8 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         request = Request(first, step, self.rank, self.world_size, self.batch_size, self.epochs)
         sequencing = Sequencing(self.manifest.counts, window=window, seed=self.seed)
         dtype, cache = NUMPY_NAMES[self.dtype], None
-        if self._cache:
-            cache = Cache(self._folder, self.manifest.shards, self._contract, dtype, limit=self._cache_bytes)
+        if self._cache.enabled:
+            cache = Cache(self._cache, self.manifest.shards, self._contract, dtype)
         prefetcher = Prefetcher(
             self._loading(cache),
             self.manifest.shards,
@@ -177,46 +206,16 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
     def _loading(self, cache: Cache | None) -> Loading:
         return Loading(self._store, self._contract, self._retry, NUMPY_NAMES[self.dtype], IN_MEMORY, cache)
 
-    def _check(self) -> None:
-        for name, least in (("batch_size", 1), ("start", 0), ("seed", 0), ("prefetch", 1)):
-            if getattr(self, name) < least:
-                raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
-        if self.epochs is not None and self.epochs < 1:
-            raise ConfigurationError(f"epochs is {self.epochs}; it must be at least 1, or None for an endless stream.")
-        if self.on_bad_rows not in ("error", "quarantine"):
-            raise ConfigurationError(f"on_bad_rows is {self.on_bad_rows!r}; it may be 'error' or 'quarantine'.")
-        if self.dtype not in NUMPY_NAMES:
-            raise ConfigurationError(f"dtype is {self.dtype}; it may be torch.float64 or torch.float32.")
 
-
-def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Rank and world size as given, else of torch.distributed, else of the environment, else 0 of 1."""
-    if (rank is None) != (world_size is None):
-        raise ConfigurationError(f"rank is {rank} and world_size {world_size}: give both, or neither.")
-    if rank is None or world_size is None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_rank(), torch.distributed.get_world_size()
-        try:
-            rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        except ValueError as error:
-            raise ConfigurationError(f"RANK and WORLD_SIZE must be whole numbers: {error}.") from error
-    if not 0 <= rank < world_size:
-        raise ConfigurationError(f"rank is {rank}, world_size {world_size}; it must be 0 <= rank < world_size.")
-    return rank, world_size
-
-
-def _choose(manifest: Manifest, columns: Sequence[str] | None, max_shards: int | None) -> Manifest:
-    """The manifest with the columns and the first shards that were asked for."""
-    chosen = replace(manifest, shards=manifest.shards[:max_shards])
-    if columns is None or tuple(columns) == manifest.columns:
-        return chosen
-    known = manifest.header if manifest.header is not None else manifest.columns
-    if unknown := [column for column in columns if column not in known]:
-        raise ConfigurationError(f"columns names {unknown[0]!r}, which the shards do not have: {', '.join(known)}.")
-    if manifest.header is None:
-        raise ConfigurationError("columns cannot choose among shards without header lines; locate them with `columns`.")
-    return replace(chosen, columns=tuple(columns))
-
-
-def _default_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "shardline"
+def _check(options: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError where one of the options that are given cannot be."""
+    for name, least in (("batch_size", 1), ("start", 0), ("seed", 0), ("prefetch", 1)):
+        if options.get(name, least) < least:
+            raise ConfigurationError(f"{name} is {options[name]}; it must be at least {least}")
+    epochs = options.get("epochs")
+    if epochs is not None and epochs < 1:
+        raise ConfigurationError(f"epochs is {epochs}; it must be at least 1, or None for an endless stream")
+    if (on_bad_rows := options.get("on_bad_rows", "error")) not in ("error", "quarantine"):
+        raise ConfigurationError(f"on_bad_rows is {on_bad_rows!r}; it may be 'error' or 'quarantine'")
+    if (dtype := options.get("dtype", torch.float64)) not in NUMPY_NAMES:
+        raise ConfigurationError(f"dtype is {dtype}; it may be torch.float64 or torch.float32")

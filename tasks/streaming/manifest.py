@@ -4,8 +4,8 @@ How a manifest comes about is in `locating.py`; that what is read equals what wa
 """
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -62,6 +62,25 @@ class Manifest:
         for shard in self.shards:
             digest.update(repr((shard.uri, shard.size, shard.etag, shard.rows)).encode())
         return digest.hexdigest()
+
+    def choose(self, columns: Sequence[str] | None = None, max_shards: int | None = None) -> "Manifest":
+        """Return the manifest of these columns and of the first shards; None: of all.
+
+        Raises ConfigurationError where a column is not there, or there is no header line to choose by.
+        """
+        if max_shards is not None and max_shards < 1:
+            raise ConfigurationError(f"max_shards is {max_shards}; it must be at least 1")
+        chosen = replace(self, shards=self.shards[:max_shards])
+        if columns is None or tuple(columns) == self.columns:
+            return chosen
+        known = self.header if self.header is not None else self.columns
+        if unknown := [column for column in columns if column not in known]:
+            raise ConfigurationError(f"columns names {unknown[0]!r}, which the shards do not have: {', '.join(known)}")
+        if self.header is None:
+            raise ConfigurationError(
+                "columns cannot choose among shards without header lines: locate them with `columns`"
+            )
+        return replace(chosen, columns=tuple(columns))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `from_dict` reads them back."""

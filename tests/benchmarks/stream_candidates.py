@@ -34,7 +34,7 @@ def timed(run: Callable[[], int], rows: int) -> Callable[[], float]:
 
 def ours(cache: str = "off", glob: str = GLOB, batches: str = "") -> Callable[[], float]:
     """The stream; cache: off, cold (written anew each time) or warm."""
-    from tasks.streaming import ObjectStorageDataset, locate
+    from tasks.streaming import CacheSettings, ObjectStorageDataset, locate
 
     manifest = locate(glob)
     folder = tempfile.mkdtemp(prefix="cache-", dir=os.environ.get("BENCHMARK_CACHE"))
@@ -43,8 +43,9 @@ def ours(cache: str = "off", glob: str = GLOB, batches: str = "") -> Callable[[]
     def run() -> int:
         if cache == "cold":
             shutil.rmtree(folder)
-        options = {"cache": cache != "off", "cache_dir": folder}
-        return sum(len(batch) for batch in ObjectStorageDataset(manifest, batch_size=batch_size, epochs=1, **options))
+        settings = CacheSettings(enabled=cache != "off", folder=folder)
+        dataset = ObjectStorageDataset.from_manifest(manifest, batch_size=batch_size, epochs=1, cache=settings)
+        return sum(map(len, dataset))
 
     return timed(run, manifest.rows)
 

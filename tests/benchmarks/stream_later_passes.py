@@ -18,7 +18,7 @@ from tasks.learning.batches import Preparation
 from tasks.learning.features import Features
 from tasks.learning.loop import Settings, Trainer, train
 from tasks.learning.scaling import Scaling
-from tasks.streaming import ObjectStorageDataset, locate
+from tasks.streaming import CacheSettings, ObjectStorageDataset, locate
 from tests.benchmarks.stream_setting import (
     BATCH,
     HOME,
@@ -78,7 +78,7 @@ def compare_loops(rounds: int, environment: dict[str, str]) -> None:
     with tempfile.TemporaryDirectory(dir=HOME) as folder:
 
         def stream() -> ObjectStorageDataset:
-            return ObjectStorageDataset(manifest, batch_size=BATCH, cache=True, cache_dir=folder)
+            return ObjectStorageDataset.from_manifest(manifest, batch_size=BATCH, cache=CacheSettings(folder=folder))
 
         in_memory = list(itertools.islice(stream(), ROWS // BATCH))
         for name, loop in loops.items():

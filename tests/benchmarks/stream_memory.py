@@ -40,11 +40,12 @@ def measure(times: int, options: dict[str, Any]) -> None:
     import pyarrow.csv  # noqa: F401
     import torch  # noqa: F401
 
-    from tasks.streaming import ObjectStorageDataset, locate
+    from tasks.streaming import CacheSettings, ObjectStorageDataset, locate
 
     manifest = locate("s3://taxi/csv/part-*.csv")
-    dataset = ObjectStorageDataset(
-        dataclasses.replace(manifest, shards=manifest.shards * times), epochs=1, cache_dir=tempfile.mkdtemp(), **options
+    cache = CacheSettings(enabled=options.pop("cache", False), folder=tempfile.mkdtemp())
+    dataset = ObjectStorageDataset.from_manifest(
+        dataclasses.replace(manifest, shards=manifest.shards * times), epochs=1, cache=cache, **options
     )
     base = peak = read_anonymous()
     done = threading.Event()

@@ -29,8 +29,7 @@ def locate(
     columns: Sequence[str] | None = None,
     max_shards: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
-    deadline_seconds: float = 60.0,
-    minimum_throughput: float = 2**20,
+    retry: RetryPolicy = RetryPolicy(),
 ) -> Manifest:
     """The shards that `shards` (a glob, URI or path, or several) names, each with its size, ETag and number of rows.
 
@@ -41,14 +40,12 @@ def locate(
         header line: the names to give to all their columns
     max_shards: the first so many shards with rows, in order
     storage_options: as fsspec's implementation of the scheme (s3fs for s3) names them
-    deadline_seconds: how long one listing, or one object, may take in all, with every attempt, on top of the time that
-        `minimum_throughput` (bytes a second) allows for its size
+    retry: how long one listing, or one object, may take in all, with every attempt
 
     Raises ShardsNotFoundError, RowCountError, RowError, ShardChangedError, TransferError, BucketError,
     CredentialsError, ConfigurationError.
     """
     _check(header, columns, max_shards)
-    retry = RetryPolicy(deadline_seconds, minimum_throughput)
     patterns = [shards] if isinstance(shards, str) else list(shards)
     if not patterns:
         raise ConfigurationError("shards is an empty list: name at least one glob, URI or path.")

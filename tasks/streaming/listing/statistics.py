@@ -34,8 +34,7 @@ def read_statistics(
     manifest: Manifest,
     storage_options: Mapping[str, Any] | None = None,
     *,
-    deadline_seconds: float = 60.0,
-    minimum_throughput: float = 2**20,
+    retry: RetryPolicy = RetryPolicy(),
 ) -> dict[str, ColumnStatistics]:
     """Return the statistics of each column from `.meta/stats` beside the shards; empty where there is none.
 
@@ -44,7 +43,6 @@ def read_statistics(
     folders = {shard.uri.rsplit("/", 1)[0] for shard in manifest.shards}
     if len(folders) != 1:
         return {}
-    retry = RetryPolicy(deadline_seconds, minimum_throughput)
     store = open_store(manifest.shards[0].uri, storage_options, retry)
     pattern = f"{folders.pop()}/.meta/stats/part-*.csv"
     found = [entry for entry in list_objects(store, pattern, retry) if entry.size]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tasks.errors import TransferError
+from tasks.errors import ConfigurationError, TransferError
 
 T = TypeVar("T")
 FIRST_PAUSE = 0.2  # seconds before the second attempt; doubled each time, with jitter
@@ -26,9 +26,9 @@ class ClosedError(Exception):
     """The stream was closed while this work was going on."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """How long one object may take.
+    """How long one listing, or one object, may take. Raises ConfigurationError where that is no time at all.
 
     deadline_seconds: all attempts together, on top of the time that `minimum_throughput` allows for the bytes
     minimum_throughput: bytes a second that a connection must bring, or it is given up and another one is opened
@@ -36,6 +36,11 @@ class RetryPolicy:
 
     deadline_seconds: float = 60.0
     minimum_throughput: float = 2**20
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ConfigurationError(f"{name} is {value}; it must be more than 0")
 
     @property
     def stall_seconds(self) -> float:
