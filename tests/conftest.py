@@ -1,7 +1,8 @@
 """Fixtures that several test modules share: real servers on loopback, in an environment that is the tests' alone.
 
 `standin` and `aws` are the stand-in for AWS, `prefect_api` a Prefect server, `site` all that `make up` starts, `dctaxi`
-the 298 real rows. Servers are started when a test first asks for them, once a session.
+the 298 real rows. Servers are started when a test first asks for them, once a session, and imported no sooner: tests
+that need none run where none is installed.
 """
 
 import contextlib
@@ -14,15 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deployments.generator import provide_data
-from deployments.local import fill
 from deployments.processes import Children, quiet_environment
-from deployments.servers import start_prefect
-from deployments.standin import StandIn
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
+    from deployments.standin import StandIn
     from tests.sites import Receiver, Site
 
 ROWS = 5_000  # of the development set in the stand-in; the test set has a tenth
@@ -76,19 +74,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small generated set: csv/dev and csv/test under this folder."""
+    from deployments.generator import provide_data
+
     return provide_data(tmp_path_factory.mktemp("generated"), ROWS)[0]
 
 
 @pytest.fixture(scope="session")
-def standin(tmp_path_factory: pytest.TempPathFactory, generated: Path) -> Iterator[StandIn]:
+def standin(tmp_path_factory: pytest.TempPathFactory, generated: Path) -> "Iterator[StandIn]":
     """A running stand-in for AWS, with the small generated set in its bucket."""
+    from deployments.local import fill
+    from deployments.standin import StandIn
+
     with StandIn(tmp_path_factory.mktemp("standin") / "moto.log") as running:
         fill(running, generated)
         yield running
 
 
 @pytest.fixture
-def aws(standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+def aws(standin: "StandIn", monkeypatch: pytest.MonkeyPatch) -> "StandIn":
     """The environment of this test leads to the stand-in, with a user's keys and BUCKET_ID."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
@@ -134,6 +137,8 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
     from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from deployments.servers import start_prefect
 
     home = tmp_path_factory.mktemp("prefect")
     with Children() as children:

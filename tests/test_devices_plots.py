@@ -5,9 +5,10 @@ import sys
 from io import BytesIO
 
 import pytest
-from PIL import Image
 
 from tasks.devices import Figure, StreamRates, compare_devices, plots, predict
+
+Image = pytest.importorskip("PIL.Image", reason="plots are drawn by matplotlib, which brings Pillow")
 
 
 def make_figures(sizes=24):

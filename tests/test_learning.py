@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import sklearn.datasets
 import torch
 
 from tasks.errors import ConfigurationError, NonFiniteLossError, TrainingError
@@ -61,7 +60,8 @@ DEFAULT = Settings(iterations=50, learning_rate=None, gradient_norm=0, seed=None
 
 def table_of(name: str) -> tuple[torch.Tensor, Features]:
     """A data set that scikit-learn ships, as [target, features], and its columns."""
-    x, y = getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
+    datasets = pytest.importorskip("sklearn.datasets")
+    x, y = getattr(datasets, f"load_{name}")(return_X_y=True)
     rows = torch.from_numpy(np.column_stack([y, x]))
     return rows, Features.choose([f"c{index}" for index in range(rows.shape[1])])
 

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tasks.streaming.arithmetic import Sequencing, batch_spans, count_batches, split_batch, window_permutation
+
+hypothesis = pytest.importorskip("hypothesis")
+given, settings, st = hypothesis.given, hypothesis.settings, hypothesis.strategies
 
 shard_counts = st.lists(st.integers(1, 50), min_size=1, max_size=12)
 sizes = st.integers(1, 200)

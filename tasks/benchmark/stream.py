@@ -239,9 +239,10 @@ class _Loop:
     ) -> list[tuple[float, int]]:
         """Train until the iterations or, after some, the seconds are used up; return each one's seconds and rows."""
         settings = Settings(iterations=iterations, learning_rate=0.01, gradient_norm=0.0, seed=0)
+        trainer = Trainer(self.features, self.scaling, settings, torch.device(device))  # imports much the first time
         times: list[tuple[float, int]] = []
         began = before = time.perf_counter()
-        for iteration in train(Trainer(self.features, self.scaling, settings, torch.device(device)), batches):
+        for iteration in train(trainer, batches):
             now = time.perf_counter()
             times.append((now - before, iteration.rows))
             before = now
