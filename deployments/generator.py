@@ -56,11 +56,11 @@ VERSION = 1  # of the bytes written: raise it when they change
 MARKER = "complete.json"
 EMPTY_PARTITION = 1  # the partition that Spark leaves as a zero-byte part
 
-Progress = Callable[[int, int], None]
+ShowProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Moments:
+class ColumnMoments:
     """Count, mean, sum of squared deviations, least and greatest value of each column, as arrays of [columns]."""
 
     count: int
@@ -69,13 +69,13 @@ class Moments:
     least: "NDArray[np.float64]"
     greatest: "NDArray[np.float64]"
 
-    def __add__(self, other: "Moments") -> "Moments":
+    def __add__(self, other: "ColumnMoments") -> "ColumnMoments":
         """Both together (Chan, Golub and LeVeque 1979, equation 2.1)."""
         import numpy as np
 
         count = self.count + other.count
         gap = other.mean - self.mean
-        return Moments(
+        return ColumnMoments(
             count,
             self.mean + gap * other.count / count,
             self.squares + other.squares + gap**2 * self.count * other.count / count,
@@ -84,7 +84,9 @@ class Moments:
         )
 
 
-def provide_data(home: Path, rows: int = ROWS, seed: int = 0, progress: Progress | None = None) -> tuple[Path, bool]:
+def provide_data(
+    home: Path, rows: int = ROWS, seed: int = 0, progress: ShowProgress | None = None
+) -> tuple[Path, bool]:
     """A complete set under `home`, made now unless it is there already.
 
     Returns its folder, and whether it had to be made. `progress` is called with rows done and rows in all.
@@ -122,7 +124,7 @@ def list_files(folder: Path) -> Iterator[tuple[str, Path]]:
         yield name, folder / name
 
 
-def write_data(folder: Path, rows: int, seed: int = 0, progress: Progress | None = None) -> None:
+def write_data(folder: Path, rows: int, seed: int = 0, progress: ShowProgress | None = None) -> None:
     """Write a development set of `rows` rows, a test set of a tenth as many, and the marker, into an empty folder."""
     if rows < 1:
         raise ConfigurationError(f"ROWS is {rows}: ask for at least one row.")
@@ -150,7 +152,7 @@ def write_shards(folder: Path, rows: int, seed: tuple[int, int], count: Callable
     counts.insert(EMPTY_PARTITION, 0)
     folder.mkdir(parents=True)
 
-    def write(partition: int) -> Moments | None:
+    def write(partition: int) -> ColumnMoments | None:
         path = folder / f"part-{partition:05d}-{name}-c000.csv"
         if not counts[partition]:
             path.touch()
@@ -168,7 +170,7 @@ def write_shards(folder: Path, rows: int, seed: tuple[int, int], count: Callable
     (folder / "_SUCCESS").touch()
     by_partition = "".join(f"{partition},{n}\n" for partition, n in enumerate(counts) if n)
     _write_metadata(folder / ".meta" / "shards" / f"part-00000-{name}-c000.csv", "id,count\n" + by_partition)
-    statistics = _summarise(reduce(Moments.__add__, moments))
+    statistics = _summarise(reduce(ColumnMoments.__add__, moments))
     _write_metadata(folder / ".meta" / "stats" / f"part-00000-{name}-c000.csv", statistics)
 
 
@@ -232,16 +234,16 @@ def _write_csv(path: Path, columns: "list[NDArray[np.float64] | NDArray[np.int64
     pyarrow.csv.write_csv(table, str(path), options)
 
 
-def _measure(columns: "list[NDArray[np.float64] | NDArray[np.int64]]") -> Moments:
+def _measure(columns: "list[NDArray[np.float64] | NDArray[np.int64]]") -> ColumnMoments:
     import numpy as np
 
     values = np.stack([column.astype(np.float64) for column in columns])
     mean = values.mean(axis=1)
     squares = ((values - mean[:, None]) ** 2).sum(axis=1)
-    return Moments(values.shape[1], mean, squares, values.min(axis=1), values.max(axis=1))
+    return ColumnMoments(values.shape[1], mean, squares, values.min(axis=1), values.max(axis=1))
 
 
-def _summarise(moments: Moments) -> str:
+def _summarise(moments: ColumnMoments) -> str:
     """The statistics as Spark's `summary` writes them; its stddev is the sample's."""
     import numpy as np
 

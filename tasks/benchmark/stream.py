@@ -190,8 +190,8 @@ class _Loop:
         batch_size: int,
         batch: Tensor,
     ) -> None:
-        self.manifest, self.features, self.storage_options = manifest, features, storage_options
-        self.batch_size = batch_size
+        self.manifest, self.storage_options = manifest, storage_options
+        self.features, self.batch_size = features, batch_size
         self.scaling = Scaling.of(features.of(batch))
 
     def time_preparing(self, batch: Tensor, seconds: float) -> Timing:

@@ -31,14 +31,14 @@ class Job:
 
 
 def make_add(device: str, dtype: str, size: int) -> Job:
-    """a + b of `size` elements, into new memory as the expression says; reads two and writes one."""
+    """Return a + b of `size` elements, into new memory as the expression says; reads two and writes one."""
     traffic = 3 * size * ITEM_BYTES[dtype]
     build = partial(_build_add, device, dtype, size)
     return Job(name="add", device=device, dtype=dtype, size=size, memory=traffic, work=traffic, unit="B/s", build=build)
 
 
 def make_bandwidth(device: str, size: int) -> Iterator[Job]:
-    """STREAM's copy (c = a) and triad (c = a + s·b) on float64 vectors that no cache should hold.
+    """Yield STREAM's copy (c = a) and triad (c = a + s·b) on float64 vectors that no cache should hold.
 
     As STREAM does, counts what the program reads and writes, not what a cache reads before it writes.
     Source: J. D. McCalpin, STREAM, https://www.cs.virginia.edu/stream/.
@@ -58,7 +58,7 @@ def make_bandwidth(device: str, size: int) -> Iterator[Job]:
 
 
 def make_transfers(device: str, elements: int = BATCH_ELEMENTS) -> Iterator[Job]:
-    """Copies of a batch between host and device, from and to pageable and pinned memory."""
+    """Yield copies of a batch between host and device, from and to pageable and pinned memory."""
     for name, to_device in (("host_to_device", True), ("device_to_host", False)):
         for kind, pinned in (("pageable", False), ("pinned", True)):
             moved = elements * ITEM_BYTES["float64"]
@@ -75,7 +75,7 @@ def make_transfers(device: str, elements: int = BATCH_ELEMENTS) -> Iterator[Job]
 
 
 def make_product(device: str, dtype: str, size: int) -> Job:
-    """The product of two square matrices of `size` rows: 2 size³ floating-point operations."""
+    """Return the product of two square matrices of `size` rows: 2 size³ floating-point operations."""
     return Job(
         name="matmul",
         device=device,
@@ -89,7 +89,7 @@ def make_product(device: str, dtype: str, size: int) -> Job:
 
 
 def make_step(device: str, dtype: str, rows: int = BATCH_ROWS) -> Job:
-    """A training iteration on a batch that lies on the device: x · w + b, mean squared error, gradients, SGD."""
+    """Return a training iteration on a batch on the device: x · w + b, mean squared error, gradients, SGD."""
     return Job(
         name="step",
         device=device,

@@ -87,7 +87,7 @@ def predict(
 
 
 def _overlap(data: Data, device: str, rows: int, stages: list[Stage]) -> Prediction:
-    """Stages on one resource add up; the busiest resource's sum is the iteration's time."""
+    """Add up the stages on each resource; the busiest one's sum is the iteration's time."""
     busy: dict[str, float] = {}
     for stage in stages:
         busy[stage.resource] = busy.get(stage.resource, 0.0) + stage.seconds

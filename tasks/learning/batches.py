@@ -30,7 +30,7 @@ class Copy:
     source: tuple[Tensor, ...]
 
     def seconds(self) -> float:
-        """How long it took; waits for its end."""
+        """Wait for its end, and return how long it took."""
         self.ended.synchronize()
         return float(self.began.elapsed_time(self.ended)) / 1000
 
@@ -81,13 +81,13 @@ class Preparation:
             yield self._copied(prepared) if self.device.type == "cuda" else prepared
 
     def _choose(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and target in tensors of their own, so that their alignment does not depend on the batch's."""
+        """Return features and target in tensors of their own, whose alignment does not depend on the batch's."""
         x = self.scaling.apply(self.features.of(batch)).to(self.dtype)
         x = x.clone(memory_format=torch.contiguous_format) if x.data_ptr() % ALIGNMENT or not x.is_contiguous() else x
         return x, self.features.target_of(batch).to(self.dtype).clone(memory_format=torch.contiguous_format)
 
     def _copied(self, batch: Prepared) -> Prepared:
-        """The batch on its way to the GPU: pinned, and copied on a stream of its own, beside the step before."""
+        """Send the batch on its way to the GPU: pinned, and copied on a stream of its own, beside the step before."""
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         source = batch.x.pin_memory(), batch.y.pin_memory()
         with torch.cuda.stream(self._copier):
@@ -102,7 +102,7 @@ class Preparation:
 
 
 def stay_resident(prepared: Iterator[Prepared], rows: int, resident_bytes: int) -> Iterator[Prepared]:
-    """The endless stream of batches over `rows` rows in their fixed order, without the stream once all rows were seen.
+    """Yield endless batches over `rows` rows in their fixed order, without the stream once all rows were seen.
 
     The batches equal the stream's to the last bit. Where the rows take more than `resident_bytes`, or the stream has
     none, it is passed on as it is.

@@ -65,7 +65,7 @@ class Checkpoints:
 
     @contextmanager
     def _translated(self, done: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-        """What fsspec and the library behind it raise, `but` for some, as CheckpointError."""
+        """Raise what fsspec and the library behind it raise, `but` for some, as CheckpointError."""
         try:
             yield
         except but:
@@ -74,7 +74,7 @@ class Checkpoints:
             raise CheckpointError(f"the checkpoints in {self.folder} cannot be {done}: {error}") from error
 
     def _put(self, path: str, data: bytes) -> None:
-        """One object, replaced at once: object stores do that themselves, a local file is renamed into its place."""
+        """Replace one object at once: object stores do that themselves, a local file is renamed into its place."""
         if "file" not in self._files.protocol:
             self._files.pipe_file(path, data)
             return
@@ -82,14 +82,14 @@ class Checkpoints:
         self._files.mv(f"{path}.part", path)
 
     def _names(self) -> list[str]:
-        """Checkpoints with a JSON, oldest first."""
+        """Return the names of checkpoints with a JSON, oldest first."""
         if not self._files.exists(self._path):
             return []
         found = (str(path).rsplit("/", 1)[-1] for path in self._files.ls(self._path, detail=False, refresh=True))
         return sorted(name.removesuffix(".json") for name in found if name.endswith(".json"))
 
     def latest(self, at_most: int | None = None) -> Checkpoint | None:
-        """The newest checkpoint that is whole, with a warning for each newer one that is not; None without one.
+        """Return the newest checkpoint that is whole, with a warning for each newer one that is not; None without one.
 
         `at_most` leaves out those of later iterations. Raises CheckpointError where the folder cannot be read.
         """

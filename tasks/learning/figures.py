@@ -13,7 +13,7 @@ INK, PAPER = "#1f2937", "#ffffff"
 def draw_curve(
     mse: Sequence[float], reference: Mapping[str, float], path: Path | None, *, small: bool = False
 ) -> bytes:
-    """The mean squared error by iteration on a log axis, with the reference models' as lines; PNG bytes."""
+    """Draw the mean squared error by iteration on a log axis, the reference models' as lines; return a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

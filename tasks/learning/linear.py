@@ -11,9 +11,9 @@ from tasks.learning.features import Features
 
 
 def initial_weights(features: int, seed: int | None, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    """Zeros without a seed; else Kaiming-uniform w [features, 1], then b [1, 1], from one seeded generator on the CPU.
+    """Return w [features, 1] and b [1, 1]: zeros without a seed, else Kaiming-uniform from one seeded generator.
 
-    The CPU's generator is used whatever the device, so that a GPU starts from the same weights.
+    It is the CPU's whatever the device, so that a GPU starts from the same weights.
     """
     if seed is None:
         return torch.zeros(features, 1, dtype=dtype), torch.zeros(1, 1, dtype=dtype)
@@ -32,11 +32,11 @@ class LinearModel:
     b: Tensor
 
     def predict(self, batch: Tensor) -> Tensor:
-        """Predictions [rows, 1] in float64 for a [rows, columns] batch."""
+        """Return predictions [rows, 1] in float64 for a [rows, columns] batch."""
         return self.features.of(batch.double()) @ self.w + self.b
 
     def describe(self) -> str:
-        """The weights as text, a line for each feature."""
+        """Return the weights as text, a line for each feature."""
         names = (*self.features.names, "(bias)")
         values = (*self.w.flatten().tolist(), self.b.item())
         width = max(map(len, names))

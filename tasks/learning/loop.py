@@ -65,7 +65,8 @@ class Trainer:
 
     def __init__(self, features: Features, scaling: Scaling, settings: Settings, device: torch.device) -> None:
         w, b = initial_weights(len(features.names), settings.seed, settings.dtype)
-        self.features, self.scaling, self.settings, self.device = features, scaling, settings, device
+        self.features, self.scaling = features, scaling
+        self.settings, self.device = settings, device
         self.w, self.b = w.to(device).requires_grad_(), b.to(device).requires_grad_()
         self.learning_rate = settings.learning_rate
         self.preconditioner: Preconditioner | None = None
@@ -77,7 +78,7 @@ class Trainer:
             self.learning_rate = self._optimizer.param_groups[0]["lr"]
 
     def step(self, batch: Prepared) -> Tensor:
-        """One iteration on a prepared batch; the mean squared error as a scalar tensor that may not be computed yet."""
+        """Take one iteration on a prepared batch; return its mean squared error, a scalar perhaps not computed yet."""
         batch.await_copy()
         if self.learning_rate is None:
             self.preconditioner = Preconditioner.of(batch.x)  # CPU and GPU synchronise here, once
@@ -95,7 +96,7 @@ class Trainer:
         return mse.detach()
 
     def state(self) -> Checkpoint:
-        """A copy of all that the next iteration depends on, beside the batches; taken without waiting for a GPU."""
+        """Copy all that the next iteration depends on, beside the batches; taken without waiting for a GPU."""
         tensors = {"w": self.w, "b": self.b, "mean": self.scaling.mean, "scale": self.scaling.scale}
         if self.preconditioner:
             tensors["preconditioner"] = self.preconditioner.inverse
@@ -131,7 +132,7 @@ class Trainer:
         return self.preconditioner.condition if self.preconditioner else None
 
     def model(self) -> LinearModel:
-        """The model of this moment, for raw features."""
+        """Return the model of this moment, for raw features."""
         return LinearModel(self.features, *self.scaling.fold(self.w, self.b))
 
 
@@ -160,7 +161,8 @@ class Launched:
     """An iteration whose step was started; on a GPU its loss is fetched while the next one runs."""
 
     def __init__(self, trainer: Trainer, batch: Prepared) -> None:
-        self.trainer, self.batch, self.iteration = trainer, batch, trainer.iteration
+        self.trainer, self.batch = trainer, batch
+        self.iteration = trainer.iteration
         self.began = self._mark()
         self.loss = trainer.step(batch)
         self.ended = self._mark()
@@ -178,7 +180,7 @@ class Launched:
         return event
 
     def facts(self) -> Iteration:
-        """What is known when the step has ended; waits for that."""
+        """Wait for the step's end, and return what is known then."""
         if isinstance(self.began, float) and isinstance(self.ended, float):
             seconds, copying = self.ended - self.began, 0.0
         else:

@@ -48,7 +48,7 @@ class ServedModel:
         self.model = model
 
     def predict(self, table: Mapping[str, Any]) -> NDArray[np.float64]:
-        """Predictions [rows] in float64 from columns by name, in any order; others than those needed are ignored.
+        """Return predictions [rows] in float64 from columns by name, in any order; those not needed are ignored.
 
         Raises ConfigurationError for a column that is missing or not of numbers.
         """
@@ -64,5 +64,5 @@ class ServedModel:
             raise ConfigurationError(f"column {name!r} is not of numbers: {error}") from error
 
     def get_raw_model(self) -> ServedModel:
-        """Itself: MLflow's wrapper hands it out, for those who need no check of every cell."""
+        """Return itself: MLflow's wrapper hands it out, for those who need no check of every cell."""
         return self
