@@ -23,7 +23,6 @@ from tasks.parameters import BenchmarkParameters, Shards, Source
 from tasks.policy import step
 from tasks.runs.lifecycle import page_in_prefect, tracked
 from tasks.sources import Sources, configured_bucket_id, resolve_sources
-from tasks.streaming.manifest import Manifest
 
 load = step("load the other benchmark")(load_benchmark)
 
@@ -43,7 +42,7 @@ def benchmark(**parameters: Any) -> str:
     sources, manifest = find_sources(given), None
     if sources:
         sources, _ = verify_sources(sources, given)
-        manifest = Manifest.from_dict(locate_shards(sources, as_source(given))["manifest"])
+        manifest = locate_shards(sources, as_source(given)).manifest
     tags = {"shardline.flow": "benchmarking"} | ({"shardline.fingerprint": manifest.fingerprint} if manifest else {})
     with tracked(given.experiment, recorded(given, sources), tags) as mlflow_run:
         measured = measure_hardware(given, sources, manifest)

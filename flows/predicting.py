@@ -37,14 +37,14 @@ def predict(**parameters: Any) -> str:
     given = PredictionParameters(**parameters)
     sources, output = find_places(given)
     sources, identity = verify_sources(sources, given, output)
-    manifest = locate_shards(sources, given, role="input")["manifest"]
-    model = choose_model(given, manifest["columns"])
-    settings = given.model_dump() | {"shards": sources.shards, "output": output, "model": model["uri"]}
+    manifest = locate_shards(sources, given, role="input").manifest
+    model = choose_model(given, manifest.columns)
+    settings = given.model_dump() | {"shards": sources.shards, "output": output, "model": model.uri}
     tags = {
         "aws.account": identity.account or "none",
         "shardline.flow": "predicting",
         "shardline.shards": sources.shards,
-        FINGERPRINT: manifest["fingerprint"],
+        FINGERPRINT: manifest.fingerprint,
     }
     with tracked(given.experiment, settings, tags) as mlflow_run:
         note_data(mlflow_run.run_id, {"predict": (sources.shards, manifest)})
@@ -53,7 +53,7 @@ def predict(**parameters: Any) -> str:
     get_run_logger().info(
         "%s\n  Prefect  %s\n  MLflow   %s", verdict, page_in_prefect() or "(a temporary server)", mlflow_run.url
     )
-    return str(verdict)
+    return verdict
 
 
 def find_places(given: PredictionParameters) -> tuple[Sources, str]:

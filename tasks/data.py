@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Unpack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
-from tasks.parameters import Listing, Reading, TrainingParameters
+from tasks.facts import Located, Preview, TrainingData
+from tasks.parameters import Listing, TrainingParameters
 from tasks.policy import READING, step
-from tasks.sources import Sources
-from tasks.tracking.outbox import STATE
+from tasks.sources import Sources, open_dataset
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tasks.streaming import ColumnStatistics, Manifest, ObjectStorageDataset, StreamOptions
+    from tasks.streaming import Manifest
 
 MOST_SHARDS_IN_A_TABLE = 100
 PREVIEWED_ROWS = 1000
 SHOWN_ROWS = 5
+SMALLEST_SHARE, LARGEST_SHARE = 0.1, 0.5  # of the rows, that are held out
 
 
 @step("locate shards", run_name="locate {role} shards", pauses=READING)
-def locate_shards(sources: Sources, given: Listing, role: str = "training") -> dict[str, Any]:
-    """List the shards of a role (test: those of `test_shards`); a table artifact shows them. Returns plain JSON types:
+def locate_shards(sources: Sources, given: Listing, role: Literal["training", "test", "input"] = "training") -> Located:
+    """List the shards of a role (test: those of `test_shards`), and read what is stated of their columns.
 
-    {"manifest": as Manifest.to_dict, "statistics": {column: ColumnStatistics}, empty where nobody wrote them or where
-    they are of other rows}.
+    A table artifact shows the shards. Statistics of other rows than those listed are left unused, with a warning.
     """
     from tasks.streaming import locate, read_statistics
 
@@ -47,7 +47,7 @@ def locate_shards(sources: Sources, given: Listing, role: str = "training") -> d
         uri,
         len(manifest.shards),
         f"{manifest.rows:,}",
-        readable_bytes(manifest.size),
+        write_bytes(manifest.size),
         manifest.fingerprint[:12],
     )
     for note in manifest.notes:
@@ -58,7 +58,7 @@ def locate_shards(sources: Sources, given: Listing, role: str = "training") -> d
     if statistics and counted != {manifest.rows} and not given.max_shards:
         logger.warning(".meta/stats is of %s rows, the shards have %d: left unused", counted, manifest.rows)
         statistics = {}
-    return {"manifest": manifest.to_dict(), "statistics": statistics}
+    return Located(manifest=manifest, statistics=statistics)
 
 
 def show_shards(manifest: Manifest, uri: str, role: str) -> None:
@@ -70,7 +70,7 @@ def show_shards(manifest: Manifest, uri: str, role: str) -> None:
         description="\n".join(
             [
                 f"**{role.capitalize()} shards** of `{uri}`: {len(manifest.shards)} shards, {manifest.rows:,} rows, "
-                f"{readable_bytes(manifest.size)}; fingerprint `{manifest.fingerprint}`",
+                f"{write_bytes(manifest.size)}; fingerprint `{manifest.fingerprint}`",
                 *(["", f"The table shows the first {len(first)}."] if len(first) < len(manifest.shards) else []),
                 *(f"- {note}" for note in manifest.notes),
             ]
@@ -78,61 +78,113 @@ def show_shards(manifest: Manifest, uri: str, role: str) -> None:
     )
 
 
+def locate_data(sources: Sources, given: TrainingParameters) -> TrainingData:
+    """List the training shards and, where some are named, the test shards; else hold the last ones out."""
+    located, test = locate_shards(sources, given), None
+    if sources.test_shards:  # in the order of the training shards' columns
+        same_columns = given.model_copy(update={"columns": list(located.manifest.columns)})
+        test = locate_shards(sources, same_columns, role="test").manifest
+    data = split_rows(located, test, given.preset)
+    get_run_logger().info("The model will be judged on %s", data.judged_on)
+    return data
+
+
+def split_rows(located: Located, test: Manifest | None, preset: str) -> TrainingData:
+    """Choose which rows a model is judged on: those of the test shards, else those of shards held out from training.
+
+    The notebook's preset trains on everything, as the notebook did.
+    """
+    manifest, statistics = located.manifest, located.statistics
+    if test is None and preset != "notebook":
+        return hold_out(located)
+    return TrainingData(
+        train=manifest,
+        test=test,
+        rows_of="test" if test else "train",
+        judged_on=f"the {test.rows:,} rows of the test shards"
+        if test
+        else "the training rows themselves: the notebook's preset holds none out",
+        statistics=statistics,
+    )
+
+
+def hold_out(located: Located) -> TrainingData:
+    """Hold out the last shards, which have a tenth of the rows or more.
+
+    None is held out, and `judged_on` says why, where that takes more than half of the rows or the only shard.
+    """
+    manifest = located.manifest
+    shards, rows = manifest.shards, manifest.rows
+    first, held = len(shards), 0
+    while first > 1 and held < SMALLEST_SHARE * rows:
+        first -= 1
+        held += shards[first].rows
+    if not SMALLEST_SHARE * rows <= held <= LARGEST_SHARE * rows:
+        reason = "there is only one shard" if len(shards) == 1 else "the last ones do not hold between 10 % and half"
+        return TrainingData(
+            train=manifest,
+            test=None,
+            rows_of="train",
+            judged_on=f"the training rows themselves: no test shards are named, and {reason}",
+            statistics=located.statistics,
+        )
+    last = len(shards) - first
+    words = "shard" if last == 1 else f"{last} shards"
+    return TrainingData(
+        train=replace(manifest, shards=shards[:first]),
+        test=replace(manifest, shards=shards[first:]),
+        rows_of="held-out",
+        judged_on=f"{held:,} rows held out from training, {held / rows:.0%} of all: the last {words} of {len(shards)}",
+        statistics={},  # they are of the rows held out, too
+    )
+
+
 @step("preview batch", pauses=READING)
-def preview_batch(
-    manifest: dict[str, Any],
-    sources: Sources,
-    given: TrainingParameters,
-    statistics: Mapping[str, ColumnStatistics] | None = None,
-) -> dict[str, Any]:
-    """Read the first rows and hold them against the contract: columns, dtype and, where stated, ranges.
+def preview_batch(data: TrainingData, sources: Sources, given: TrainingParameters) -> Preview:
+    """Read the first rows to train on and hold them against the contract: columns, dtype and, where stated, ranges.
 
     A markdown artifact shows the shape and dtype of the training batch, each column's range and five rows, and warns
     where a column leaves the range that `.meta/stats` states.
     """
-    from tasks.streaming import Manifest
-
-    located = Manifest.from_dict(manifest)
-    dataset = open_dataset(manifest, sources, given, batch_size=min(PREVIEWED_ROWS, located.rows), epochs=1)
+    columns = data.train.columns
+    dataset = open_dataset(data.train, sources, given, batch_size=min(PREVIEWED_ROWS, data.train.rows), epochs=1)
     batch = next(iter(dataset))
-    facts = {
-        "columns": list(located.columns),
-        "dtype": given.dtype,
-        "batch_shape": [given.batch_size, batch.shape[1]],
-        "previewed_rows": len(batch),
-    }
-    low, high = batch.min(dim=0).values.tolist(), batch.max(dim=0).values.tolist()
-    ranges = dict(zip(located.columns, zip(low, high, strict=True), strict=True))
-    outside = [
-        f"column {name} runs from {least:g} to {most:g}, and .meta/stats states {stated.min:g} to {stated.max:g}"
-        for name, (least, most) in ranges.items()
-        if (stated := (statistics or {}).get(name)) and not stated.min <= least <= most <= stated.max
-    ]
-    for fault in outside:
+    least, most = batch.min(dim=0).values.tolist(), batch.max(dim=0).values.tolist()
+    ranges = dict(zip(columns, zip(least, most, strict=True), strict=True))
+    preview = Preview(
+        batch_shape=(given.batch_size, batch.shape[1]),
+        dtype=given.dtype,
+        rows=len(batch),
+        ranges=ranges,
+        outside=tuple(
+            f"column {name} runs from {low:g} to {high:g}, and .meta/stats states {stated.min:g} to {stated.max:g}"
+            for name, (low, high) in ranges.items()
+            if (stated := data.statistics.get(name)) and not stated.min <= low <= high <= stated.max
+        ),
+    )
+    for fault in preview.outside:
         get_run_logger().warning("The statistics are of other data: %s", fault)
-    held = ", and within those of `.meta/stats`" if statistics and not outside else ""
-    show_batch(facts, ranges, batch[:SHOWN_ROWS], held, outside)
-    get_run_logger().info("Batches of shape %s, dtype %s", facts["batch_shape"], facts["dtype"])
-    return facts
+    held = ", and within those of `.meta/stats`" if data.statistics and not preview.outside else ""
+    show_preview(preview, batch[:SHOWN_ROWS], held)
+    get_run_logger().info("Batches of shape %s, dtype %s", list(preview.batch_shape), preview.dtype)
+    return preview
 
 
-def show_batch(
-    facts: dict[str, Any], ranges: dict[str, tuple[float, float]], rows: Tensor, held: str, outside: list[str]
-) -> None:
+def show_preview(preview: Preview, rows: Tensor, held: str) -> None:
     """Leave a markdown artifact: the training batches, the columns' ranges, the first rows, and what is amiss."""
-    height, width = facts["batch_shape"]
+    height, width = preview.batch_shape
     lines = [
         f"| {name} | {least:.8g} | {most:.8g} | " + " | ".join(f"{value:g}" for value in column) + " |"
-        for (name, (least, most)), column in zip(ranges.items(), rows.T.double().tolist(), strict=True)
+        for (name, (least, most)), column in zip(preview.ranges.items(), rows.T.double().tolist(), strict=True)
     ]
     create_markdown_artifact(
         key="preview",
         description="The first rows against the data contract",
         markdown="\n".join(
             [
-                f"Training batches are **{height:,} × {width}** tensors of **{facts['dtype']}**. "
-                f"Ranges are of the first {facts['previewed_rows']:,} rows{held}.",
-                *(f"- ⚠ {fault}" for fault in outside),
+                f"Training batches are **{height:,} × {width}** tensors of **{preview.dtype}**. "
+                f"Ranges are of the first {preview.rows:,} rows{held}.",
+                *(f"- ⚠ {fault}" for fault in preview.outside),
                 "",
                 "| column | min | max | " + " | ".join(f"row {i}" for i in range(len(rows))) + " |",
                 "|---|---:|---:|" + "---:|" * len(rows),
@@ -142,27 +194,8 @@ def show_batch(
     )
 
 
-def open_dataset(
-    manifest: dict[str, Any], sources: Sources, given: Reading, **options: Unpack[StreamOptions]
-) -> ObjectStorageDataset:
-    """Return the dataset over a manifest's shards, as the stream's parameters say; `options` win over them."""
-    from tasks.streaming import CacheSettings, Manifest, ObjectStorageDataset
-
-    located = Manifest.from_dict(manifest)
-    chosen: StreamOptions = {
-        "batch_size": given.batch_size,
-        "on_bad_rows": given.on_bad_rows,
-        "prefetch": given.prefetch,
-        "cache": CacheSettings(
-            enabled=given.cache, folder=given.cache_dir or STATE / "cache", limit_bytes=given.cache_bytes
-        ),
-        "storage_options": sources.storage_options(located.shards[0].uri),
-    }
-    return ObjectStorageDataset.from_manifest(located, **(chosen | options))
-
-
-def readable_bytes(size: float) -> str:
-    """A number of bytes as people write it, in powers of 1024."""
+def write_bytes(size: float) -> str:
+    """Return a number of bytes as people write it, in powers of 1024."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

@@ -5,11 +5,12 @@ The verdict stands in the run's report; what it brings about in the registry is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tasks.errors import ShardlineError
-from tasks.splitting import ROWS_OF
+from tasks.facts import ROWS_OF, Promotion, RowsOf
+from tasks.learning.scores import Score
 from tasks.tracking.registry import ColumnModel, load_model, name_of_model
 
 
@@ -22,8 +23,8 @@ class Champion:
     fault: str | None = None
 
 
-def find_champion(experiment: str, target: str, columns: list[str]) -> Champion:
-    """The experiment's champion, for rows of these columns.
+def find_champion(experiment: str, target: str, columns: Sequence[str]) -> Champion:
+    """Find the experiment's champion, for rows of these columns.
 
     Whatever is wrong with it does not stop the run whose model is held against it.
     """
@@ -50,8 +51,8 @@ def find_champion(experiment: str, target: str, columns: list[str]) -> Champion:
         return Champion(version and str(version), fault=str(error))
 
 
-def judge(scores: dict[str, dict[str, Any]], kind: str, champion: Champion) -> dict[str, Any]:
-    """Whether the trained model becomes champion: {"wins", "against": the present champion's version, "verdict"}.
+def judge(scores: Mapping[str, Score], rows_of: RowsOf, champion: Champion) -> Promotion:
+    """Decide whether the trained model becomes champion.
 
     It must have a smaller error than the champion on the same rows, which were held out from its training; where there
     is no champion, than always guessing the mean.
@@ -60,18 +61,20 @@ def judge(scores: dict[str, dict[str, Any]], kind: str, champion: Champion) -> d
     trained, other = scores["trained"], scores.get("champion")
     if champion.fault:
         return _lost(champion, f"it cannot be compared with {rival}: {champion.fault}")
-    if champion.version and (other is None or kind == "train"):
+    if champion.version and (other is None or rows_of == "train"):
         return _lost(champion, f"there are no rows but those it was trained on to compare it with {rival}")
-    if champion.version and trained["r2"] is None:
-        return _lost(champion, f"the target of the {ROWS_OF[kind]} rows is constant, which is no test against {rival}")
+    if champion.version and trained.r2 is None:
+        return _lost(
+            champion, f"the target of the {ROWS_OF[rows_of]} rows is constant, which is no test against {rival}"
+        )
     if other is None:
         rival, other = "always guessing the mean, there being no champion yet", scores["mean"]
-    figures = f"RMSE {trained['rmse']:.6g} against {other['rmse']:.6g} on the {trained['rows']:,} {ROWS_OF[kind]} rows"
-    if not trained["mse"] < other["mse"]:
+    figures = f"RMSE {trained.rmse:.6g} against {other.rmse:.6g} on the {trained.rows:,} {ROWS_OF[rows_of]} rows"
+    if not trained.mse < other.mse:
         return _lost(champion, f"it does not beat {rival}: {figures}")
     verdict = f"The model becomes champion, for it beats {rival}: {figures}."
-    return {"wins": True, "against": champion.version, "verdict": verdict}
+    return Promotion(wins=True, against=champion.version, verdict=verdict)
 
 
-def _lost(champion: Champion, reason: str) -> dict[str, Any]:
-    return {"wins": False, "against": champion.version, "verdict": f"The model stays challenger, for {reason}."}
+def _lost(champion: Champion, reason: str) -> Promotion:
+    return Promotion(wins=False, against=champion.version, verdict=f"The model stays challenger, for {reason}.")

@@ -12,19 +12,18 @@ import shutil
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefect.logging import get_run_logger
 
-from tasks.data import open_dataset
-from tasks.evaluation import linear_model
-from tasks.parameters import TrainingParameters
+from tasks.facts import Evaluation, Fit, TrainingJob
 from tasks.policy import READING, step
-from tasks.sources import Sources
+from tasks.sources import open_dataset
 from tasks.tracking.registry import OURS, name_of_model
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
+    from torch import Tensor
 
     from tasks.learning.linear import LinearModel
 
@@ -34,36 +33,34 @@ EXAMPLE_ROWS = 5
 
 
 @step("register model", pauses=READING)
-def register_model(
-    manifest: dict[str, Any],
-    features: dict[str, Any],
-    trained: dict[str, Any],
-    evaluation: dict[str, Any],
-    sources: Sources,
-    given: TrainingParameters,
-    run_id: str,
-) -> None:
+def register_model(job: TrainingJob, fit: Fit, evaluation: Evaluation) -> None:
     """Save the model into the run's outbox, and plan its registration: as challenger, and champion where it won."""
+    from tasks.learning.linear import LinearModel
     from tasks.tracking.outbox import MODEL, REGISTRATION, Outbox
 
-    outbox, model = Outbox(run_id), linear_model(features, trained)
-    batch = next(iter(open_dataset(manifest, sources, given, batch_size=EXAMPLE_ROWS, epochs=1, prefetch=1)))
-    save_model(model, example_of(model, batch, manifest["columns"]), outbox.path / MODEL)
+    outbox, manifest = Outbox(job.run_id), job.data.train
+    model = LinearModel.of(job.features, fit.weights, fit.bias)
+    batch = next(
+        iter(open_dataset(manifest, job.sources, job.parameters, batch_size=EXAMPLE_ROWS, epochs=1, prefetch=1))
+    )
+    save_model(model, example_of(model, batch), outbox.path / MODEL)
+    promotion = evaluation.promotion
     plan = {
-        "name": name_of_model(given.experiment),
-        "description": evaluation["verdict"],
-        "tags": {"shardline.gate": evaluation["gate"]["verdict"], "shardline.fingerprint": manifest["fingerprint"]},
-        **{key: evaluation["gate"][key] for key in ("wins", "against")},
+        "name": name_of_model(job.parameters.experiment),
+        "description": evaluation.verdict,
+        "tags": {"shardline.gate": promotion.verdict, "shardline.fingerprint": manifest.fingerprint},
+        "wins": promotion.wins,
+        "against": promotion.against,
     }
     (outbox.path / REGISTRATION).write_text(json.dumps(plan), encoding="utf-8")
     get_run_logger().info("The model will be registered as %r when the record is complete", plan["name"])
 
 
-def example_of(model: LinearModel, batch: Any, columns: list[str]) -> pd.DataFrame:
-    """The model's input columns of the first rows of a batch, as a data frame."""
+def example_of(model: LinearModel, batch: Tensor) -> pd.DataFrame:
+    """Return the model's input columns of the first rows of a batch, as a data frame."""
     import pandas as pd
 
-    at = [columns.index(name) for name in model.features.inputs]
+    at = [model.features.columns.index(name) for name in model.features.inputs]
     return pd.DataFrame(batch[:EXAMPLE_ROWS, at].double().numpy(), columns=list(model.features.inputs))
 
 

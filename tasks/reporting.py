@@ -4,45 +4,43 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import Any
+from typing import TYPE_CHECKING
 
 from prefect.artifacts import create_markdown_artifact
 
+from tasks.facts import ROWS_OF, Evaluation, Fit, TrainingJob
 from tasks.policy import step
 from tasks.runs.lifecycle import Run
-from tasks.splitting import ROWS_OF
+
+if TYPE_CHECKING:
+    from tasks.aws.identity import Identity
+    from tasks.devices import Hardware
 
 
 @step("report")
 def report_run(
-    run: Run,
-    facts: dict[str, Any],
-    manifest: dict[str, Any],
-    trained: dict[str, Any],
-    evaluation: dict[str, Any],
+    run: Run, job: TrainingJob, fit: Fit, evaluation: Evaluation, identity: Identity, hardware: Hardware
 ) -> str:
     """Write the report into Prefect (markdown artifact) and MLflow (description, curve, manifest); the report."""
     from tasks.learning.figures import draw_curve
     from tasks.tracking.outbox import Outbox
 
     outbox = Outbox(run.run_id)
-    curve = trained["curve"]
-    reference = evaluation["train_mse"]
-    draw_curve(curve, reference, outbox.file("figures/curve.png"))
-    small = draw_curve(curve, reference, None, small=True)
-    outbox.file("manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    draw_curve(fit.curve, evaluation.train_mse, outbox.file("figures/curve.png"))
+    small = draw_curve(fit.curve, evaluation.train_mse, None, small=True)
+    outbox.file("manifest.json").write_text(json.dumps(job.data.train.to_dict(), indent=1), encoding="utf-8")
     text = "\n\n".join(
         [
-            f"**{evaluation['verdict']}**",
-            evaluation["gate"]["verdict"],
-            scores_table(evaluation),
-            where_time_went(trained),
-            *bad_rows(trained),
-            "\n".join(f"- **{name}**: {value}" for name, value in facts.items()),
+            f"**{evaluation.verdict}**",
+            evaluation.promotion.verdict,
+            write_scores(evaluation),
+            write_times(fit),
+            *write_bad_rows(fit),
+            write_circumstances(job, fit, identity, hardware),
         ]
     )
-    outbox.tag({"mlflow.note.content": text, "shardline.verdict": evaluation["verdict"]})
-    outbox.tag({"shardline.gate": evaluation["gate"]["verdict"]})
+    outbox.tag({"mlflow.note.content": text, "shardline.verdict": evaluation.verdict})
+    outbox.tag({"shardline.gate": evaluation.promotion.verdict})
     outbox.file("report.md").write_text(text, encoding="utf-8")
     picture = f"![MSE by iteration](data:image/png;base64,{base64.b64encode(small).decode()})"
     create_markdown_artifact(
@@ -53,23 +51,39 @@ def report_run(
     return text
 
 
-def bad_rows(trained: dict[str, Any]) -> list[str]:
-    """A sentence on the rows that were left out, where there are any."""
-    if not trained["bad_rows"]:
+def write_circumstances(job: TrainingJob, fit: Fit, identity: Identity, hardware: Hardware) -> str:
+    """Return a list of what was read, as whom, on what, and how the model was found."""
+    manifest, given = job.data.train, job.parameters
+    lines = {
+        "Shards": f"`{job.sources.shards}`: {len(manifest.shards)}, {manifest.rows:,} rows, "
+        f"fingerprint `{manifest.fingerprint[:12]}`",
+        "Account": identity.account or identity.note,
+        "Batches": f"{[given.batch_size, len(manifest.columns)]} of {given.dtype}",
+        "Hardware": f"{hardware.cpu.model}, {hardware.cpu.usable:g} cores"
+        + "".join(f", {device.name}" for device in hardware.cuda),
+        "Learning rate": f"{fit.learning_rate:.6g}" if fit.learning_rate else "none: solved exactly",
+        "Judged on": job.data.judged_on,
+    }
+    return "\n".join(f"- **{name}**: {value}" for name, value in lines.items())
+
+
+def write_bad_rows(fit: Fit) -> list[str]:
+    """Return a sentence on the rows that were left out, where there are any."""
+    if not fit.bad_rows:
         return []
-    return [f"**{trained['bad_rows']:,} bad rows were left out**; `{trained['bad_rows_file']}` lists them."]
+    return [f"**{fit.bad_rows:,} bad rows were left out**; `{fit.bad_rows_file}` lists them."]
 
 
-def scores_table(evaluation: dict[str, Any]) -> str:
-    """The models beside each other on the same rows, as a markdown table."""
+def write_scores(evaluation: Evaluation) -> str:
+    """Return the models beside each other on the same rows, as a markdown table."""
     names = {"trained": "trained", "exact": "exact least squares", "mean": "always the mean"}
-    if "champion" in evaluation["all"]:
-        names["champion"] = f"champion so far (version {evaluation['gate']['against']})"
-    lines = [f"| model ({ROWS_OF[evaluation['rows_of']]} rows) | MSE | RMSE | MAE | R² |", "|---|---:|---:|---:|---:|"]
+    if "champion" in evaluation.scores:
+        names["champion"] = f"champion so far (version {evaluation.promotion.against})"
+    lines = [f"| model ({ROWS_OF[evaluation.rows_of]} rows) | MSE | RMSE | MAE | R² |", "|---|---:|---:|---:|---:|"]
     for key, name in names.items():
-        facts = evaluation["all"][key]
-        r2 = "–" if facts["r2"] is None else f"{round(facts['r2'], 4) + 0.0:.4f}"
-        lines.append(f"| {name} | {facts['mse']:.6g} | {facts['rmse']:.6g} | {facts['mae']:.6g} | {r2} |")
+        score = evaluation.scores[key]
+        r2 = "–" if score.r2 is None else f"{round(score.r2, 4) + 0.0:.4f}"
+        lines.append(f"| {name} | {score.mse:.6g} | {score.rmse:.6g} | {score.mae:.6g} | {r2} |")
     return "\n".join(lines)
 
 
@@ -82,17 +96,22 @@ HELP = {
 }
 
 
-def where_time_went(trained: dict[str, Any]) -> str:
-    """One paragraph: iterations, time, what share of it was waiting, copying and computing, and what would help."""
-    parts = {"waiting for data": "wait_seconds", "copying": "copy_seconds", "computing": "compute_seconds"}
-    total = sum(trained[key] for key in parts.values()) or 1.0
-    shares = ", ".join(f"{name} {trained[key]:.2f} s ({trained[key] / total:.0%})" for name, key in parts.items())
-    bound, stream = max(parts, key=lambda name: trained[parts[name]]), trained.get("stream")
+def write_times(fit: Fit) -> str:
+    """Return one paragraph: iterations, time, what share of it was waiting, copying and computing, what would help."""
+    times, stream = fit.times, fit.times.stream
+    parts = {
+        "waiting for data": times.wait_seconds,
+        "copying": times.copy_seconds,
+        "computing": times.compute_seconds,
+    }
+    total = sum(parts.values()) or 1.0
+    shares = ", ".join(f"{name} {seconds:.2f} s ({seconds / total:.0%})" for name, seconds in parts.items())
+    bound = max(parts, key=lambda name: parts[name])
     if bound == "waiting for data" and stream:
-        bound = "fetching" if stream["fetch_seconds"] > stream["decode_seconds"] else "decoding"
-        shares += f" (behind it: fetching {stream['fetch_seconds']:.2f} s, decoding {stream['decode_seconds']:.2f} s)"
-    number = f"{trained['iterations']} iterations" if trained["learning_rate"] else "One pass"
+        bound = "fetching" if stream.fetch_seconds > stream.decode_seconds else "decoding"
+        shares += f" (behind it: fetching {stream.fetch_seconds:.2f} s, decoding {stream.decode_seconds:.2f} s)"
+    number = f"{fit.iterations} iterations" if fit.learning_rate else "One pass"
     return (
-        f"{number} over {trained['rows']:,} rows in {trained['seconds']:.1f} s on "
-        f"{trained['device']}: {shares}. The run was bound by {bound}: {HELP[bound]}."
+        f"{number} over {fit.rows:,} rows in {times.seconds:.1f} s on "
+        f"{fit.device}: {shares}. The run was bound by {bound}: {HELP[bound]}."
     )

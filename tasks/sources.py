@@ -1,20 +1,25 @@
-"""What the environment answers where a parameter does not: which bucket, which region, which shards.
+"""Where the data is, and how a dataset over it is opened.
 
-`resolve_sources` is called before anything is started and again inside the flow, where it runs. Credentials are no
-business of this module: boto3's own chain finds them.
+What no parameter says, the environment does: which bucket, which region, which shards. `resolve_sources` is called
+before anything is started and again inside the flow, where it runs. Credentials are no business of this module:
+boto3's own chain finds them.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 from urllib.parse import urlsplit
 
 from tasks.errors import ConfigurationError
-from tasks.parameters import Source
+from tasks.parameters import Reading, Source
+from tasks.tracking.outbox import STATE
+
+if TYPE_CHECKING:
+    from tasks.streaming import Manifest, ObjectStorageDataset, StreamOptions
 
 BUCKET_ID_FILE = "BUCKET_ID"
 S3 = ("s3://", "s3a://")
@@ -37,7 +42,7 @@ class Sources:
         return [uri for uri in (self.shards, self.test_shards) if uri]
 
     def storage_options(self, uri: str) -> dict[str, Any]:
-        """What fsspec's filesystem for this URI is to be opened with, in s3fs's words; credentials are not among it."""
+        """Return what fsspec is to open this URI's filesystem with, in s3fs's words; credentials are not among it."""
         if not uri.startswith(S3):
             return {}
         options: dict[str, Any] = {"anon": True} if self.anonymous else {}
@@ -47,13 +52,9 @@ class Sources:
             options["s3_additional_kwargs"] = {"ExpectedBucketOwner": self.owner}
         return options
 
-    def to_dict(self) -> dict[str, Any]:
-        """The same as plain JSON types."""
-        return asdict(self)
-
 
 def resolve_sources(given: Source) -> Sources:
-    """The shards and their region, from parameters, else the environment, else the file BUCKET_ID.
+    """Find the shards and their region, from parameters, else the environment, else the file BUCKET_ID.
 
     Raises ConfigurationError where nothing says which shards to read, a BUCKET_ID is not 32 hexadecimal digits, or the
     AWS configuration cannot be read.
@@ -88,7 +89,7 @@ def resolve_sources(given: Source) -> Sources:
 
 
 def configured_bucket_id() -> str | None:
-    """BUCKET_ID of the environment, else of the file in the working directory, else None."""
+    """Return BUCKET_ID of the environment, else of the file in the working directory, else None."""
     text, origin = os.environ.get("BUCKET_ID", "").strip(), "the environment variable BUCKET_ID"
     path = Path.cwd() / BUCKET_ID_FILE
     if not text and path.is_file():
@@ -99,7 +100,7 @@ def configured_bucket_id() -> str | None:
 
 
 def configured_region() -> str | None:
-    """The region of AWS_DEFAULT_REGION, AWS_REGION or the active AWS profile, else None."""
+    """Return the region of AWS_DEFAULT_REGION, AWS_REGION or the active AWS profile, else None."""
     region = os.environ.get("AWS_DEFAULT_REGION") or os.environ.get("AWS_REGION")
     if region:
         return region
@@ -115,6 +116,24 @@ def configured_region() -> str | None:
         raise explain(error, Question(service="AWS")) from error
 
 
+def open_dataset(
+    manifest: Manifest, sources: Sources, given: Reading, **options: Unpack[StreamOptions]
+) -> ObjectStorageDataset:
+    """Return the dataset over a manifest's shards, as the stream's parameters say; `options` win over them."""
+    from tasks.streaming import CacheSettings, ObjectStorageDataset
+
+    chosen: StreamOptions = {
+        "batch_size": given.batch_size,
+        "on_bad_rows": given.on_bad_rows,
+        "prefetch": given.prefetch,
+        "cache": CacheSettings(
+            enabled=given.cache, folder=given.cache_dir or STATE / "cache", limit_bytes=given.cache_bytes
+        ),
+        "storage_options": sources.storage_options(manifest.shards[0].uri),
+    }
+    return ObjectStorageDataset.from_manifest(manifest, **(chosen | options))
+
+
 def _absolute(uri: str) -> str:
-    """A local path as an absolute one, so that it means the same wherever the flow runs; a URL as it is."""
+    """Return a local path as an absolute one, so that it means the same wherever the flow runs; a URL as it is."""
     return uri if urlsplit(uri).scheme and "://" in uri else str(Path(uri).expanduser().absolute())

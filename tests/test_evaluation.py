@@ -10,8 +10,9 @@ from mlflow import MlflowClient
 from safetensors.numpy import load_file
 
 from flows.training import train
-from tasks.splitting import split_rows
-from tasks.streaming import Manifest, Shard
+from tasks.data import split_rows
+from tasks.facts import Located, TrainingData
+from tasks.streaming import ColumnStatistics, Manifest, Shard
 from tasks.tracking import client as record
 from tests.shards import COLUMNS, to_csv, write_shards
 
@@ -20,11 +21,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning") 
 
 def manifest_of(*counts):
     shards = tuple(Shard(f"s3://b/part-{number}.csv", 10, "e", rows) for number, rows in enumerate(counts))
-    return Manifest(shards, ("y", "a")).to_dict()
+    return Manifest(shards, ("y", "a"))
 
 
-def rows_of(manifest):
-    return [shard["rows"] for shard in manifest["shards"]]
+def located(*counts):
+    statistics = {"y": ColumnStatistics(count=sum(counts), mean=1.0, stddev=1.0, min=0.0, max=2.0)}
+    return Located(manifest=manifest_of(*counts), statistics=statistics)
 
 
 @pytest.mark.parametrize(
@@ -45,24 +47,32 @@ def rows_of(manifest):
     ],
 )
 def test_the_last_shards_with_a_tenth_of_the_rows_are_held_out(counts, training, held, sentence):
-    located = manifest_of(*counts)
-    left, out, kind, judged_on = split_rows(located, None, "default")
-    assert (rows_of(left), out and rows_of(out)) == (training, held)
-    assert kind == ("held-out" if held else "train")
-    assert judged_on.endswith(sentence)
-    assert [*left["shards"], *(out["shards"] if out else [])] == located["shards"]
-    assert Manifest.from_dict(left).fingerprint == left["fingerprint"]
+    found = located(*counts)
+    data = split_rows(found, None, "default")
+    assert (list(data.train.counts), data.test and list(data.test.counts)) == (training, held)
+    assert data.rows_of == ("held-out" if held else "train")
+    assert data.judged_on.endswith(sentence)
+    assert (*data.train.shards, *(data.test.shards if data.test else ())) == found.manifest.shards
+    assert data.judged == (data.test if held else data.train)
+    assert data.statistics == ({} if held else found.statistics)  # they are of the rows held out, too
 
 
 def test_test_shards_are_judged_on_where_there_are_some():
-    located, test = manifest_of(50, 50), manifest_of(7)
-    assert split_rows(located, test, "default") == (located, test, "test", "the 7 rows of the test shards")
+    found = located(50, 50)
+    test = manifest_of(7)
+    assert split_rows(found, test, "default") == TrainingData(
+        train=found.manifest,
+        test=test,
+        rows_of="test",
+        judged_on="the 7 rows of the test shards",
+        statistics=found.statistics,
+    )
 
 
 def test_the_notebook_trains_on_everything_and_says_so():
-    left, out, kind, judged_on = split_rows(manifest_of(50, 50), None, "notebook")
-    assert (rows_of(left), out, kind) == ([50, 50], None, "train")
-    assert judged_on == "the training rows themselves: the notebook's preset holds none out"
+    data = split_rows(located(50, 50), None, "notebook")
+    assert (data.train.counts, data.test, data.rows_of) == ((50, 50), None, "train")
+    assert data.judged_on == "the training rows themselves: the notebook's preset holds none out"
 
 
 @pytest.fixture(scope="module")

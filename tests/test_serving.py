@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file
 
 from flows.training import train
 from tasks.errors import TrackingError
+from tasks.learning.scores import Score
 from tasks.promotion import Champion, judge
 from tasks.tracking import client as record
 from tasks.tracking.outbox import MODEL, REGISTRATION, Outbox
@@ -204,9 +206,9 @@ def test_each_model_is_challenger_and_becomes_champion_by_beating_the_last(learn
     assert "| champion so far (version 2) |" in report
 
 
-GOOD = {"mse": 1.0, "rmse": 1.0, "r2": 0.9, "rows": 10}
-BAD = {"mse": 4.0, "rmse": 2.0, "r2": 0.6, "rows": 10}
-NAN = {"mse": float("nan"), "rmse": float("nan"), "r2": float("nan"), "rows": 10}
+GOOD = Score(rows=10, mse=1.0, rmse=1.0, mae=1.0, r2=0.9)
+BAD = Score(rows=10, mse=4.0, rmse=2.0, mae=2.0, r2=0.6)
+NAN = Score(rows=10, mse=float("nan"), rmse=float("nan"), mae=float("nan"), r2=float("nan"))
 THERE = Champion("7")
 
 
@@ -232,7 +234,7 @@ THERE = Champion("7")
         ({"trained": GOOD, "champion": NAN, "mean": BAD}, "test", THERE, False, "does not beat the champion"),
         ({"trained": GOOD, "mean": BAD}, "train", THERE, False, "no rows but those it was trained on"),
         (
-            {"trained": GOOD | {"r2": None}, "champion": BAD, "mean": BAD},
+            {"trained": replace(GOOD, r2=None), "champion": BAD, "mean": BAD},
             "test",
             THERE,
             False,
@@ -247,9 +249,9 @@ THERE = Champion("7")
 )
 def test_the_gate(scores, kind, champion, wins, words):
     gate = judge(scores, kind, champion)
-    assert (gate["wins"], gate["against"]) == (wins, champion.version)
-    assert gate["verdict"].startswith("The model becomes champion" if wins else "The model stays challenger")
-    assert words in gate["verdict"]
+    assert (gate.wins, gate.against) == (wins, champion.version)
+    assert gate.verdict.startswith("The model becomes champion" if wins else "The model stays challenger")
+    assert words in gate.verdict
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -30,6 +32,12 @@ class LinearModel:
     features: Features
     w: Tensor
     b: Tensor
+
+    @classmethod
+    def of(cls, features: Features, weights: Sequence[float], bias: float) -> Self:
+        """Make the model from plain numbers, a weight for each feature."""
+        w = torch.tensor(weights, dtype=torch.float64)[:, None]
+        return cls(features, w, torch.tensor([[bias]], dtype=torch.float64))
 
     def predict(self, batch: Tensor) -> Tensor:
         """Return predictions [rows, 1] in float64 for a [rows, columns] batch."""

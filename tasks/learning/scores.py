@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A model's errors over some rows; None without any row, and `r2` where the target is constant.
+    """A model's errors over some rows, one at least.
 
     `mse` is the mean squared error, `rmse` its root, `mae` the mean absolute error, `r2` the share of the target's
-    variance that the model explains.
+    variance that the model explains, None where the target is constant.
     """
 
     rows: int
-    mse: float | None
-    rmse: float | None
-    mae: float | None
+    mse: float
+    rmse: float
+    mae: float
     r2: float | None
+
+
+NO_ROWS = dict.fromkeys(each.name for each in fields(Score)) | {"rows": 0}  # what a file has of a slice without rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """The scores by model over the rows of one slice, such as an hour or a range of the target."""
+    """The scores by model over the rows of one slice, such as an hour or a range of the target; None without rows."""
 
     name: str
-    scores: Mapping[str, Score]
+    scores: Mapping[str, Score | None]
 
     def to_row(self) -> dict[str, Any]:
         """Return a flat row of plain values: the slice, then `trained_rows`, `trained_mse`, … of each model."""
         values = {
-            f"{model}_{key}": value for model, score in self.scores.items() for key, value in asdict(score).items()
+            f"{model}_{key}": value
+            for model, score in self.scores.items()
+            for key, value in (asdict(score) if score else NO_ROWS).items()
         }
         return {"slice": self.name, **values}
 

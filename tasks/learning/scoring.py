@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -117,14 +118,14 @@ class ErrorSums:
         ):
             getattr(self, name).add_(torch.bincount(group, values, minlength=self.groups))
 
-    def score(self, group: int | None = None) -> Score:
-        """Return the score over one group's rows, or over all."""
+    def score(self, group: int | None = None) -> Score | None:
+        """Return the score over one group's rows, or over all; None where there are none."""
         rows, squared, absolute, target, target_squared = (
             float(values.sum() if group is None else values[group])
             for values in (self.rows, self.squared, self.absolute, self.target, self.target_squared)
         )
         if not rows:
-            return Score(rows=0, mse=None, rmse=None, mae=None, r2=None)
+            return None
         mse = squared / rows
         variance = target_squared / rows - (target / rows) ** 2
         constant = variance <= 1e-12 * (target_squared / rows)
@@ -137,8 +138,17 @@ class ErrorSums:
         )
 
 
-def score(batches: Iterable[Tensor], models: Mapping[str, LinearModel]) -> Scores:
-    """Score models on the same [rows, columns] batches, over all rows and by slice.
+class Predictor(Protocol):
+    """What predicts [rows, 1] in float64 from a [rows, columns] batch, whatever it is made of."""
+
+    def predict(self, batch: Tensor) -> Tensor:
+        """Return predictions [rows, 1] in float64."""
+
+
+def score(
+    batches: Iterable[Tensor], models: Mapping[str, LinearModel], others: Mapping[str, Predictor] | None = None
+) -> Scores:
+    """Score models, and others beside them, on the same [rows, columns] batches, over all rows and by slice.
 
     Slices are by range of the target (edges at the quintiles of the first batch, the outer ranges open), and by hour
     where there is an hour_integer column. Raises TrainingError where there are no rows.
@@ -148,24 +158,25 @@ def score(batches: Iterable[Tensor], models: Mapping[str, LinearModel]) -> Score
     if first is None:
         raise TrainingError("there are no rows to score the model on: test_shards name empty shards")
     features = next(iter(models.values())).features
+    predictors: dict[str, Predictor] = {**models, **(others or {})}
     shift = features.target_of(first).double().mean()
     edges = _target_edges(features.target_of(first).double().flatten())
     by_hour = "hour_integer" in features.columns
-    ranges = {name: ErrorSums(len(edges) + 1) for name in models}
-    hours = {name: ErrorSums(24) for name in models} if by_hour else {}
+    ranges = {name: ErrorSums(len(edges) + 1) for name in predictors}
+    hours = {name: ErrorSums(24) for name in predictors} if by_hour else {}
     for batch in itertools.chain([first], stream):
         batch = batch.double()
         target = features.target_of(batch).flatten().contiguous()
         in_range = torch.bucketize(target, edges, right=True)
         hour = batch[:, features.columns.index("hour_integer")].long().remainder(24) if by_hour else None
-        for name, model in models.items():
+        for name, model in predictors.items():
             error = model.predict(batch).flatten() - target
             ranges[name].add(error, target - shift, in_range)
             if hour is not None:
                 hours[name].add(error, target - shift, hour)
     hour_labels = [f"hour {hour:02d}" for hour in range(24)] if by_hour else []
     return Scores(
-        overall={name: sums.score() for name, sums in ranges.items()},
+        overall={name: total for name, sums in ranges.items() if (total := sums.score())},
         slices=(*_slice(ranges, _range_labels(features.target, edges.tolist())), *_slice(hours, hour_labels)),
     )
 

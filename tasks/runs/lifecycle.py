@@ -19,6 +19,7 @@ from prefect.runtime import flow_run
 
 from tasks.errors import ConfigurationError, TrackingError
 from tasks.runs.resuming import PROCESS, this_process
+from tasks.streaming.manifest import Manifest
 from tasks.tracking.recovery import complete_outbox, complete_records
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def tracked(
         complete_outbox(client, outbox.path, "FINISHED")
 
 
-def note_data(run_id: str, data: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
+def note_data(run_id: str, data: Mapping[str, tuple[str, Manifest]]) -> None:
     """Put a run's data sets into its outbox, as MLflow's dataset inputs: {context: (glob, manifest)}; nothing is read.
 
     The digest is the fingerprint, cut to the 36 characters that MLflow keeps; the profile has all of it.
@@ -97,19 +98,19 @@ def note_data(run_id: str, data: Mapping[str, tuple[str, Mapping[str, Any]]]) ->
     (Outbox(run_id).path / INPUTS).write_text(json.dumps(entries), encoding="utf-8")
 
 
-def describe_dataset(uri: str, manifest: Mapping[str, Any]) -> dict[str, str]:
+def describe_dataset(uri: str, manifest: Manifest) -> dict[str, str]:
     """The shards of a manifest in the words of MLflow's Dataset."""
     scheme = urlsplit(uri).scheme
     kind = {"": "local", "file": "local", "https": "http", "s3a": "s3"}.get(scheme, scheme)
-    columns = [{"type": "double", "name": name, "required": True} for name in manifest["columns"]]
-    facts = {"num_rows": manifest["rows"], "num_shards": len(manifest["shards"]), "bytes": manifest["size"]}
+    columns = [{"type": "double", "name": name, "required": True} for name in manifest.columns]
+    facts = {"num_rows": manifest.rows, "num_shards": len(manifest.shards), "bytes": manifest.size}
     return {
         "name": uri[:MOST_DATASET_NAME],
-        "digest": manifest["fingerprint"][:MOST_DATASET_DIGEST],
+        "digest": manifest.fingerprint[:MOST_DATASET_DIGEST],
         "source_type": kind,
         "source": json.dumps({"url" if kind == "http" else "uri": uri}),
         "schema": json.dumps({"mlflow_colspec": columns}),
-        "profile": json.dumps({**facts, "fingerprint": manifest["fingerprint"]}),
+        "profile": json.dumps({**facts, "fingerprint": manifest.fingerprint}),
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from prefect.logging import get_run_logger
@@ -12,6 +11,7 @@ from tasks.errors import ConfigurationError
 from tasks.parameters import MODEL_PARAMETERS, Mark, TrainingParameters
 from tasks.runs.resuming import FINGERPRINT
 from tasks.runs.unchanged import CODE, digest_code
+from tasks.streaming.manifest import Manifest
 
 
 def repeat_parameters(given: TrainingParameters) -> TrainingParameters:
@@ -53,15 +53,15 @@ def _read(name: str, text: str) -> Any:
         raise ConfigurationError(f"MLflow kept only the beginning of the parameter {name}: give it here too") from None
 
 
-def check_same_data(given: TrainingParameters, manifest: Mapping[str, Any]) -> None:
+def check_same_data(given: TrainingParameters, manifest: Manifest) -> None:
     """Raise ConfigurationError where the shards are not those of the run that `like` names."""
     if not given.like:
         return
     from tasks.tracking.client import connect
 
     there = connect().get_run(given.like).data.tags.get(FINGERPRINT)
-    if there != manifest["fingerprint"]:
+    if there != manifest.fingerprint:
         raise ConfigurationError(
             f"like names run {given.like}, whose shards had the fingerprint {there}; these have "
-            f"{manifest['fingerprint']}: the data has changed. Give the parameters themselves to train on it"
+            f"{manifest.fingerprint}: the data has changed. Give the parameters themselves to train on it"
         )

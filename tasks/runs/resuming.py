@@ -14,6 +14,7 @@ from prefect.logging import get_run_logger
 
 from tasks.errors import CheckpointError, ConfigurationError
 from tasks.parameters import TrainingParameters
+from tasks.streaming.manifest import Manifest
 from tasks.tracking.outbox import STATE
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def find_unfinished(
     client: MlflowClient,
     experiment: str,
     recorded: Mapping[str, Any],
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     checkpoint_url: str,
 ) -> str | None:
     """The id of the run to go on with, as the parameter `resume` says, or None where a new one is to be started.
@@ -98,7 +99,7 @@ def find_unfinished(
     if resume != "auto":
         _check_named(client, resume, recorded, key, manifest, checkpoint_url)
         return str(resume)
-    same = f"tags.`{KEY}` = '{key}' and tags.`{FINGERPRINT}` = '{manifest['fingerprint']}'"
+    same = f"tags.`{KEY}` = '{key}' and tags.`{FINGERPRINT}` = '{manifest.fingerprint}'"
     for run in _search(client, experiment, same):
         stopped = run.info.status in ("KILLED", "FAILED")
         hopeless = run.data.tags.get("shardline.error", "").startswith(HOPELESS)
@@ -123,7 +124,7 @@ def _check_named(
     run_id: str,
     recorded: Mapping[str, Any],
     key: str,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     checkpoint_url: str,
 ) -> None:
     from mlflow.exceptions import MlflowException
@@ -147,7 +148,7 @@ def _check_named(
             if run.data.params.get(name) != written(value)
         ]
         raise ConfigurationError(f"resume names run {run_id}, which has other settings: {'; '.join(differing)}")
-    if run.data.tags.get(FINGERPRINT) != manifest["fingerprint"]:
+    if run.data.tags.get(FINGERPRINT) != manifest.fingerprint:
         raise CheckpointError(
             f"the data of run {run_id} has changed since: {describe_change(checkpoint_url, run_id, manifest)}; "
             "start anew with resume=never"
@@ -156,7 +157,7 @@ def _check_named(
         raise CheckpointError(f"run {run_id} has no whole checkpoint in {checkpoint_url}: start anew with resume=never")
 
 
-def describe_change(checkpoint_url: str, run_id: str, manifest: Mapping[str, Any]) -> str:
+def describe_change(checkpoint_url: str, run_id: str, manifest: Manifest) -> str:
     """Which shards differ from those of a run's checkpoint, the first few by name."""
     from tasks.learning.checkpoints import Checkpoints
 
@@ -164,7 +165,7 @@ def describe_change(checkpoint_url: str, run_id: str, manifest: Mapping[str, Any
     if before is None:
         return "its manifest is not at hand"
     old = before.facts.get("shards", {})
-    new = {shard["uri"]: shard["etag"] for shard in manifest["shards"]}
+    new = manifest.etags
     changes = [f"{uri} is gone" for uri in old if uri not in new]
     changes += [f"{uri} is new" for uri in new if uri not in old]
     changes += [f"{uri} was replaced" for uri in new if uri in old and old[uri] != new[uri]]

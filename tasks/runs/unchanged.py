@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefect.artifacts import create_link_artifact
 from prefect.client.schemas.objects import State
@@ -22,6 +22,7 @@ from prefect.states import Completed
 from tasks.errors import TrackingError
 from tasks.runs.lifecycle import VERSIONS_OF, Run, page_of
 from tasks.runs.resuming import FINGERPRINT, KEY
+from tasks.streaming.manifest import Manifest
 from tasks.tracking.registry import name_of_model
 
 if TYPE_CHECKING:
@@ -33,9 +34,9 @@ SAME = "Data, code and parameters are those of an earlier success"
 DATA_CHANGED, CHAMPION_CHANGED = "shardline.data.changed", "shardline.champion.changed"
 
 
-def tags_of_work(test_manifest: Mapping[str, Any] | None) -> dict[str, str]:
+def tags_of_work(test: Manifest | None) -> dict[str, str]:
     """The tags that tell, beside the settings' key and the shards' fingerprint, whether a run repeats another."""
-    return {CODE: digest_code(), TEST_FINGERPRINT: test_manifest["fingerprint"] if test_manifest else "none"}
+    return {CODE: digest_code(), TEST_FINGERPRINT: test.fingerprint if test else "none"}
 
 
 def digest_code() -> str:

@@ -55,6 +55,11 @@ class Manifest:
         """Bytes of all shards together, as they lie in the store."""
         return sum(shard.size for shard in self.shards)
 
+    @property
+    def etags(self) -> dict[str, str]:
+        """ETags by URI: what a checkpoint keeps, to tell which shards have changed since."""
+        return {shard.uri: shard.etag for shard in self.shards}
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over URI, size, ETag and rows of every shard, in order: equal data, equal fingerprint."""

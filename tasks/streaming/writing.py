@@ -69,7 +69,7 @@ class OutputFolder:
             self._files.put_file(str(file), f"{self._path}/.{name}.part")
             self._files.mv(f"{self._path}/.{name}.part", target)
 
-    def finish(self, facts: Mapping[str, Any]) -> None:
+    def finish(self, **facts: str | int | Sequence[str]) -> None:
         """Say that all shards are there, and what they are, as JSON in `_SUCCESS`."""
         with self._translated():
             self._files.pipe_file(f"{self._path}/{SUCCESS}", json.dumps(facts, indent=1).encode())

@@ -7,14 +7,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefect.logging import get_run_logger
 
-from tasks.data import open_dataset
 from tasks.errors import CheckpointError, ConfigurationError, ShardlineError
+from tasks.facts import StreamTimes, TrainingJob
 from tasks.parameters import TrainingParameters
-from tasks.sources import Sources
+from tasks.sources import open_dataset
 
 if TYPE_CHECKING:
     import torch
@@ -37,30 +37,26 @@ class Started:
     trainer: Trainer
     batches: Iterator[Prepared]
     dataset: ObjectStorageDataset
-    times: StreamTimes
+    clock: StageClock
     scaled_by: dict[str, str]
 
 
-def start_trainer(
-    plain_features: dict[str, Any],
-    manifest: dict[str, Any],
-    sources: Sources,
-    given: TrainingParameters,
-    statistics: Mapping[str, ColumnStatistics] | None,
-    kept: Checkpoint | None,
-) -> Started:
-    """A trainer at its first iteration, or at that of a checkpoint, and the batches from there on.
+def start_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
+    """Return a trainer at its first iteration, or at that of a checkpoint, and the batches from there on.
 
     Raises CheckpointError where the checkpoint was made from other shards than those that were listed.
     """
     import torch
 
     from tasks.learning.batches import Preparation, stay_resident
-    from tasks.learning.features import Features
     from tasks.learning.loop import Settings, Trainer
     from tasks.learning.scaling import Scaling
 
-    features, resolved, device = Features.from_dict(plain_features), given.resolved(), training_device(given.device)
+    given = job.parameters
+    features = job.features
+    statistics = job.data.statistics
+    resolved = given.resolved()
+    device = find_device(given.device)
     settings = Settings(
         iterations=resolved.iterations,
         learning_rate=resolved.learning_rate,
@@ -69,12 +65,14 @@ def start_trainer(
         dtype=getattr(torch, given.dtype),
         optimizer=given.optimizer,
     )
-    if kept and kept.facts["shards"] != shards_of(manifest):
+    if kept and kept.facts["shards"] != job.data.train.etags:
         raise CheckpointError("the checkpoints of this run are of other shards: start anew with resume=never")
     first = kept.iteration if kept else 0
-    dataset = open_dataset(manifest, sources, given, start=first, shuffle=given.shuffle, seed=given.seed)
-    times = StreamTimes()
-    stream, waited, scaling = with_workers(dataset, given.num_workers, times), 0.0, Scaling.none(len(features.names))
+    dataset = open_dataset(job.data.train, job.sources, given, start=first, shuffle=given.shuffle, seed=given.seed)
+    clock = StageClock()
+    stream = stream_batches(dataset, given.num_workers, clock)
+    waited = 0.0
+    scaling = Scaling.none(len(features.names))
     if resolved.standardise and not kept:
         asked = time.perf_counter()
         batch = next(stream)
@@ -91,18 +89,13 @@ def start_trainer(
         trainer=trainer,
         batches=stay_resident(preparation.stream(stream, waited), dataset.manifest.rows, fits),
         dataset=dataset,
-        times=times,
-        scaled_by=dict.fromkeys(statistics or {}, ".meta/stats") if resolved.standardise else {},
+        clock=clock,
+        scaled_by=dict.fromkeys(statistics, ".meta/stats") if resolved.standardise else {},
     )
 
 
-def shards_of(manifest: dict[str, Any]) -> dict[str, str]:
-    """ETags by URI."""
-    return {shard["uri"]: shard["etag"] for shard in manifest["shards"]}
-
-
-def training_device(asked: str) -> torch.device:
-    """The device to train on; ConfigurationError where CUDA is asked for and there is none."""
+def find_device(asked: str) -> torch.device:
+    """Return the device to train on; ConfigurationError where CUDA is asked for and there is none."""
     import torch
 
     if asked == "cuda" and not torch.cuda.is_available():
@@ -111,7 +104,7 @@ def training_device(asked: str) -> torch.device:
 
 
 def most_resident(given: TrainingParameters, device: torch.device) -> int:
-    """How many bytes of prepared data may stay: the parameter, else a quarter of what this process finds free."""
+    """Return how many bytes of prepared data may stay: as the parameter says, else a quarter of what is free."""
     if given.resident_bytes is not None:
         return given.resident_bytes
     if device.type == "cuda":
@@ -123,25 +116,29 @@ def most_resident(given: TrainingParameters, device: torch.device) -> int:
     return describe_memory().available // RESIDENT_SHARE
 
 
-class StreamTimes:
-    """What the stream's stages took in the background, in seconds, added up over its batches and threads."""
+class StageClock:
+    """Adds up what the stream's stages take; `total` is None until a batch has passed."""
 
     def __init__(self) -> None:
-        self.totals: dict[str, float] = {}
+        self.total: StreamTimes | None = None
 
     def watch(self, dataset: ObjectStorageDataset) -> Iterator[Tensor]:
-        """The dataset's batches, their times added up."""
+        """Yield the dataset's batches, their times added up."""
         with closing(dataset.batches()) as batches:
             for batch in batches:
-                for name in ("fetch_seconds", "decode_seconds", "assemble_seconds"):
-                    self.totals[name] = self.totals.get(name, 0.0) + getattr(batch.times, name)
+                before = self.total or StreamTimes(fetch_seconds=0.0, decode_seconds=0.0, assemble_seconds=0.0)
+                self.total = StreamTimes(
+                    fetch_seconds=before.fetch_seconds + batch.times.fetch_seconds,
+                    decode_seconds=before.decode_seconds + batch.times.decode_seconds,
+                    assemble_seconds=before.assemble_seconds + batch.times.assemble_seconds,
+                )
                 yield batch.tensor
 
 
-def with_workers(dataset: ObjectStorageDataset, workers: int, times: StreamTimes) -> Iterator[Tensor]:
-    """The dataset's batches, through a DataLoader where worker processes are asked for (their times stay unknown)."""
+def stream_batches(dataset: ObjectStorageDataset, workers: int, clock: StageClock) -> Iterator[Tensor]:
+    """Yield the dataset's batches, through a DataLoader where worker processes are asked for: those are not timed."""
     if not workers:
-        yield from times.watch(dataset)
+        yield from clock.watch(dataset)
         return
     from torch.utils.data import DataLoader
 
@@ -153,11 +150,10 @@ def with_workers(dataset: ObjectStorageDataset, workers: int, times: StreamTimes
         raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
 
 
-def choose_scaling(first: Tensor, features: Features, statistics: Mapping[str, ColumnStatistics] | None) -> Scaling:
-    """How features are scaled: as `.meta/stats` states, and for what it does not name as the first batch shows."""
+def choose_scaling(first: Tensor, features: Features, stated: Mapping[str, ColumnStatistics]) -> Scaling:
+    """Return how features are scaled: as `.meta/stats` states, else as the first batch shows."""
     from tasks.learning.scaling import Scaling
 
-    stated = statistics or {}
     known = {
         index: (stated[name].mean, stated[name].stddev) for index, name in enumerate(features.names) if name in stated
     }

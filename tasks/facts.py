@@ -1,0 +1,164 @@
+"""What passes from step to step: plain facts, frozen, that Prefect's JSON serializer writes and reads back.
+
+Their fields' types are imported here and not for a type checker alone, since the serializer needs them; none of these
+imports brings torch, pyarrow or MLflow.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from tasks.learning.features import Features
+from tasks.learning.scores import Score
+from tasks.parameters import TrainingParameters
+from tasks.sources import Sources
+from tasks.streaming.listing.statistics import ColumnStatistics
+from tasks.streaming.manifest import Manifest
+
+RowsOf = Literal["test", "held-out", "train"]
+ROWS_OF: Mapping[RowsOf, str] = {"test": "test", "held-out": "held-out", "train": "training"}  # for people
+
+
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """The shards that a glob matches, and what `.meta/stats` states of their columns; empty where it is of no use."""
+
+    manifest: Manifest
+    statistics: Mapping[str, ColumnStatistics]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """The shards to train on, and those to judge the model on; `test` is None where they are the same.
+
+    `judged_on` says in words what those are; `statistics` are of the rows to train on, empty where nobody stated them.
+    """
+
+    train: Manifest
+    test: Manifest | None
+    rows_of: RowsOf
+    judged_on: str
+    statistics: Mapping[str, ColumnStatistics]
+
+    @property
+    def judged(self) -> Manifest:
+        """The shards that the model is judged on."""
+        return self.test or self.train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """The shape and dtype of the training's batches, and what the first rows show of each column.
+
+    `ranges` are (least, most) by column of the first `rows` rows; `outside` has a sentence for each column that leaves
+    the range that `.meta/stats` states.
+    """
+
+    batch_shape: tuple[int, int]
+    dtype: str
+    rows: int
+    ranges: Mapping[str, tuple[float, float]]
+    outside: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """One training: its parameters, where its shards are, what they hold, what is learned of them, its MLflow run."""
+
+    parameters: TrainingParameters
+    sources: Sources
+    data: TrainingData
+    features: Features
+    run_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamTimes:
+    """Seconds that the stream's stages took in the background, added up over its batches and threads."""
+
+    fetch_seconds: float
+    decode_seconds: float
+    assemble_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitTimes:
+    """How long fitting took, and for which parts of it the loop waited, copied and computed, in seconds.
+
+    `stream` is None where worker processes streamed, or nothing was left to stream: nobody counted.
+    """
+
+    seconds: float
+    wait_seconds: float
+    copy_seconds: float
+    compute_seconds: float
+    stream: StreamTimes | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A fitted model for raw features, and how it came about.
+
+    `curve` is the mean squared error of each iteration; `rows` are those of all iterations together; `learning_rate` is
+    None for a model that was solved exactly; `bad_rows` were left out, and `bad_rows_file` lists them.
+    """
+
+    weights: tuple[float, ...]
+    bias: float
+    learning_rate: float | None
+    device: str
+    curve: tuple[float, ...]
+    rows: int
+    times: FitTimes
+    bad_rows: int
+    bad_rows_file: str | None
+
+    @property
+    def iterations(self) -> int:
+        """How often the weights were moved."""
+        return len(self.curve)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promotion:
+    """Whether a model becomes champion, against which version it was held (None: there was none), and why."""
+
+    wins: bool
+    against: str | None
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a model is worth: its score beside those of other models on the same rows, and a sentence.
+
+    `scores` are of the models trained, exact and mean, and of the champion where it was comparable; `train_mse` is the
+    mean squared error of the first three over all rows trained on.
+    """
+
+    rows_of: RowsOf
+    scores: Mapping[str, Score]
+    verdict: str
+    promotion: Promotion
+    train_mse: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenModel:
+    """A model to predict with: its URI by version, the run that made it where MLflow knows, and what it predicts."""
+
+    uri: str
+    run_id: str
+    target: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """What was predicted, how fast, and how far from the target; `rmse` is None where the shards do not have it."""
+
+    model: str
+    rows: int
+    shards: int
+    seconds: float
+    bad_rows: int
+    rmse: float | None

@@ -1,0 +1,67 @@
+"""What a step that fits a model leaves, however it was fitted: weights in the record, facts for the steps after it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+from tasks.facts import Fit, FitTimes
+
+if TYPE_CHECKING:
+    from tasks.learning.linear import LinearModel
+    from tasks.streaming import ObjectStorageDataset
+    from tasks.tracking.outbox import Outbox
+
+UPDATE_SECONDS = 2.0
+
+
+def keep_weights(outbox: Outbox, model: LinearModel) -> None:
+    """Put the weights for raw features into the outbox: safetensors with keys w and b, and the same as text."""
+    from safetensors.torch import save_file
+
+    save_file({"w": model.w.contiguous(), "b": model.b.contiguous()}, outbox.file("weights/weights.safetensors"))
+    outbox.file("weights/weights.txt").write_text(model.describe(), encoding="utf-8")
+
+
+def make_fit(
+    model: LinearModel,
+    dataset: ObjectStorageDataset,
+    *,
+    learning_rate: float | None,
+    device: str,
+    curve: Sequence[float],
+    rows: int,
+    times: FitTimes,
+) -> Fit:
+    """Return a fitted model, and how it came about, as plain facts."""
+    return Fit(
+        weights=tuple(model.w.flatten().tolist()),
+        bias=model.b.item(),
+        learning_rate=learning_rate,
+        device=device,
+        curve=tuple(curve),
+        rows=rows,
+        times=times,
+        bad_rows=dataset.bad_rows,
+        bad_rows_file=str(dataset.bad_rows_file) if dataset.bad_rows_file else None,
+    )
+
+
+class ProgressArtifact:
+    """A live progress artifact in Prefect, updated every two seconds at most; an update costs some 20 ms."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.updated = time.monotonic()
+        described = f"Training: {total} iterations"
+        self.artifact = cast(UUID, create_progress_artifact(0.0, key="progress", description=described))
+
+    def show(self, done: int) -> None:
+        """Say how many iterations are done."""
+        if done == self.total or time.monotonic() - self.updated >= UPDATE_SECONDS:
+            self.updated = time.monotonic()
+            update_progress_artifact(self.artifact, 100.0 * done / self.total)

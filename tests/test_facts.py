@@ -1,0 +1,90 @@
+"""What passes from step to step survives Prefect's JSON serializer, whichever step's result it is."""
+
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+from prefect.serializers import JSONSerializer
+
+from tasks import facts
+from tasks.learning.features import Features
+from tasks.learning.scores import Score
+from tasks.parameters import TrainingParameters
+from tasks.sources import Sources
+from tasks.streaming import ColumnStatistics, Manifest, Shard
+
+SHARDS = (Shard("s3://b/part-0.csv", 10, "e-1", 3), Shard("s3://b/part-1.csv", 2**40, "e-2", 2**40))
+MANIFEST = Manifest(SHARDS, ("y", "a"), ("a note",), ("y", "a", "left out"))
+STATISTICS = {"y": ColumnStatistics(count=3, mean=1 / 3, stddev=0.1, min=-1.0, max=1e300)}
+DATA = facts.TrainingData(
+    train=MANIFEST, test=None, rows_of="train", judged_on="the training rows", statistics=STATISTICS
+)
+SCORE = Score(rows=3, mse=1 / 3, rmse=0.57, mae=0.5, r2=None)
+TIMES = facts.StreamTimes(fetch_seconds=0.1, decode_seconds=0.2, assemble_seconds=0.3)
+PROMOTION = facts.Promotion(wins=False, against="7", verdict="The model stays challenger")
+EXAMPLES = [
+    facts.Located(manifest=MANIFEST, statistics=STATISTICS),
+    DATA,
+    facts.Preview(batch_shape=(8, 2), dtype="float64", rows=3, ranges={"y": (0.0, 1 / 3)}, outside=("column y",)),
+    facts.TrainingJob(
+        parameters=TrainingParameters(shards="s3://b/part*.csv", derive=["distance_km"], learning_rate=0.1),
+        sources=Sources(
+            shards="s3://b/part*.csv", test_shards=None, region="eu-west-1", anonymous=False, owner="1" * 12
+        ),
+        data=DATA,
+        features=Features(columns=("y", "a"), target="y", raw=("a",)),
+        run_id="0" * 32,
+    ),
+    TIMES,
+    facts.FitTimes(seconds=1.0, wait_seconds=0.1, copy_seconds=0.0, compute_seconds=0.9, stream=TIMES),
+    facts.Fit(
+        weights=(1 / 3, -1e-300),
+        bias=0.1 + 0.2,
+        learning_rate=None,
+        device="cuda:0",
+        curve=(4.0, 1 / 3),
+        rows=16,
+        times=facts.FitTimes(seconds=1.0, wait_seconds=0.1, copy_seconds=0.0, compute_seconds=0.9, stream=None),
+        bad_rows=0,
+        bad_rows_file=None,
+    ),
+    PROMOTION,
+    facts.Evaluation(
+        rows_of="held-out",
+        scores={"trained": SCORE, "champion": SCORE},
+        verdict="fine",
+        promotion=PROMOTION,
+        train_mse={"trained": 1 / 3},
+    ),
+    facts.ChosenModel(uri="models:/m/1", run_id="0" * 32, target=None),
+    facts.Predicted(model="models:/m/1", rows=3, shards=2, seconds=0.1, bad_rows=0, rmse=None),
+]
+
+
+@pytest.mark.parametrize("fact", EXAMPLES, ids=lambda fact: type(fact).__name__)
+def test_a_fact_is_read_back_from_json_as_it_was(fact):
+    serializer = JSONSerializer()
+    again = serializer.loads(serializer.dumps(fact))
+    assert again == fact
+    assert [type(getattr(again, each.name)) for each in fields(fact)] == [
+        type(getattr(fact, each.name)) for each in fields(fact)
+    ]
+
+
+def test_every_fact_is_frozen_keyword_only_and_tried_here():
+    defined = [each for each in vars(facts).values() if is_dataclass(each) and each.__module__ == facts.__name__]
+    assert set(defined) == {type(fact) for fact in EXAMPLES}
+    for each in defined:
+        assert each.__dataclass_params__.frozen  # type: ignore[attr-defined]
+        assert all(field.kw_only for field in fields(each))
+
+
+def test_facts_bring_nothing_heavy():
+    script = """
+import sys, tasks.facts
+sys.exit(f"{sorted({'torch', 'mlflow', 'pyarrow', 'pandas', 'prefect', 'numpy', 'boto3'} & set(sys.modules))}")
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.stderr.strip() == "[]"
