@@ -60,14 +60,14 @@ BREAKING = {
     "thousands separator": (HEADER + b'"1,500",38.9,7\n', "line 2: column 'fare' is '1,500', which is not a number"),
     "underscore": (HEADER + b"1_500,38.9,7\n", "line 2: column 'fare' is '1_500', which is not a number"),
     "NUL": (HEADER + b"1.5,38.9,7\n2.5,\x00\x00,7\n", "line 3: column 'latitude'"),
-    "repeated header": (HEADER + GOOD + HEADER + GOOD, "line 4: the header line stands here again"),
+    "repeated header": (HEADER + GOOD + HEADER + GOOD, "line 4: the header line is repeated here"),
     "after empty lines": (HEADER + b"\n\n1.5,38.9,x\n", "line 4: column 'hour' is 'x'"),
     "after CRLF": (b"fare,latitude,hour\r\n1.5,38.9,7\r\n1.5,38.9,x\r\n", "line 3: column 'hour' is 'x'"),
     "in reordered columns": (b"hour,latitude,fare\n7,38.9,x\n", "line 2: column 'fare' is 'x'"),
     "missing column": (b"fare,latitude\n1.5,38.9\n", "line 1: column 'hour' is missing; found fare, latitude"),
     "extra column": (b"fare,latitude,hour,day\n1,2,3,4\n", "line 1: column 'day' is not in the contract"),
     "duplicate column": (b"fare,latitude,hour,hour\n1,2,3,4\n", "line 1: column 'hour' stands in the header more than"),
-    "no header line": (GOOD + GOOD, "line 1: column 'fare' is missing; found 1.5, 38.9, 7. It seems to have no header"),
+    "no header line": (GOOD + GOOD, "line 1: column 'fare' is missing; found 1.5, 38.9, 7; it seems to have no header"),
 }  # fmt: skip
 
 

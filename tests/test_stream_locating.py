@@ -94,7 +94,7 @@ def test_a_partition_that_is_counted_but_not_listed_is_missed(tmp_path):
         ("", "expected 'id,count'"),
         ("partition,rows\n0,3\n", "the header is 'partition,rows', expected 'id,count'"),
         ("id,count\n0,three\n", "line 2: '0,three' is not two whole numbers"),
-        ("id,count\n0,3\n0,4\n", "line 3: id 0 stands there more than once"),
+        ("id,count\n0,3\n0,4\n", "line 3: id 0 is there more than once"),
         ("id,count\n0,3\n", "counts 1 partitions with rows, but 2 of 2 shards have rows"),
         ("id,count\n0,3\n1,0\n", "counts 1 partitions with rows, but 2 of 2 shards have rows"),
     ],
@@ -141,7 +141,7 @@ def test_rows_are_counted_however_lines_end(end, final, tmp_path):
 
 def test_nothing_that_matches_is_named(tmp_path):
     write(tmp_path, "_SUCCESS", 0)
-    with pytest.raises(ShardsNotFoundError, match=r"part\*.csv matches nothing. Check bucket, path and pattern"):
+    with pytest.raises(ShardsNotFoundError, match=r"part\*.csv matches nothing: check bucket, path and pattern"):
         locate(f"{tmp_path}/part*.csv")
     with pytest.raises(ShardsNotFoundError, match="matches nothing but by-products such as"):
         locate(f"{tmp_path}/*")

@@ -21,7 +21,7 @@ BAD = {
 }
 PROBLEMS = {
     4: "column 'latitude' is 'north', which is not a number",
-    5: "the header line stands here again",
+    5: "the header line is repeated here",
     9: "2 cells where 3 are expected",
     700: "4 cells where 3 are expected",
     701: "column 'fare' is 'nan', which is not a finite number",

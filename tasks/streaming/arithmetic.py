@@ -49,19 +49,19 @@ class Piece:
 
 
 def count_batches(rows: int, batch_size: int, epochs: int) -> int:
-    """ceil(epochs · rows / batch_size)."""
+    """Return Return ceil(epochs · rows / batch_size)."""
     return -(-epochs * rows // batch_size)
 
 
 def split_batch(length: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The rows [first, last) of a batch of `length` rows that rank `rank` of `world_size` takes."""
+    """Return the rows [first, last) of a batch of `length` rows that rank `rank` of `world_size` takes."""
     return rank * length // world_size, (rank + 1) * length // world_size
 
 
 def batch_spans(
     rows: int, batch_size: int, iteration: int, *, rank: int = 0, world_size: int = 1, epochs: int | None = None
 ) -> list[Span]:
-    """One rank's rows of batch `iteration`, as spans of epochs, in order; empty past the end of the last epoch."""
+    """Return one rank's rows of batch `iteration`, as spans of epochs, in order; none past the last epoch's end."""
     first = iteration * batch_size
     last = first + batch_size
     if epochs is not None:
@@ -81,12 +81,12 @@ def _cut_at_epochs(rows: int, first: int, last: int) -> Iterator[Span]:
 
 
 def shard_order(count: int, seed: int, epoch: int) -> list[int]:
-    """The order in which epoch `epoch` of a shuffled stream goes through `count` shards."""
+    """Return the order in which epoch `epoch` of a shuffled stream goes through `count` shards."""
     return [int(index) for index in _permutation(count, (seed, epoch, SHARD_ORDER))]
 
 
 def window_permutation(rows: int, seed: int, epoch: int, window: int) -> "NDArray[int64]":
-    """Where row j of a shuffled window of `rows` rows comes from, counted inside the window."""
+    """Return where row j of a shuffled window of `rows` rows comes from, counted inside the window."""
     return _permutation(rows, (seed, epoch, window))
 
 
@@ -112,7 +112,7 @@ class Sequencing:
         self._latest: tuple[int, tuple[int, ...], list[int]] | None = None
 
     def pieces(self, span: Span) -> list[Piece]:
-        """The shards' rows that lie at the positions of `span`, before any shuffling inside windows."""
+        """Return the shards' rows that lie at the positions of `span`, before any shuffling inside windows."""
         order, boundaries = self._epoch(span.epoch)
         found = []
         place = bisect_right(boundaries, span.start) - 1
@@ -126,7 +126,7 @@ class Sequencing:
         return found
 
     def windows(self, span: Span) -> list[tuple[int, Span]]:
-        """The windows that `span` touches, each with the part of `span` in it, counted inside the window."""
+        """Return the windows that `span` touches, each with the part of `span` in it, counted inside the window."""
         found: list[tuple[int, Span]] = []
         if self.window is None:
             return found
@@ -139,7 +139,7 @@ class Sequencing:
         return found
 
     def window_span(self, epoch: int, number: int) -> Span:
-        """The positions of window `number` in its epoch; the last one may be short."""
+        """Return the positions of window `number` in its epoch; the last one may be short."""
         assert self.window is not None
         return Span(epoch, number * self.window, min(self.rows, (number + 1) * self.window))
 

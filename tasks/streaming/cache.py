@@ -83,7 +83,9 @@ class Cache:
         import numpy as np
 
         self.folder = settings.path
-        self._contract, self._dtype, self._limit = contract, dtype, settings.limit_bytes
+        self._contract = contract
+        self._dtype = dtype
+        self._limit = settings.limit_bytes
         self._row_bytes = len(contract.columns) * np.dtype(dtype).itemsize
         self._own = {self._path(shard).name for shard in shards}
         self._refused: str | None = None
@@ -91,7 +93,7 @@ class Cache:
         self._lock = threading.Lock()
 
     def open(self, shard: Shard) -> "NDArray[Any] | None":
-        """The shard's rows, [rows, columns], mapped; None where they are not there, or were damaged and so removed."""
+        """Return the shard's rows, [rows, columns], mapped; None where they are not there, or were damaged."""
         path = self._path(shard)
         try:
             identity, rows = self._checked.get(shard.uri, (None, None))
@@ -106,7 +108,7 @@ class Cache:
             return None
         if rows is None:
             self._checked.pop(shard.uri, None)
-            log.warning("Cached shard %s is damaged and will be fetched again (%s).", path, shard.uri)
+            log.warning("Cached shard %s is damaged and will be fetched again (%s)", path, shard.uri)
             path.unlink(missing_ok=True)
         elif identity is not None:
             self._checked[shard.uri] = identity, rows  # mapping it anew for each epoch would cost a fault a page
@@ -114,7 +116,7 @@ class Cache:
 
     @contextmanager
     def reserve(self, shard: Shard, stop: threading.Event) -> "Iterator[FileStaging | None]":
-        """Room for a shard that `open` did not find, while every other process waits; None: do without the cache.
+        """Make room for a shard that `open` did not find, while other processes wait; None: do without the cache.
 
         None also where another process stored the shard meanwhile: ask `open` again.
         """
@@ -133,7 +135,7 @@ class Cache:
                     self._partial(shard).unlink()
 
     def store(self, shard: Shard, staging: FileStaging) -> None:
-        """Gives a verified shard its name. Raises OSError (disk full)."""
+        """Give a verified shard its name. Raises OSError where the disk is full."""
         page = json.dumps(self._facts(shard) | {"crc32": staging.checksum}).encode()
         if len(page) > PAGE:
             raise OSError(errno.EFBIG, "the facts of a cached shard do not fit one page")
@@ -144,7 +146,7 @@ class Cache:
             self._partial(shard).rename(self._path(shard))
 
     def give_up(self, error: OSError) -> bool:
-        """Whether `error` says that the disk is full: then nothing more is stored, and a warning says so."""
+        """Return whether `error` says that the disk is full; then store nothing more, and warn."""
         if error.errno not in FULL:
             return False
         self._give_up(error)
@@ -155,7 +157,7 @@ class Cache:
             if self._refused is None:
                 self._refused = str(reason)
                 log.warning(
-                    "The cache in %s stores nothing more (%s); the stream goes on without it.", self.folder, reason
+                    "The cache in %s stores nothing more (%s); the stream goes on without it", self.folder, reason
                 )
 
     def _facts(self, shard: Shard) -> dict[str, Any]:
@@ -189,7 +191,7 @@ class Cache:
         return rows
 
     def _lock_partial(self, shard: Shard, stop: threading.Event) -> IO[bytes] | None:
-        """The partial file, empty and locked, once no other process holds it; None where the cache takes no more."""
+        """Return the partial file, empty and locked, once no other process holds it; None to store nothing more."""
         path = self._partial(shard)
         while self._refused is None:
             try:
@@ -209,7 +211,7 @@ class Cache:
         return None
 
     def _make_room(self, shard: Shard, file: IO[bytes]) -> bool:
-        """Evicts until the shard fits, and gives `file` its final size; whether it fits."""
+        """Evict until the shard fits, give `file` its final size, and return whether it fits."""
         wanted = PAGE + shard.rows * self._row_bytes
         with self._locked_folder():
             self._remove_abandoned()
@@ -219,7 +221,7 @@ class Cache:
             limit = self._limit if self._limit is not None else int((used + free) * SHARE_OF_FREE_DISK)
             others = [path for path in sizes if path.suffix == ".rows" and path.name not in self._own]
             if used + wanted - sum(sizes[path].st_size for path in others) > limit:
-                log.info("The cache in %s holds %d bytes at most: %s is not stored.", self.folder, limit, shard.uri)
+                log.info("The cache in %s holds %d bytes at most: %s is not stored", self.folder, limit, shard.uri)
                 return False
             for path in sorted(others, key=lambda path: sizes[path].st_mtime):
                 if used + wanted <= limit:
@@ -236,7 +238,7 @@ class Cache:
             yield
 
     def _stat_files(self) -> dict[Path, os.stat_result]:
-        """Whole and partial files, but for those that are removed meanwhile."""
+        """Return the facts of whole and partial files, but for those that are removed meanwhile."""
         found = {}
         for path in self.folder.iterdir():
             if path.suffix in (".rows", ".partial"):
@@ -245,7 +247,7 @@ class Cache:
         return found
 
     def _remove_abandoned(self) -> None:
-        """Partial files of processes that are gone: nobody holds their locks."""
+        """Remove partial files of processes that are gone: nobody holds their locks."""
         for path in self.folder.glob("*.partial"):
             with suppress(FileNotFoundError), path.open("rb") as file:
                 if _lock(file):
@@ -253,7 +255,7 @@ class Cache:
 
 
 def _identify(found: os.stat_result) -> tuple[int, int]:
-    """Inode and time of change: a file that has them still was not written to since."""
+    """Return inode and time of change: a file that still has them was not written to since."""
     return found.st_ino, found.st_mtime_ns
 
 
@@ -262,7 +264,7 @@ def _open_or_create(path: str, flags: int) -> int:
 
 
 def _lock(file: IO[bytes]) -> bool:
-    """Whether the file could be locked; a lock ends when the file is closed, or its process is gone."""
+    """Lock the file, and return whether that worked; a lock ends when the file is closed, or its process is gone."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -99,15 +99,22 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
     ) -> None:
         super().__init__()
         self.rank, self.world_size = placement.resolve()
-        self.batch_size, self.epochs, self.start = batch_size, epochs, start
+        self.batch_size = batch_size
+        self.epochs = epochs
+        self.shuffle = shuffle
+        self.seed = seed
+        self.start = start
+        self.dtype = dtype
         self.on_bad_rows = on_bad_rows
-        self.shuffle, self.seed, self.dtype, self.prefetch = shuffle, seed, dtype, prefetch
+        self.prefetch = prefetch
         _check(vars(self))
         if not isinstance(shards, Manifest):
             shards = locate(shards, storage_options=storage_options, retry=retry)
         self.times: Times | None = None
         self.bad_rows, self.bad_rows_file = 0, None
-        self._cache, self._retry, self._progress = cache, retry, progress
+        self._cache = cache
+        self._retry = retry
+        self._progress = progress
         self._store = open_store(shards.shards[0].uri, storage_options, retry)
         self._contract = Contract.of(shards, drops_bad_rows=on_bad_rows == "quarantine")
         self.manifest = shards
@@ -153,7 +160,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         return cls(manifest.choose(columns, max_shards), **options)
 
     def __len__(self) -> int:
-        """Batches that an iteration yields: ceil(epochs · rows / batch_size), less those before `start`."""
+        """Return how many batches an iteration yields: ceil(epochs · rows / batch_size), less those before `start`."""
         if self.epochs is None:
             raise TypeError("an endless ObjectStorageDataset has no len(); set epochs")
         return max(0, count_batches(self.manifest.rows, self.batch_size, self.epochs) - self.start)
@@ -163,7 +170,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
             yield from map(attrgetter("tensor"), batches)
 
     def batches(self) -> Generator[Batch, None, None]:
-        """The batches with their iterations and times. Closing the generator ends every thread."""
+        """Yield the batches with their iterations and times. Closing the generator ends every thread."""
         pipeline = iter(self._pipeline())
         total = None if self.epochs is None else self.epochs * self.manifest.rows // self.world_size
         progress = ProgressBar("streaming", total, "rows") if self._progress else None

@@ -53,7 +53,7 @@ class Loading:
         return len(self.contract.columns) * np.dtype(self.dtype).itemsize
 
     def load(self, shard: Shard, stop: threading.Event) -> Loaded:
-        """The shard's rows: from the cache, else fetched, decoded and verified. Raises ShardError, ClosedError."""
+        """Return the shard's rows, from the cache or fetched, decoded and verified. Raises ShardError, ClosedError."""
         watch = _Stopwatch()
         rows = self._load_through_cache(self.cache, shard, stop, watch) if self.cache else None
         if rows is None:
@@ -94,8 +94,8 @@ class Loading:
             pass  # bad lines were reported when the shards were surveyed
         if staging.rows != shard.rows:
             raise RowCountError(
-                f"{shard.uri}: {staging.rows} rows, but {shard.rows} are stated for it. "
-                "Correct the metadata, or remove it so that the shards are counted by reading."
+                f"{shard.uri}: {staging.rows} rows, but {shard.rows} are stated for it: "
+                "correct the metadata, or remove it so that the shards are counted by reading"
             )
         return staging.finish()
 
@@ -106,7 +106,7 @@ class Loading:
         stop: threading.Event,
         watch: "_Stopwatch | None" = None,
     ) -> Iterator[BadLine]:
-        """Hands each block's columns to `take`; yields bad lines where they are to be dropped, else raises RowError.
+        """Hand each block's columns to `take`; yield bad lines where they are to be dropped, else raise RowError.
 
         What was handed out counts only once the iteration has ended without an error.
         """

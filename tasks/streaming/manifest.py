@@ -88,7 +88,7 @@ class Manifest:
         return replace(chosen, columns=tuple(columns))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; `from_dict` reads them back."""
+        """Return plain JSON types; `from_dict` reads them back."""
         return {
             "fingerprint": self.fingerprint,
             "rows": self.rows,
@@ -101,7 +101,7 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> "Manifest":
-        """The manifest that `to_dict` wrote. Raises ConfigurationError where its fingerprint does not fit it."""
+        """Return the manifest that `to_dict` wrote. Raises ConfigurationError where its fingerprint does not fit it."""
         manifest = cls(
             shards=tuple(Shard(s["uri"], int(s["size"]), s["etag"], int(s["rows"])) for s in facts["shards"]),
             columns=tuple(facts["columns"]),
@@ -111,6 +111,6 @@ class Manifest:
         if facts.get("fingerprint", manifest.fingerprint) != manifest.fingerprint:
             raise ConfigurationError(
                 f"The manifest says that its fingerprint is {facts['fingerprint']}, but its shards give "
-                f"{manifest.fingerprint}: it was changed by hand or cut short. Locate the shards again."
+                f"{manifest.fingerprint}: it was changed by hand or cut short; locate the shards again"
             )
         return manifest

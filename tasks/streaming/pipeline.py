@@ -110,7 +110,7 @@ class Pipeline:
             done += inside.rows
 
     def _open_window(self, epoch: int, number: int) -> "tuple[NDArray[Any], NDArray[Any]]":
-        """A window's rows in the shards' order, and the permutation to read them by."""
+        """Return a window's rows in the shards' order, and the permutation to read them by."""
         if (epoch, number) not in self._windows:
             self._windows.clear()  # the one before it was read to its end
             span = self._sequencing.window_span(epoch, number)

@@ -38,7 +38,7 @@ class BatchPlan:
 
 
 def plan_batches(sequencing: Sequencing, request: Request) -> Iterator[BatchPlan]:
-    """The plans of all batches that the request asks for; without end where `epochs` is None."""
+    """Yield the plans of all batches that the request asks for; without end where `epochs` is None."""
     iteration = request.first
     while request.epochs is None or iteration * request.batch_size < request.epochs * sequencing.rows:
         spans = batch_spans(

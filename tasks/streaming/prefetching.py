@@ -14,7 +14,7 @@ from tasks.streaming.planning import BatchPlan
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-PLANS_AT_ONCE = 50  # how far the look ahead grows with each batch, lest the first one waits for thousands of plans
+PLANS_AT_ONCE = 50  # how far the look ahead grows with each batch, so that the first one does not wait for thousands
 
 
 class Prefetcher:
@@ -35,7 +35,9 @@ class Prefetcher:
         threads: int,
     ) -> None:
         self.closed = threading.Event()
-        self._loading, self._shards, self._plans = loading, shards, plans
+        self._loading = loading
+        self._shards = shards
+        self._plans = plans
         self._ahead = ahead
         self._held_rows = held_bytes // loading.row_bytes
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shardline-load")
@@ -45,7 +47,7 @@ class Prefetcher:
         self._new: set[int] = set()  # loaded for a batch that nobody has waited for yet
 
     def plans(self) -> Iterator[BatchPlan]:
-        """The plans in order, while shards for later ones are being loaded. Each is to be released."""
+        """Yield the plans in order, while shards for later ones are being loaded. Each is to be released."""
         upcoming: deque[BatchPlan] = deque()
         planned = 0
         while True:
@@ -64,7 +66,7 @@ class Prefetcher:
             yield upcoming.popleft()
 
     def wait_for(self, plan: BatchPlan) -> tuple[float, float]:
-        """Waits for the plan's shards; seconds of fetching and decoding for those that nobody waited for before."""
+        """Wait for the plan's shards; return seconds of fetching and decoding for those not waited for before."""
         fetch = decode = 0.0
         for index in plan.shards:
             loaded = self._wait_for(self._futures[index])
@@ -75,11 +77,11 @@ class Prefetcher:
         return fetch, decode
 
     def rows(self, index: int) -> "NDArray[Any]":
-        """The rows of a shard that was waited for."""
+        """Return the rows of a shard that was waited for."""
         return self._futures[index].result().rows
 
     def release(self, plan: BatchPlan) -> None:
-        """Lets go of shards that no other plan that was taken up needs."""
+        """Let go of shards that no other plan that was taken up needs."""
         self._uses.subtract(plan.shards)
         for index in plan.shards:
             if not self._uses[index]:
@@ -87,7 +89,7 @@ class Prefetcher:
                 self._rows -= self._shards[index].rows
 
     def close(self) -> None:
-        """Stops loading, and waits until no thread is left."""
+        """Stop loading, and wait until no thread is left."""
         self.closed.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._futures.clear()

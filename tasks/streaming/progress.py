@@ -18,7 +18,9 @@ class ProgressBar:
     """
 
     def __init__(self, what: str, total: int | None, unit: str = "B") -> None:
-        self._what, self._total, self._unit = what, total, unit
+        self._what = what
+        self._total = total
+        self._unit = unit
         self._done = 0
         self._began = self._drawn = time.monotonic()
         self._lock = threading.Lock()
@@ -33,12 +35,12 @@ class ProgressBar:
         self.close()
 
     def close(self) -> None:
-        """Wipes the line away."""
+        """Wipe the line away."""
         if self._shown:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
     def advance(self, amount: int) -> None:
-        """So many more are done; may be called from any thread."""
+        """Add to what is done; may be called from any thread."""
         if not self._shown:
             return
         with self._lock:
@@ -65,7 +67,7 @@ class ProgressBar:
 
 
 def watch(pieces: Iterable[bytes], progress: ProgressBar) -> Iterator[bytes]:
-    """The pieces, their lengths added to the progress."""
+    """Yield the pieces, their lengths added to the progress."""
     for piece in pieces:
         progress.advance(len(piece))
         yield piece

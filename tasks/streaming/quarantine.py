@@ -23,7 +23,7 @@ from tasks.streaming.progress import ProgressBar
 
 
 def set_bad_rows_aside(manifest: Manifest, loading: Loading, folder: Path, threads: int) -> tuple[Manifest, int, Path]:
-    """The manifest of the good rows alone, the number of bad ones, and the CSV file that names each of them.
+    """Return the manifest of the good rows alone, the number of bad ones, and the CSV file that names each of them.
 
     Raises RowCountError where good and bad rows are not as many as stated, ShardsNotFoundError where none is good.
     """
@@ -42,14 +42,14 @@ def set_bad_rows_aside(manifest: Manifest, loading: Loading, folder: Path, threa
     good = tuple(shard for shard in shards if shard.rows)
     if not good:
         raise ShardsNotFoundError(
-            f"None of the {manifest.rows} rows can be read; see {side_file} for what is wrong with each."
+            f"None of the {manifest.rows} rows can be read; see {side_file} for what is wrong with each"
         )
     notes = (*manifest.notes, f"{sum(bad)} bad rows set aside, listed in {side_file}") if sum(bad) else manifest.notes
     return replace(manifest, shards=good, notes=notes), sum(bad), side_file
 
 
 def _survey(manifest: Manifest, loading: Loading, threads: int) -> list[list[BadLine]]:
-    """The bad lines of each shard."""
+    """Return the bad lines of each shard."""
     stop = threading.Event()
     progress = ProgressBar("looking for bad rows", manifest.size)
 
@@ -64,8 +64,8 @@ def _survey(manifest: Manifest, loading: Loading, threads: int) -> list[list[Bad
         progress.advance(shard.size)
         if good + len(bad) != shard.rows:
             raise RowCountError(
-                f"{shard.uri}: {good} good and {len(bad)} bad rows, but {shard.rows} are stated for it. "
-                "Correct the metadata, or remove it so that the shards are counted by reading."
+                f"{shard.uri}: {good} good and {len(bad)} bad rows, but {shard.rows} are stated for it: "
+                "correct the metadata, or remove it so that the shards are counted by reading"
             )
         return bad
 

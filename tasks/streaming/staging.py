@@ -33,7 +33,7 @@ class PagePool:
         self._free: deque[mmap.mmap] = deque(maxlen=kept)
 
     def allocate(self, rows: int, width: int, dtype: str) -> "NDArray[Any]":
-        """[rows, width] numbers, whatever they are."""
+        """Return an array [rows, width] of any numbers."""
         import numpy as np
 
         count = rows * width
@@ -67,13 +67,13 @@ class Staging(Protocol):
     rows: int
 
     def append(self, columns: "list[NDArray[Any]]") -> None:
-        """Writes the columns, of equal length, below what is there."""
+        """Write the columns, of equal length, below what is there."""
 
     def finish(self) -> "NDArray[Any]":
-        """All rows, as [rows, columns]."""
+        """Return all rows, as [rows, columns]."""
 
     def close(self) -> None:
-        """Lets go of what `finish` does not need."""
+        """Let go of what `finish` does not need."""
 
 
 class MemoryStaging:
@@ -104,7 +104,9 @@ class FileStaging:
         self.rows = 0
         self.checksum = 0
         self.file = file
-        self._width, self._dtype, self._offset = width, dtype, offset
+        self._width = width
+        self._dtype = dtype
+        self._offset = offset
         file.seek(offset)
 
     def append(self, columns: "list[NDArray[Any]]") -> None:
@@ -126,19 +128,19 @@ class FileStaging:
 
 
 def stage_in_temporary_file(width: int, dtype: str) -> FileStaging:
-    """Staging in a file without a name, in the folder for temporary files: gone when nobody maps it any more."""
+    """Return staging in a file without a name, in the folder for temporary files: gone when nobody maps it."""
     return FileStaging(tempfile.TemporaryFile(prefix="shardline-", buffering=0), width, dtype)
 
 
 def explain_full_disk(error: OSError) -> ConfigurationError:
-    """The error for a shard that is too large for memory and for the folder of temporary files."""
+    """Return the error for a shard that is too large for memory and for the folder of temporary files."""
     return ConfigurationError(
-        f"A shard could not be staged in {tempfile.gettempdir()}: {error}. Make room there, or set TMPDIR."
+        f"A shard could not be staged in {tempfile.gettempdir()}: {error}; make room there, or set TMPDIR"
     )
 
 
 def map_rows(file: IO[bytes], rows: int, width: int, dtype: str, offset: int) -> "NDArray[Any]":
-    """Rows that lie in a file, read-only, as [rows, columns]."""
+    """Map rows that lie in a file, read-only, as [rows, columns]."""
     import numpy as np
 
     if rows == 0:

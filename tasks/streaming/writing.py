@@ -119,7 +119,7 @@ class ShardWriter:
 
 
 def name_shards(uris: Sequence[str], form: str) -> list[str]:
-    """The names of the shards to write, after those that they are of: part-3.csv.gz → part-3.parquet.
+    """Return the names of the shards to write, after those that they are of: part-3.csv.gz → part-3.parquet.
 
     Raises ConfigurationError where two would have the same name.
     """

@@ -30,43 +30,43 @@ class Contract:
         return cls(manifest.columns, manifest.header, drops_bad_rows)
 
     def check_header(self, uri: str, found: Sequence[str]) -> None:
-        """Raises RowError where a shard's header lacks a column, repeats one, or has one that nobody expects.
+        """Raise RowError where a shard's header lacks a column, repeats one, or has one that nobody expects.
 
         The order may differ. Columns that were not asked for may be there only where columns were chosen by name,
         that is, where the first shard has such columns too.
         """
         for column in self.columns:
             if column not in found:
-                hint = "It seems to have no header line. " if is_numeric(found) else ""
+                hint = "; it seems to have no header line" if is_numeric(found) else ""
                 raise RowError(
-                    f"{uri}, line 1: column {column!r} is missing; found {', '.join(found)}. {hint}{_REMEDY}"
+                    f"{uri}, line 1: column {column!r} is missing; found {', '.join(found)}{hint}: {_REMEDY}"
                 )
         repeated = sorted({name for name in found if list(found).count(name) > 1})
         if repeated:
-            raise RowError(f"{uri}, line 1: column {repeated[0]!r} stands in the header more than once. {_REMEDY}")
+            raise RowError(f"{uri}, line 1: column {repeated[0]!r} is in the header more than once: {_REMEDY}")
         if self.header is not None and set(self.header) == set(self.columns):
             extra = [name for name in found if name not in self.columns]
             if extra:
                 raise RowError(
-                    f"{uri}, line 1: column {extra[0]!r} is not in the contract ({', '.join(self.columns)}). "
-                    "Name the columns to read with `columns`, or correct the shard."
+                    f"{uri}, line 1: column {extra[0]!r} is not in the contract ({', '.join(self.columns)}): "
+                    "name the columns to read with `columns`, or correct the shard"
                 )
 
 
-_REMEDY = "Correct the shard, or leave it out of the glob."
+_REMEDY = "correct the shard, or leave it out of the glob"
 
 
 def split_line(line: bytes) -> list[str]:
-    """The cells of one line of CSV, without quotes, byte order mark and line end."""
+    """Return the cells of one line of CSV, without quotes, byte order mark and line end."""
     text = line.removeprefix(BYTE_ORDER_MARK).rstrip(b"\r\n").decode("utf-8", errors="replace")
     try:
         return next(csv.reader([text]), [])
-    except csv.Error:  # a carriage return amid the line
+    except csv.Error:  # a carriage return inside the line
         return text.split(",")
 
 
 def is_numeric(cells: Sequence[str]) -> bool:
-    """Whether every cell is a number, as no header's is."""
+    """Return whether every cell is a number, as no header's is."""
     for cell in cells:
         try:
             float(cell)
@@ -76,5 +76,5 @@ def is_numeric(cells: Sequence[str]) -> bool:
 
 
 def name_columns(width: int) -> tuple[str, ...]:
-    """Names for the columns of shards without a header line: column_0, column_1, …"""
+    """Return names for the columns of shards without a header line: column_0, column_1, …"""
     return tuple(f"column_{index}" for index in range(width))

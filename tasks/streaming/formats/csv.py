@@ -37,7 +37,10 @@ class Block:
 
 
 def decompress(uri: str, pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The pieces as they are or, where they begin as gzip does, what they hold. Raises RowError for damaged gzip."""
+    """Yield the pieces as they are or, where they begin as gzip does, what they hold.
+
+    Raises RowError for damaged gzip.
+    """
     iterator = iter(pieces)
     head = b""
     for piece in iterator:
@@ -52,13 +55,11 @@ def decompress(uri: str, pieces: Iterable[bytes]) -> Iterator[bytes]:
     try:
         yield from _gunzip(itertools.chain([head], iterator))
     except zlib.error as error:
-        raise RowError(
-            f"{uri} begins like gzip, but cannot be decompressed: {error}. Write the shard again."
-        ) from error
+        raise RowError(f"{uri} begins like gzip, but cannot be decompressed: {error}; write the shard again") from error
 
 
 def _gunzip(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Every member of a gzip file, one after the other."""
+    """Yield what every member of a gzip file holds, one after the other."""
     member = None
     for piece in pieces:
         for start in range(0, len(piece), GZIP_AT_ONCE):
@@ -75,7 +76,7 @@ def _gunzip(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def cut_blocks(uri: str, pieces: Iterable[bytes], contract: Contract) -> Iterator[Block]:
-    """Blocks of whole lines, without the header line, which is held against the contract first. Raises RowError."""
+    """Yield blocks of whole lines, without the header line, which is compared with the contract. Raises RowError."""
     names: tuple[str, ...] = ()
     line = 1
     gathered: list[bytes] = []
@@ -89,7 +90,7 @@ def cut_blocks(uri: str, pieces: Iterable[bytes], contract: Contract) -> Iterato
         end = data.rfind(b"\n") + 1 if piece else len(data)
         gathered, length = [data[end:]], len(data) - end
         if length > LONGEST_LINE:
-            raise RowError(f"{uri}, line {line + _count_lines(data)}: no line end in {length} bytes. Is this CSV?")
+            raise RowError(f"{uri}, line {line + _count_lines(data)}: no line end in {length} bytes; is this CSV?")
         start = 0
         if not names and end:
             names, start, line = _take_header(uri, data, contract)
@@ -100,14 +101,14 @@ def cut_blocks(uri: str, pieces: Iterable[bytes], contract: Contract) -> Iterato
 
 
 def _count_lines(data: bytes | memoryview) -> int:
-    """As bytes.count, which takes five times as long, and other threads with it."""
+    """Return what bytes.count would, which takes five times as long and keeps other threads waiting."""
     import numpy as np
 
     return int(np.count_nonzero(np.frombuffer(data, dtype=np.uint8) == ord("\n")))
 
 
 def _take_header(uri: str, data: bytes, contract: Contract) -> tuple[tuple[str, ...], int, int]:
-    """The shard's own column names, where its rows begin, and the number of their first line."""
+    """Return the shard's own column names, where its rows begin, and the number of their first line."""
     begin = len(BYTE_ORDER_MARK) if data.startswith(BYTE_ORDER_MARK) else 0
     end = data.find(b"\n") + 1 or len(data)
     cells = split_line(data[begin:end])
@@ -115,7 +116,7 @@ def _take_header(uri: str, data: bytes, contract: Contract) -> tuple[tuple[str, 
         if len(cells) != len(contract.columns):
             raise RowError(
                 f"{uri}, line 1: {len(cells)} cells where {len(contract.columns)} columns are expected "
-                f"({', '.join(contract.columns)}). Correct the shard, or name its columns with `columns`."
+                f"({', '.join(contract.columns)}): correct the shard, or name its columns with `columns`"
             )
         return contract.columns, begin, 1
     contract.check_header(uri, cells)
@@ -125,7 +126,7 @@ def _take_header(uri: str, data: bytes, contract: Contract) -> tuple[tuple[str, 
 def parse_lines(
     data: bytes | memoryview, names: tuple[str, ...], columns: tuple[str, ...], dtype: str
 ) -> "list[NDArray[Any]]":
-    """`columns` of whole lines of CSV whose own columns are `names`; every number is finite.
+    """Return `columns` of whole lines of CSV whose own columns are `names`; every number is finite.
 
     Raises ValueError (pyarrow.ArrowInvalid where the text is at fault).
     """
@@ -153,11 +154,12 @@ def parse_lines(
 
 
 def _check_finite(column: "NDArray[Any]", dtype: str) -> "NDArray[Any]":
-    """The column as `dtype`. A sum is finite only if all its terms are, and some times faster than isfinite."""
+    """Return the column as `dtype`, of finite numbers. Raises ValueError where one is not."""
     import numpy as np
 
     with np.errstate(over="ignore", invalid="ignore"):
         column = column.astype(dtype, copy=False)
+        # a sum is finite only if all its terms are, and some times faster than isfinite
         if not np.isfinite(column.sum()) and not np.isfinite(column).all():
             raise ValueError("a number is not finite")
     return column

@@ -37,7 +37,7 @@ class BadLine:
 def decode_csv(
     uri: str, pieces: Iterable[bytes], contract: Contract, dtype: str
 ) -> "Iterator[tuple[list[NDArray[Any]], list[BadLine]]]":
-    """Blocks of columns, in the contract's order, and the bad lines left out of each.
+    """Yield blocks of columns, in the contract's order, and the bad lines left out of each.
 
     Raises RowError where bad lines are an error, or the header breaks the contract.
     """
@@ -47,33 +47,33 @@ def decode_csv(
             yield parse_lines(block.data, block.names, columns, dtype), []
         except ValueError as error:
             if not contract.drops_bad_rows:
-                raise explain(block, columns, dtype) from error
+                raise make_row_error(block, columns, dtype) from error
             yield drop_bad_lines(block, columns, dtype)
 
 
-def explain(block: Block, columns: tuple[str, ...], dtype: str) -> RowError:
-    """The error for the first bad line of a block that could not be decoded."""
+def make_row_error(block: Block, columns: tuple[str, ...], dtype: str) -> RowError:
+    """Return the error for the first bad line of a block that could not be decoded."""
     lines = bytes(block.data).split(b"\n")
     for index in find_bad_lines(lines, block.names, columns, dtype):
-        bad = describe(block, index, lines[index], columns, dtype)
+        bad = describe_bad_line(block, index, lines[index], columns, dtype)
         return RowError(
-            f"{bad.uri}, line {bad.line}: {bad.reason}. Correct the shard, or drop and count such lines "
+            f"{bad.uri}, line {bad.line}: {bad.reason}; correct the shard, or drop and count such lines "
             'with on_bad_rows="quarantine".'
         )
-    return RowError(f"{block.uri}: the lines from {block.line} on cannot be decoded together. Correct the shard.")
+    return RowError(f"{block.uri}: the lines from {block.line} on cannot be decoded together; correct the shard")
 
 
 def drop_bad_lines(block: Block, columns: tuple[str, ...], dtype: str) -> "tuple[list[NDArray[Any]], list[BadLine]]":
-    """The columns of the lines that keep the contract, and the lines that break it, in order."""
+    """Return the columns of the lines that keep the contract, and the lines that break it, in order."""
     lines = bytes(block.data).split(b"\n")
     found = set(find_bad_lines(lines, block.names, columns, dtype))
-    bad = [describe(block, index, lines[index], columns, dtype) for index in sorted(found)]
+    bad = [describe_bad_line(block, index, lines[index], columns, dtype) for index in sorted(found)]
     good = b"\n".join(line for index, line in enumerate(lines) if index not in found)
     return parse_lines(good, block.names, columns, dtype), bad
 
 
 def find_bad_lines(lines: list[bytes], names: tuple[str, ...], columns: tuple[str, ...], dtype: str) -> Iterator[int]:
-    """Which of the lines break the contract, in order, by halving what does not decode."""
+    """Yield which of the lines break the contract, in order, by halving what does not decode."""
     spans = [(0, len(lines))]
     while spans:
         first, last = spans.pop()
@@ -87,19 +87,21 @@ def find_bad_lines(lines: list[bytes], names: tuple[str, ...], columns: tuple[st
                 spans += [(middle, last), (first, middle)]
 
 
-def describe(block: Block, index: int, raw: bytes, columns: tuple[str, ...], dtype: str) -> BadLine:
-    """What is wrong with line `index` of a block, which does not decode."""
+def describe_bad_line(block: Block, index: int, raw: bytes, columns: tuple[str, ...], dtype: str) -> BadLine:
+    """Return what is wrong with line `index` of a block, which does not decode."""
     cells = split_line(raw)
-    column, cell, reason = "", "", "the line cannot be read as numbers"
+    column = cell = ""
+    reason = "the line cannot be read as numbers"
     if tuple(cells) == block.names:
-        reason = "the header line stands here again"
+        reason = "the header line is repeated here"
     elif len(cells) != len(block.names):
         reason = f"{len(cells)} cells where {len(block.names)} are expected"
     else:
         for name, value in zip(block.names, cells, strict=True):
             problem = _find_problem(value, dtype) if name in columns else None
             if problem is not None:
-                column, cell, reason = name, value, f"column {name!r} {problem}"
+                column, cell = name, value
+                reason = f"column {name!r} {problem}"
                 break
     text = raw.rstrip(b"\r").decode("utf-8", errors="replace")
     return BadLine(block.uri, block.line + index, column, cell, reason, text)

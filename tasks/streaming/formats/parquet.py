@@ -34,13 +34,13 @@ def read_footer(uri: str, file: IO[bytes] | io.RawIOBase) -> tuple[tuple[str, ..
             metadata = parquet.read_metadata(opened)
             return tuple(metadata.schema.to_arrow_schema().names), int(metadata.num_rows)
     except pyarrow.ArrowInvalid as error:
-        raise RowError(f"{uri} is no Parquet file: {error}. Write the shard again, or leave it out.") from error
+        raise RowError(f"{uri} is no Parquet file: {error}; write the shard again, or leave it out") from error
 
 
 def decode_parquet(
     uri: str, pieces: Iterable[bytes], contract: Contract, dtype: str
 ) -> "Iterator[tuple[list[NDArray[Any]], list[BadLine]]]":
-    """Blocks of columns, in the contract's order, and the bad rows left out of each, their numbers standing for lines.
+    """Yield blocks of columns, in the contract's order, and the bad rows left out of each, by number.
 
     Raises RowError where bad rows are an error, or a column is missing, unexpected or not of numbers.
     """
@@ -59,12 +59,12 @@ def decode_parquet(
                 columns, bad = _take_good(uri, batch.select(list(contract.columns)), row, dtype)
                 if bad and not contract.drops_bad_rows:
                     raise RowError(
-                        f"{uri}, row {bad[0].line}: {bad[0].reason}. Correct the shard, or quarantine such rows."
+                        f"{uri}, row {bad[0].line}: {bad[0].reason}; correct the shard, or quarantine such rows"
                     )
                 yield columns, bad
                 row += batch.num_rows
         except pyarrow.ArrowException as error:
-            raise RowError(f"{uri} cannot be decoded as Parquet: {error}. Write the shard again.") from error
+            raise RowError(f"{uri} cannot be decoded as Parquet: {error}; write the shard again") from error
 
 
 def _take_good(uri: str, batch: Any, first: int, dtype: str) -> "tuple[list[NDArray[Any]], list[BadLine]]":
@@ -94,8 +94,6 @@ def _to_numbers(uri: str, name: str, column: Any, dtype: str) -> "NDArray[Any]":
 
     kind = column.type
     if not (types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)):
-        raise RowError(
-            f"{uri}: column {name!r} is of type {kind}, not of numbers. Choose other columns with `columns`."
-        )
+        raise RowError(f"{uri}: column {name!r} is of type {kind}, not of numbers; choose other columns with `columns`")
     with np.errstate(over="ignore"):
         return column.cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False).astype(dtype, copy=False)  # type: ignore[no-any-return]

@@ -19,7 +19,7 @@ READERS = 8
 def count_rows(
     store: Store, listed: list[Listed], *, has_header: bool, limit: int | None, retry: RetryPolicy
 ) -> list[tuple[Listed, int]]:
-    """Each shard, with its ETag, and its number of rows: lines that are not empty, less the header line.
+    """Return each shard, with its ETag, and its number of rows: lines that are not empty, less the header line.
 
     With a limit, reading ends after so many shards with rows. Of Parquet shards only the footer is read.
     """
@@ -48,7 +48,7 @@ def count_rows(
 
 
 def read_first_line(store: Store, entry: Listed, retry: RetryPolicy) -> bytes:
-    """The first line of a shard, of which 64 KiB are read at most; b"" where it is empty."""
+    """Return the first line of a shard, of which 64 KiB are read at most; b"" where it is empty."""
     head = b""
     for data in _without_ending(decompress(entry.uri, read_object(store, entry, retry, end=FIRST_BYTES))):
         head += data
@@ -58,7 +58,7 @@ def read_first_line(store: Store, entry: Listed, retry: RetryPolicy) -> bytes:
 
 
 def hash_content(store: Store, entry: Listed, retry: RetryPolicy) -> str:
-    """The MD5 (hex) of the object, for schemes that have no ETag."""
+    """Return the MD5 (hex) of the object, for schemes that have no ETag."""
     digest = hashlib.md5(usedforsecurity=False)
     for _ in _hash(read_object(store, entry, retry), digest):
         pass
@@ -66,7 +66,7 @@ def hash_content(store: Store, entry: Listed, retry: RetryPolicy) -> str:
 
 
 def _without_ending(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The pieces as far as they go: the first bytes of a gzip file are no whole gzip file."""
+    """Yield the pieces as far as they go: the first bytes of a gzip file are no whole gzip file."""
     from tasks.errors import RowError
 
     try:
@@ -82,7 +82,7 @@ def _hash(pieces: Iterator[bytes], digest: "hashlib._Hash") -> Iterator[bytes]:
 
 
 def _count_lines(uri: str, pieces: Iterator[bytes]) -> int:
-    """Lines that are not empty; a last line without a line end counts."""
+    """Count the lines that are not empty; a last line without a line end counts."""
     lines = 0
     before = b"\n"
     for data in decompress(uri, pieces):
@@ -93,7 +93,7 @@ def _count_lines(uri: str, pieces: Iterator[bytes]) -> int:
 
 
 def _count_pairs(before: bytes, data: bytes) -> int:
-    """Line ends that follow a line end: those of empty lines."""
+    """Count the line ends that follow a line end: those of empty lines."""
     pairs = int(before == b"\n" and data[:1] == b"\n")
     at = data.find(b"\n\n")
     while at >= 0:

@@ -31,7 +31,7 @@ def locate(
     storage_options: Mapping[str, Any] | None = None,
     retry: RetryPolicy = RetryPolicy(),
 ) -> Manifest:
-    """The shards that `shards` (a glob, URI or path, or several) names, each with its size, ETag and number of rows.
+    """List what `shards` (a glob, URI or path, or several) names: each shard's URI, size, ETag and number of rows.
 
     meta_shards: where Spark's `.meta/shards` CSV (id,count) lies; None: beside the shards, and where there is none,
         every object is read once to count its rows
@@ -48,7 +48,7 @@ def locate(
     _check(header, columns, max_shards)
     patterns = [shards] if isinstance(shards, str) else list(shards)
     if not patterns:
-        raise ConfigurationError("shards is an empty list: name at least one glob, URI or path.")
+        raise ConfigurationError("shards is an empty list: name at least one glob, URI or path")
     store = open_store(patterns[0], storage_options, retry)
     notes: list[str] = []
     listed = _list_shards(store, patterns, retry, notes)
@@ -64,7 +64,7 @@ def locate(
         notes.append("no .meta/shards beside the shards: rows counted by reading every shard once")
     found = [(entry, rows) for entry, rows in paired if rows][:max_shards]
     if not found:
-        raise ShardsNotFoundError(f"{', '.join(patterns)} matches {len(listed)} shards, but none of them has rows.")
+        raise ShardsNotFoundError(f"{', '.join(patterns)} matches {len(listed)} shards, but none of them has rows")
     if empty := sum(not rows for _, rows in paired):
         notes.append(f"{empty} {'shard' if empty == 1 else 'shards'} without rows skipped")
     complete = [Shard(e.uri, e.size, e.etag or hash_content(store, e, retry), rows) for e, rows in found]
@@ -72,21 +72,21 @@ def locate(
 
 
 def natural_key(uri: str) -> list[tuple[int, int, str]]:
-    """Sorts part-2 before part-10."""
+    """Return a key that sorts part-2 before part-10."""
     return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", uri)]
 
 
 def _check(header: object, columns: Sequence[str] | None, max_shards: int | None) -> None:
     if header not in ("infer", 0, None):
-        raise ConfigurationError(f"header is {header!r}; it may be 'infer', 0 or None.")
+        raise ConfigurationError(f"header is {header!r}; it may be 'infer', 0 or None")
     if columns is not None and (not columns or isinstance(columns, str) or len(set(columns)) != len(columns)):
-        raise ConfigurationError(f"columns is {columns!r}; it must be a list of distinct names.")
+        raise ConfigurationError(f"columns is {columns!r}; it must be a list of distinct names")
     if max_shards is not None and max_shards < 1:
-        raise ConfigurationError(f"max_shards is {max_shards}; it must be at least 1.")
+        raise ConfigurationError(f"max_shards is {max_shards}; it must be at least 1")
 
 
 def _list_shards(store: Store, patterns: list[str], retry: RetryPolicy, notes: list[str]) -> list[Listed]:
-    """What the patterns match and may hold rows, without repetition, each pattern's matches in natural order."""
+    """Return what the patterns match and may hold rows, without repetition, each pattern's matches in natural order."""
     matched: dict[str, Listed] = {}
     for pattern in patterns:
         for entry in sorted(list_objects(store, pattern, retry), key=lambda entry: natural_key(entry.uri)):
@@ -94,7 +94,7 @@ def _list_shards(store: Store, patterns: list[str], retry: RetryPolicy, notes: l
     data = [entry for entry in matched.values() if not _is_by_product(entry.uri)]
     if not data:
         others = f" but by-products such as {next(iter(matched))}" if matched else ""
-        raise ShardsNotFoundError(f"{', '.join(patterns)} matches nothing{others}. Check bucket, path and pattern.")
+        raise ShardsNotFoundError(f"{', '.join(patterns)} matches nothing{others}: check bucket, path and pattern")
     if skipped := len(matched) - len(data):
         notes.append(f"{skipped} {'by-product' if skipped == 1 else 'by-products'} (_SUCCESS, .crc, .meta) skipped")
     return data
@@ -108,7 +108,7 @@ def _is_by_product(uri: str) -> bool:
 def _name_columns(
     store: Store, entry: Listed, header: Header, columns: Sequence[str] | None, retry: RetryPolicy
 ) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-    """The columns of a batch, and the first shard's header line; None where it has none."""
+    """Return the columns of a batch, and the first shard's header line; None where it has none."""
     if parquet.is_parquet(entry.uri):
         cells = parquet.read_footer(entry.uri, ObjectFile(store, entry, retry))[0]
     else:
@@ -117,7 +117,7 @@ def _name_columns(
             names = tuple(columns) if columns is not None else name_columns(len(cells))
             if len(names) != len(cells):
                 raise RowError(
-                    f"{entry.uri}, line 1: {len(cells)} cells, but columns names {len(names)}. Name them all."
+                    f"{entry.uri}, line 1: {len(cells)} cells, but columns names {len(names)}; name them all"
                 )
             return names, None
     contract = Contract(tuple(columns) if columns is not None else cells, cells)

@@ -55,14 +55,16 @@ class FilesystemStore:
             found = file.seek(0, os.SEEK_END)
             file.seek(offset)
         except FileNotFoundError as error:
-            raise ShardChangedError(f"{uri} is gone: it was listed, but cannot be found now.") from error
+            raise ShardChangedError(
+                f"{uri} is gone: it was listed, but cannot be found now; locate the shards again"
+            ) from error
         except PermissionError as error:
-            raise ConfigurationError(f"{uri} may not be read: {error}.") from error
+            raise ConfigurationError(f"{uri} may not be read: {error}") from error
         except OSError as error:
             raise TransientError(str(error)) from error
         if found != size:
             file.close()
-            raise ShardChangedError(f"{uri}: listed with {size} bytes, now has {found}. Locate the shards again.")
+            raise ShardChangedError(f"{uri}: listed with {size} bytes, now has {found}; locate the shards again")
         return _FileBody(uri, file, stop - offset, etag, self._ask_etag)
 
     def _open_file(self, uri: str) -> Any:
@@ -101,7 +103,7 @@ class _FileBody:
 
     @property
     def content_md5(self) -> str | None:
-        """The listed ETag, where it is the MD5 that this library took for want of one."""
+        """The listed ETag, where it is the MD5 that this library put in its place."""
         return self._etag if self._etag and MD5.fullmatch(self._etag) and self._ask_etag(self._uri) is None else None
 
     def read(self, most: int) -> bytes:
@@ -113,13 +115,13 @@ class _FileBody:
             raise TransientError(str(error)) from error
         if now is not None and now != self._etag:
             raise ShardChangedError(
-                f"{self._uri} was replaced since it was listed: its ETag was {self._etag}, is {now}. "
-                "Locate the shards again."
+                f"{self._uri} was replaced since it was listed: its ETag was {self._etag}, is {now}; "
+                "locate the shards again"
             )
         return data
 
     def limit(self, seconds: float) -> None:
-        """Left to the filesystem."""
+        """Do nothing: the filesystem has limits of its own."""
 
     def close(self) -> None:
         self._file.close()
@@ -127,7 +129,9 @@ class _FileBody:
 
 def _list_file(uri: str, info: Mapping[str, Any]) -> Listed:
     if info["size"] is None:
-        raise ConfigurationError(f"{uri}: its server states no size, so a whole read cannot be told from a torn one.")
+        raise ConfigurationError(
+            f"{uri}: its server states no size, and without it a read cut short goes unnoticed; use another server"
+        )
     return Listed(uri, int(info["size"]), _find_etag(info))
 
 

@@ -11,7 +11,9 @@ class ObjectFile(io.RawIOBase):
     """A seekable file that fetches what is read from it."""
 
     def __init__(self, store: Store, entry: Listed, retry: RetryPolicy) -> None:
-        self._store, self._entry, self._retry = store, entry, retry
+        self._store = store
+        self._entry = entry
+        self._retry = retry
         self._at = 0
 
     def readable(self) -> bool:

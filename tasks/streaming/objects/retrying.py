@@ -48,7 +48,7 @@ class RetryPolicy:
         return min(15.0, self.deadline_seconds / 4)
 
     def seconds_for(self, size: int) -> float:
-        """The whole time for `size` bytes, retries included."""
+        """Return the whole time for `size` bytes, retries included."""
         return self.deadline_seconds + size / self.minimum_throughput
 
 
@@ -71,8 +71,8 @@ class Attempts:
     def left(self) -> float:
         return self.ends - time.monotonic()
 
-    def progress(self) -> None:
-        """Bytes came since the last failure: the next pause is a short one again."""
+    def note_progress(self) -> None:
+        """Note that bytes came since the last failure: the next pause is a short one again."""
         self._in_row = 0
 
     def pause_after(self, error: BaseException) -> None:
@@ -82,14 +82,14 @@ class Attempts:
         if pause + self.stall >= self.left:
             raise TransferError(
                 f"{self.what}: gave up after {self.failed} failed attempts, {self.seconds:.0f} s being allowed; "
-                f"the last one: {error}. Check the network and the store, or allow more with deadline_seconds."
+                f"the last one: {error}; check the network and the store, or allow more with deadline_seconds"
             ) from error
         if self._stop.wait(pause):
             raise ClosedError from error
 
 
 def call_with_retries(what: str, retry: RetryPolicy, call: Callable[[], T], stop: threading.Event | None = None) -> T:
-    """`call()`, again and again while it raises TransientError, until the deadline; then TransferError."""
+    """Return `call()`, tried again while it raises TransientError. Raises TransferError past the deadline."""
     attempts = Attempts(what, retry.deadline_seconds, retry.stall_seconds, stop)
     while True:
         try:

@@ -63,7 +63,7 @@ class S3Store:
             if not page.get("IsTruncated"):
                 return found
             if "NextContinuationToken" not in page:
-                raise TransientError("the listing broke off amid its pages")
+                raise TransientError("the listing ended between two pages")
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
     def matches(self, pattern: str, uri: str) -> bool:
@@ -81,8 +81,8 @@ class S3Store:
         try:
             if etag is not None and response.get("ETag", etag).strip('"') != etag:  # not every server knows If-Match
                 raise ShardChangedError(
-                    f"{uri} was replaced since it was listed: its ETag was {etag}, is {response['ETag']}. "
-                    "Locate the shards again."
+                    f"{uri} was replaced since it was listed: its ETag was {etag}, is {response['ETag']}; "
+                    "locate the shards again"
                 )
             _check_range(uri, response, offset, stop, size)
         except BaseException:
@@ -91,7 +91,7 @@ class S3Store:
         return body
 
     def _ask(self, operation: str, uri: str, asked: Mapping[str, Any], *, renewed: bool = False) -> Any:
-        """One request. Expired credentials are asked for afresh, once; all other errors are translated."""
+        """Make one request. Expired credentials are renewed once; all other errors are translated."""
         import botocore.exceptions as failures
 
         client = None
@@ -113,11 +113,11 @@ class S3Store:
             failures.TokenRetrievalError,
         ) as error:
             raise CredentialsError(
-                f"No usable AWS credentials for {uri}: {error}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a "
-                "profile or a role; for a public bucket ask anonymously (storage_options={'anon': True})."
+                f"No usable AWS credentials for {uri}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a "
+                "profile or a role; for a public bucket ask anonymously (storage_options={'anon': True})"
             ) from error
         except (failures.BotoCoreError, ValueError, TypeError) as error:
-            raise ConfigurationError(f"S3 cannot be asked for {uri}: {error}. Correct the settings of AWS.") from error
+            raise ConfigurationError(f"S3 cannot be asked for {uri}: {error}; correct the settings of AWS") from error
 
     def _drop_client(self, client: Any) -> None:
         with self._lock:
@@ -154,19 +154,19 @@ class _S3Body:
 
 
 def _check_range(uri: str, response: Mapping[str, Any], offset: int, stop: int, size: int) -> None:
-    """Raises where what the server says that it sends is not what was asked for."""
+    """Raise where what the server says that it sends is not what was asked for."""
     described = response.get("ContentRange")
     if described is not None:
         if described != f"bytes {offset}-{stop - 1}/{size}":
             raise ShardChangedError(
-                f"{uri}: asked for bytes {offset}-{stop - 1} of {size}, was sent '{described}'. "
-                "The object is not the one that was listed; locate the shards again."
+                f"{uri}: asked for bytes {offset}-{stop - 1} of {size}, was sent '{described}'; "
+                "the object is not the one that was listed: locate the shards again"
             )
     elif offset:
         raise TransientError("the server ignored the range that was asked for")
     elif response.get("ContentLength", 0) > size:  # a shorter answer is asked for the rest; here there is too much
         raise ShardChangedError(
-            f"{uri}: listed with {size} bytes, now has {response['ContentLength']}. Locate the shards again."
+            f"{uri}: listed with {size} bytes, now has {response['ContentLength']}; locate the shards again"
         )
 
 
@@ -210,16 +210,16 @@ def _make_client(options: Mapping[str, Any], retry: RetryPolicy) -> Any:
     arguments = {name: left.pop(name) for name in SAME_NAME if name in left} | left.pop("client_kwargs", {})
     if left:
         raise ConfigurationError(
-            f"storage_options for s3 do not know {', '.join(sorted(left))}. Known: anon, key, secret, token, profile, "
+            f"storage_options for s3 have no {', '.join(sorted(left))}; they have anon, key, secret, token, profile, "
             "endpoint_url, region_name, use_ssl, verify, requester_pays, client_kwargs, config_kwargs, "
-            "s3_additional_kwargs."
+            "s3_additional_kwargs"
         )
     return session.create_client("s3", config=Config(**settings), **arguments)
 
 
 @cache
 def _load_models() -> Any:
-    """botocore's descriptions of services, which it would read again for each client: 10 ms rather than 60."""
+    """Read botocore's descriptions of services once, not for each client: 10 ms rather than 60."""
     from botocore.loaders import create_loader
 
     return create_loader()
@@ -230,12 +230,12 @@ def _code(error: Any) -> str:
 
 
 def _translate(error: Any, uri: str) -> Exception:
-    """The error of tasks/errors.py that a refusal by S3 stands for, or TransientError."""
+    """Return the error of tasks/errors.py that a refusal by S3 means, or TransientError."""
     code = _code(error)
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     if code in CREDENTIAL_CODES:
         return CredentialsError(
-            f"S3 refused the credentials for {uri}: {code}. Renew or correct them; check the clock."
+            f"S3 refused the credentials for {uri}: {code}; renew or correct them, and check the clock"
         )
     if code in TRANSIENT_CODES or status >= 500 or status == 429:
         return TransientError(f"S3 answered {status} {code}")
@@ -247,21 +247,21 @@ def _translate(error: Any, uri: str) -> Exception:
 def _translate_refusal(code: str, status: int, uri: str) -> ShardlineError | None:
     bucket = urlsplit(uri).netloc
     if code == "NoSuchBucket":
-        return BucketError(f"There is no bucket {bucket} (asked for {uri}). Check its name and the account.")
+        return BucketError(f"There is no bucket {bucket} (asked for {uri}): check its name and the account")
     if code in REGION_CODES or status in (301, 307):
         return BucketError(
-            f"Bucket {bucket} lies in another region than the one asked. Set AWS_DEFAULT_REGION to its own."
+            f"Bucket {bucket} lies in another region than the one asked: set AWS_DEFAULT_REGION to its own"
         )
     if status == 403:
         return BucketError(
-            f"S3 denied access to {uri} ({code}). Allow s3:GetObject on it and s3:ListBucket on the bucket."
+            f"S3 denied access to {uri} ({code}): allow s3:GetObject on it and s3:ListBucket on the bucket"
         )
     if status == 404:
-        return ShardChangedError(f"{uri} is gone: it was listed, but now S3 answers {code}. Locate the shards again.")
+        return ShardChangedError(f"{uri} is gone: it was listed, but now S3 answers {code}; locate the shards again")
     if status == 412:
         return ShardChangedError(
-            f"{uri} was replaced since it was listed (its ETag is another). Locate the shards again."
+            f"{uri} was replaced since it was listed (its ETag is another): locate the shards again"
         )
     if status == 416:
-        return ShardChangedError(f"{uri} is shorter than it was when listed. Locate the shards again.")
+        return ShardChangedError(f"{uri} is shorter than it was when listed: locate the shards again")
     return None

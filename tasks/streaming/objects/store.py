@@ -18,13 +18,13 @@ class Body(Protocol):
 
     @property
     def content_md5(self) -> str | None:
-        """The MD5 (hex) that the whole object must have; None where the store vouches for none."""
+        """The MD5 (hex) that the whole object must have; None where the store states none."""
 
     def read(self, most: int) -> bytes:
-        """Up to `most` bytes, as soon as there are any; b"" at the end. Raises TransientError."""
+        """Return up to `most` bytes, as soon as there are any; b"" at the end. Raises TransientError."""
 
     def limit(self, seconds: float) -> None:
-        """From now on a `read` waits so long at most."""
+        """Let a `read` wait so long at most from now on."""
 
     def close(self) -> None: ...
 
@@ -33,10 +33,10 @@ class Store(Protocol):
     """Objects by URI. Raises TransientError for what may pass, errors of tasks/errors.py for what will not."""
 
     def list(self, pattern: str) -> list[Listed]:
-        """Every object that the glob `pattern` matches, in no particular order."""
+        """Return every object that the glob `pattern` matches, in no particular order."""
 
     def matches(self, pattern: str, uri: str) -> bool:
-        """Whether the glob would list an object of that URI, were it there."""
+        """Return whether the glob would list an object of that URI, if it were there."""
 
     def open(self, uri: str, *, offset: int, stop: int, size: int, etag: str | None) -> Body:
-        """Bytes [offset, stop) of an object of `size` bytes, provided that it still has `etag` (None: any)."""
+        """Open bytes [offset, stop) of an object of `size` bytes, provided that it still has `etag` (None: any)."""

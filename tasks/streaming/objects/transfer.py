@@ -1,7 +1,7 @@
 """One object's bytes, whole and as listed, or an error: a read that resumes where it was broken off.
 
-Checked: If-Match and ranges by the store, the number of bytes against the listed size, the MD5 where the store vouches
-for one, the time against one total deadline, the throughput of each connection against a minimum.
+Checked: If-Match and ranges by the store, the number of bytes against the listed size, the MD5 where the store states
+one, the time against one total deadline, the throughput of each connection against a minimum.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ def read_object(
     end: int | None = None,
     stop: threading.Event | None = None,
 ) -> Iterator[bytes]:
-    """The object's bytes, or those of [begin, end), in pieces of at most 256 KiB.
+    """Yield the object's bytes, or those of [begin, end), in pieces of at most 256 KiB.
 
     The last piece is handed out before the MD5 is compared: what was read may be used only once the iteration has ended
     without an error. Raises TransferError past the deadline, ShardChangedError where it is not the listed object.
@@ -59,7 +59,7 @@ def read_object(
     if expected is not None and digest.hexdigest() != expected:
         raise ShardChangedError(
             f"{listed.uri}: the content's MD5 is {digest.hexdigest()}, its ETag {expected}: the bytes were damaged on "
-            "the way, or the object was replaced. Locate the shards again."
+            "the way, or the object was replaced: locate the shards again"
         )
 
 
@@ -79,7 +79,7 @@ def _drain(
         waited += time.monotonic() - began
         if not data:
             raise TransientError(f"the answer ended {length} bytes early")
-        attempts.progress()
+        attempts.note_progress()
         length -= len(data)
         window_bytes += len(data)
         yield data
