@@ -66,7 +66,7 @@ BREAKING = {
     "in reordered columns": (b"hour,latitude,fare\n7,38.9,x\n", "line 2: column 'fare' is 'x'"),
     "missing column": (b"fare,latitude\n1.5,38.9\n", "line 1: column 'hour' is missing; found fare, latitude"),
     "extra column": (b"fare,latitude,hour,day\n1,2,3,4\n", "line 1: column 'day' is not in the contract"),
-    "duplicate column": (b"fare,latitude,hour,hour\n1,2,3,4\n", "line 1: column 'hour' stands in the header more than"),
+    "duplicate column": (b"fare,latitude,hour,hour\n1,2,3,4\n", "line 1: column 'hour' is in the header more than"),
     "no header line": (GOOD + GOOD, "line 1: column 'fare' is missing; found 1.5, 38.9, 7; it seems to have no header"),
 }  # fmt: skip
 
