@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,9 +167,11 @@ def site(tmp_path_factory: pytest.TempPathFactory, receiver: "Receiver") -> "Ite
     from tests.sites import serve
 
     initdb = find_initdb()
+    databases: AbstractContextManager[dict[str, str]]
+    databases = serve_postgresql(initdb) if initdb else contextlib.nullcontext({})
     with (
-        serve_postgresql(initdb) if initdb else contextlib.nullcontext({}) as databases,
-        serve(tmp_path_factory.mktemp("site"), ROWS, SHARDLINE_WEBHOOK_URL=receiver.url, **databases) as running,
+        databases as settings,
+        serve(tmp_path_factory.mktemp("site"), ROWS, SHARDLINE_WEBHOOK_URL=receiver.url, **settings) as running,
     ):
         yield running
 

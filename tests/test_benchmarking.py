@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from mlflow import MlflowClient
@@ -16,12 +17,14 @@ from tasks.benchmark.hardware import describe_hardware, make_plan
 from tasks.benchmark.report import load_benchmark
 from tasks.devices import PLANS, Benchmark, Figure, Prediction, describe
 from tasks.devices.description import CudaDevice
+from tasks.devices.prediction import Data
 from tasks.devices.wording import write_description, write_report, write_unit, write_verdict
 from tasks.errors import ConfigurationError
 from tasks.parameters import BenchmarkParameters
 from tasks.tracking import client as record
+from tests.flowruns import ended
 
-pytest_plugins = ["verification"]
+pytest_plugins = ["tests.verification"]
 
 # as the flow wrote it when its steps passed plain dicts
 EARLIER = Path(__file__).parent / "fixtures" / "compatibility" / "benchmark.json"
@@ -49,7 +52,7 @@ def find_run(state):
 @pytest.fixture(scope="module")
 def streamed(prefect_api, workplace, generated):
     """A finished run with shards: its state, its MLflow run, a client."""
-    state = benchmark(**GIVEN, shards=f"{generated}/csv/dev/part*.csv", return_state=True)
+    state = ended(benchmark, **GIVEN, shards=f"{generated}/csv/dev/part*.csv")
     assert state.is_completed(), state.message
     return state, find_run(state), MlflowClient(tracking_uri=record.tracking_uri())
 
@@ -57,7 +60,7 @@ def streamed(prefect_api, workplace, generated):
 @pytest.fixture(scope="module")
 def compared(streamed):
     """A finished run without shards, compared with the one that has them."""
-    state = benchmark(**GIVEN, against=streamed[1].info.run_id, return_state=True)
+    state = ended(benchmark, **GIVEN, against=streamed[1].info.run_id)
     assert state.is_completed(), state.message
     return state, find_run(state), streamed[2]
 
@@ -164,7 +167,7 @@ def test_an_unknown_run_to_compare_with_is_refused():
 
 @pytest.mark.usefixtures("workplace", "prefect_api")
 def test_every_read_from_s3_names_the_account_that_must_own_the_bucket(aws, proxy):
-    state = benchmark(**GIVEN, shards=f"s3://{aws.bucket}/csv/dev/part*.csv", return_state=True)
+    state = ended(benchmark, **GIVEN, shards=f"s3://{aws.bucket}/csv/dev/part*.csv")
     assert state.is_completed(), state.message
 
     listings_and_reads = [request for request in proxy.requests if request.service == "s3" and request.method == "GET"]
@@ -205,7 +208,7 @@ def test_without_shards_or_bucket_nothing_is_looked_for(monkeypatch, tmp_path):
 
 
 def test_the_descriptions_of_the_parameters_say_what_the_plans_do():
-    said = {name: field.description for name, field in BenchmarkParameters.model_fields.items()}
+    said = {name: field.description or "" for name, field in BenchmarkParameters.model_fields.items()}
 
     budgets = ", ".join(f"{PLANS[mode].budget}" for mode in ("quick", "standard"))
     assert f"{budgets} or {PLANS['thorough'].budget}" in said["time_budget"]
@@ -222,7 +225,7 @@ def test_a_given_size_and_budget_replace_the_plans():
 def test_the_description_is_a_step_for_other_flows(prefect_api):
     from prefect import flow
 
-    state = flow(lambda: describe_hardware(), name="describing")(return_state=True)
+    state = ended(flow(name="describing")(lambda: describe_hardware()))
 
     assert state.result().cpu.usable > 0
     assert "**Processor**" in read_artifacts(state)["hardware"].data
@@ -255,8 +258,9 @@ def make_measured(**predictions):
         notes=(),
         predictions=tuple(
             Prediction(data=data, device=device, rows=8, stages=(), seconds=seconds, bottleneck="step")
-            for key, seconds in predictions.items()
-            for data, device in [key.replace("cuda", "cuda:0").split("_")]
+            for data in get_args(Data)
+            for device, short in (("cpu", "cpu"), ("cuda:0", "cuda"))
+            if (seconds := predictions.get(f"{data}_{short}"))
         ),
     )
 

@@ -8,7 +8,7 @@ import torch
 from prefect.utilities.callables import parameter_schema
 
 from flows.commandline import parse
-from flows.training import check, train
+from flows.training import check_parameters, train
 from tasks.errors import ConfigurationError
 from tasks.parameters import PRESETS, TrainingParameters
 
@@ -66,12 +66,12 @@ def test_what_is_not_valid_is_one_line_and_exit_code_2(words, message, capsys):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_cuda_without_a_cuda_device_is_told_before_anything_is_started():
     with pytest.raises(ConfigurationError, match="device is cuda, and torch finds no CUDA device here"):
-        check(TrainingParameters(shards="x*.csv", device="cuda"))
+        check_parameters(TrainingParameters(shards="x*.csv", device="cuda"))
 
 
 def test_a_checkpoint_url_that_cannot_be_used_is_told_before_anything_is_started():
     with pytest.raises(ConfigurationError, match="checkpoint_url 'bogus://x' cannot be used"):
-        check(TrainingParameters(shards="x*.csv", checkpoint_url="bogus://x"))
+        check_parameters(TrainingParameters(shards="x*.csv", checkpoint_url="bogus://x"))
 
 
 def test_help_shows_each_parameter_with_default_bounds_and_sentence(capsys):

@@ -16,12 +16,14 @@ from mlflow.entities import Metric, Param
 
 from deployments.generator import COLUMNS
 from flows.replaying import replay
-from flows.training import choose_features, recorded, train
+from flows.training import choose_features, record_settings, train
 from tasks.parameters import TrainingParameters
 from tasks.runs.resuming import PROCESS, settings_key
 from tasks.sources import resolve_sources
+from tasks.streaming.manifest import Manifest
 from tasks.tracking import client as record
 from tasks.tracking.registry import load_model
+from tests.flowruns import ended
 
 BEFORE = Path(__file__).parent / "fixtures" / "compatibility"
 BUCKET = "compatibility"
@@ -80,7 +82,7 @@ def only_run(experiment):
 @pytest.mark.usefixtures("prefect_api", "aws", "shards")
 def test_a_run_stopped_before_goes_on_to_the_curve_that_it_would_have_had(name, place):
     run_id, before = recreate("stopped", name), read("stopped", name, "run.json")["metrics"]
-    state = train(**read("stopped", name, "given.json"), experiment="stopped", return_state=True)
+    state = ended(train, **read("stopped", name, "given.json"), experiment="stopped")
     assert state.is_completed(), state.message
     client, run = only_run("stopped")
     assert (run.info.run_id, run.info.status) == (run_id, "FINISHED")
@@ -94,7 +96,7 @@ def test_a_run_stopped_before_goes_on_to_the_curve_that_it_would_have_had(name, 
 @pytest.mark.usefixtures("prefect_api", "aws", "shards")
 def test_a_notebook_run_that_nothing_stops_has_the_curve_that_it_had_before(place):
     """The default preset's has changed since: it starts at zero."""
-    state = train(**read("stopped", "notebook", "given.json"), experiment="undisturbed", return_state=True)
+    state = ended(train, **read("stopped", "notebook", "given.json"), experiment="undisturbed")
     assert state.is_completed(), state.message
     client, run = only_run("undisturbed")
     curve = [each.value for each in mse(client, run.info.run_id)]
@@ -112,7 +114,7 @@ def test_rows():
 def test_a_model_saved_before_predicts_what_it_predicted_in_plain_mlflow(test_rows, tmp_path):
     model = pyfunc.load_model(str(shutil.copytree(BEFORE / "away/outbox/model", tmp_path / "model")))
     table = {name: test_rows[:, at] for at, name in enumerate(COLUMNS) if at}
-    import pandas as pd
+    import pandas as pd  # type: ignore[import-untyped]
 
     assert model.predict(pd.DataFrame(table)).tolist() == pytest.approx(read("away", "predictions.json"), rel=1e-12)
 
@@ -129,7 +131,7 @@ def test_a_model_saved_before_predicts_what_it_predicted(test_rows, place):
 @pytest.mark.usefixtures("prefect_api")
 def test_an_outbox_left_before_is_completed(place):
     run_id = recreate("away")
-    assert replay(return_state=True).result() == "1 records completed"
+    assert ended(replay).result() == "1 records completed"
     assert not (STATE / "outbox" / run_id).exists()
     client, run = only_run("away")
     assert run.info.status == "FINISHED"
@@ -168,5 +170,6 @@ def test_parameters_are_recorded_to_the_digest_that_they_had(kept, monkeypatch):
     if kept["region"]:
         monkeypatch.setenv("AWS_DEFAULT_REGION", kept["region"])
     given = TrainingParameters(**kept["given"])
-    settings = recorded(given, resolve_sources(given), choose_features({"columns": list(COLUMNS)}, given))
+    features = choose_features(Manifest(shards=(), columns=COLUMNS), given)
+    settings = record_settings(given, resolve_sources(given), features)
     assert settings_key(settings) == kept["digest"]

@@ -12,19 +12,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from awsproxy import Answer, AwsProxy, Rule, always, caller_identity, in_turn, listing, owned_by, s3_error, sts_error
 from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.logging.handlers import APILogWorker
 from prefect.serializers import JSONSerializer
-from verification import everything_said, refusal, verify
 
 from deployments.processes import Children, find_port, wait_until
 from deployments.standin import StandIn
 from tasks.aws.identity import Identity
 from tasks.credentials import verify_credentials
+from tests.awsproxy import (
+    Answer,
+    AwsProxy,
+    Rule,
+    always,
+    caller_identity,
+    in_turn,
+    listing,
+    owned_by,
+    s3_error,
+    sts_error,
+)
+from tests.verification import everything_said, refusal, verify
 
-pytest_plugins = ["verification"]
+pytest_plugins = ["tests.verification"]
 
 ACCOUNT, FOREIGN = "123456789012", "999988887777"
 ARN = f"arn:aws:iam::{ACCOUNT}:user/shardline"

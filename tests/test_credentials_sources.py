@@ -8,15 +8,15 @@ import socket
 from pathlib import Path
 
 import pytest
-from awsproxy import Answer, AwsProxy, Request, always, caller_identity, listing, sts_error
-from verification import everything_said, refusal, verify
 
 from deployments.processes import find_port
 from deployments.standin import StandIn
 from tasks.aws import identity
 from tasks.errors import ConfigurationError, CredentialsError, ShardlineError
+from tests.awsproxy import Answer, AwsProxy, Request, always, caller_identity, listing, sts_error
+from tests.verification import everything_said, refusal, verify
 
-pytest_plugins = ["verification"]
+pytest_plugins = ["tests.verification"]
 
 ACCOUNT = "123456789012"
 ROLE_ARN = f"arn:aws:sts::{ACCOUNT}:assumed-role/reader/i-0123"

@@ -131,7 +131,7 @@ def test_the_operations_page_quotes_messages_that_there_are():
     root = Path(__file__).parents[1]
     page = (root / "deployments" / "README.md").read_text()
     rows = [line.split(" | ")[0] for line in page.split("| it says | do |")[1].splitlines() if line.startswith("| `")]
-    quoted = [re.search("`(.*?)`", row)[1] for row in rows if "Prefect's words" not in row]
+    quoted = [re.findall("`(.*?)`", row)[0] for row in rows if "Prefect's words" not in row]
     assert len(quoted) > 10
     text = "".join(path.read_text() for folder in ("tasks", "deployments") for path in (root / folder).rglob("*.py"))
     told = re.sub(r'"\s*\n\s*f?"', "", text)

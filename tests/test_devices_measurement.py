@@ -195,14 +195,24 @@ def test_the_sum_is_of_the_size_and_dtype_that_the_job_says():
 
     result = job.build()()
 
+    assert isinstance(result, torch.Tensor)
     assert (result.shape, result.dtype, job.memory, job.work) == ((8,), torch.float32, 96, 96)
+
+
+def keeping(function, kept):
+    """The function, whose results are kept in a list."""
+
+    def call(*given, **named):
+        kept.append(function(*given, **named))
+        return kept[-1]
+
+    return call
 
 
 @pytest.mark.parametrize("to_device", [True, False])
 def test_a_transfer_copies_the_batch(to_device, monkeypatch):
-    vectors = []
-    rand = torch.rand
-    monkeypatch.setattr(torch, "rand", lambda *shape, **how: vectors.append(rand(*shape, **how)) or vectors[-1])
+    vectors: list[torch.Tensor] = []
+    monkeypatch.setattr(torch, "rand", keeping(torch.rand, vectors))
 
     kernel = k._build_transfer("cpu", 16, to_device, False)
     source = vectors[0].clone() if to_device else vectors[1].clone()
@@ -234,10 +244,9 @@ def test_a_tf32_product_leaves_the_precision_of_others_alone():
 
 
 def test_the_step_learns():
-    seen = []
-    mse = torch.nn.functional.mse_loss
+    seen: list[torch.Tensor] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.nn.functional, "mse_loss", lambda *given: seen.append(mse(*given)) or seen[-1])
+        patch.setattr(torch.nn.functional, "mse_loss", keeping(torch.nn.functional.mse_loss, seen))
         kernel = k.make_step("cpu", "float64", 256).build()
         for _ in range(50):
             kernel()

@@ -14,6 +14,7 @@ from tasks.data import split_rows
 from tasks.facts import Located, TrainingData
 from tasks.streaming import ColumnStatistics, Manifest, Shard
 from tasks.tracking import client as record
+from tests.flowruns import ended
 from tests.shards import COLUMNS, to_csv, write_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")  # MLflow's own, of pandas 3.1
@@ -83,10 +84,10 @@ def learn(prefect_api, tmp_path_factory):
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
         def run(**given):
-            state = train(**given, return_state=True)
-            assert state.is_completed(), state.message  # type: ignore[attr-defined]
+            state = ended(train, **given)
+            assert state.is_completed(), state.message
             client = MlflowClient(tracking_uri=record.tracking_uri())
-            found = f"tags.`prefect.flow_run_id` = '{state.state_details.flow_run_id}'"  # type: ignore[attr-defined]
+            found = f"tags.`prefect.flow_run_id` = '{state.state_details.flow_run_id}'"
             run = client.search_runs([client.get_experiment_by_name("shardline").experiment_id], found)[0]
             return client, run, Path(client.download_artifacts(run.info.run_id, ""))
 

@@ -77,7 +77,7 @@ def test_every_fact_is_frozen_keyword_only_and_tried_here():
     defined = [each for each in vars(facts).values() if is_dataclass(each) and each.__module__ == facts.__name__]
     assert set(defined) == {type(fact) for fact in EXAMPLES}
     for each in defined:
-        assert each.__dataclass_params__.frozen  # type: ignore[attr-defined]
+        assert vars(each)["__dataclass_params__"].frozen
         assert all(field.kw_only for field in fields(each))
 
 

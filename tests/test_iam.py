@@ -14,6 +14,7 @@ from flows.training import train
 from tasks.aws.block import credentials_of
 from tasks.credentials import verify_credentials
 from tasks.errors import BucketError, ConfigurationError, CredentialsError
+from tests.flowruns import ended
 
 FOLDER = Path(__file__).parents[1] / "deployments" / "iam"
 SMALL = {"batch_size": 500, "iterations": 2, "cache": False}
@@ -48,11 +49,11 @@ def become(standin, monkeypatch, keys):
 
 def test_training_and_predicting_work_with_their_policies_alone(standin, trainer, workplace, monkeypatch):
     become(standin, monkeypatch, trainer)
-    assert train(**SMALL, return_state=True).is_completed()
-    refused = predict(cache=False, return_state=True)
+    assert ended(train, **SMALL).is_completed()
+    refused = ended(predict, cache=False)
     assert refused.is_failed()
     become(standin, monkeypatch, standin.create_user("predictor", policy(standin, "training", "predicting")))
-    assert predict(cache=False, return_state=True).is_completed()
+    assert ended(predict, cache=False).is_completed()
 
 
 @pytest.mark.parametrize("dropped", ["ListTheShards", "ReadTheShards"])
@@ -60,7 +61,7 @@ def test_nothing_in_the_training_policy_can_be_left_out(standin, workplace, monk
     whole = policy(standin, "training")
     less = [statement for statement in whole["Statement"] if statement["Sid"] != dropped]
     become(standin, monkeypatch, standin.create_user(f"less-{dropped}", whole | {"Statement": less}))
-    failure = train(**SMALL, return_state=True).result(raise_on_failure=False)
+    failure = ended(train, **SMALL).result(raise_on_failure=False)
     assert isinstance(failure, (BucketError, CredentialsError))
 
 
@@ -110,9 +111,7 @@ def test_a_block_gives_credentials_and_leaves_none_behind(standin, trainer, pref
 
 
 def test_a_flow_asks_its_block_for_credentials(workplace):
-    failure = train(shards="s3://anywhere/part*.csv", aws_block="nobody", return_state=True).result(
-        raise_on_failure=False
-    )
+    failure = ended(train, shards="s3://anywhere/part*.csv", aws_block="nobody").result(raise_on_failure=False)
     assert isinstance(failure, ConfigurationError) and "aws-credentials/nobody" in str(failure)
 
 

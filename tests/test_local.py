@@ -296,12 +296,17 @@ def test_a_port_that_is_taken_is_not_chosen():
 
 
 def test_a_port_on_which_somebody_else_answers_first_is_left_to_them(tmp_path):
-    log, winners = tmp_path / "server.log", []
+    log = tmp_path / "server.log"
+    winners: list[ThreadingHTTPServer] = []
+
+    class Winner(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
 
     def start(port):
         if not winners:
-            winners.append(ThreadingHTTPServer(("127.0.0.1", port), BaseHTTPRequestHandler))
-            winners[0].RequestHandlerClass.do_GET = lambda request: request.send_response(200) or request.end_headers()
+            winners.append(ThreadingHTTPServer(("127.0.0.1", port), Winner))
             threading.Thread(target=winners[0].serve_forever).start()
             return children.start_server(python("import time; time.sleep(600)"), os.environ, log)
         return children.start_server(

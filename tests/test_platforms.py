@@ -43,7 +43,7 @@ def render(configuration, platform, **job_variables):
 
     async def prepare():
         found = await configuration.from_template_and_values(base_job_template(platform), job_variables)
-        flow = Flow(name="training")
+        flow = Flow(name="training", labels={})
         found.prepare_for_flow_run(FlowRun(id=uuid4(), name="a run", flow_id=flow.id), flow=flow)
         return found
 

@@ -19,6 +19,7 @@ from tasks.prediction import cut_at_shards
 from tasks.streaming.writing import OutputFolder, name_shards
 from tasks.tracking import client as record
 from tasks.tracking.registry import load_model
+from tests.flowruns import ended
 from tests.shards import COLUMNS, to_csv, write_shards
 
 pytestmark = [
@@ -42,8 +43,8 @@ def champion(prefect_api, shards, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("workplace"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        state = train(shards=f"{shards}/part*.csv", solver="exact", return_state=True)
-        assert state.is_completed(), state.message  # type: ignore[attr-defined]
+        state = ended(train, shards=f"{shards}/part*.csv", solver="exact")
+        assert state.is_completed(), state.message
         yield load_model(record.connect(), "models:/shardline@champion")
 
 
@@ -53,7 +54,7 @@ def rows(shards):
 
 
 def run_flow(**given):
-    return predict(**given, return_state=True)
+    return ended(predict, **given)
 
 
 def check(found, rows, champion):

@@ -15,6 +15,7 @@ from tasks.errors import TrackingError
 from tasks.tracking import client as record
 from tasks.tracking.outbox import Outbox, read_metrics
 from tasks.tracking.recovery import complete_outbox
+from tests.flowruns import ended
 
 STEPS = 240
 
@@ -168,9 +169,9 @@ def test_a_flow_whose_server_went_away_fails_as_incomplete_and_is_completed_by_r
 
     monkeypatch.setattr(record, "send_metrics", lose_the_server)
     shards = f"{generated}/csv/dev/part*.csv"
-    state = train(shards=shards, batch_size=500, experiment="lost", return_state=True)
+    state = ended(train, shards=shards, batch_size=500, experiment="lost")
     assert state.is_failed()
-    assert "record incomplete: what MLflow lacks of run" in state.message
+    assert "record incomplete: what MLflow lacks of run" in str(state.message)
     monkeypatch.setattr(record, "send_metrics", send)
     server.start()
     assert replay() == "1 records completed"
@@ -197,7 +198,7 @@ def test_a_flow_trains_on_while_its_server_is_away_for_ten_seconds_and_loses_no_
     with ThreadPoolExecutor() as pool:
         disturbance = pool.submit(be_away)
         shards = f"{generated}/csv/dev/part*.csv"
-        state = train(shards=shards, batch_size=500, iterations=iterations, experiment="away", return_state=True)
+        state = ended(train, shards=shards, batch_size=500, iterations=iterations, experiment="away")
         disturbance.result()
     assert trained[0] < trained[1] < iterations  # it was away in mid-run, and the run went on meanwhile
     assert state.is_completed(), state.message

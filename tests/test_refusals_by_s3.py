@@ -6,13 +6,13 @@ moto refuses missing buckets and missing rights by itself; the rest comes from a
 from typing import Any
 
 import pytest
-from awsproxy import Answer, AwsProxy, Rule, access_denied, always, elsewhere, owned_by, s3_error, web_page
-from verification import refusal
 
 from deployments.standin import StandIn
 from tasks.errors import BucketError, ConfigurationError, CredentialsError, ShardlineError
+from tests.awsproxy import Answer, AwsProxy, Rule, access_denied, always, elsewhere, owned_by, s3_error, web_page
+from tests.verification import refusal
 
-pytest_plugins = ["verification"]
+pytest_plugins = ["tests.verification"]
 
 FOREIGN = "999988887777"
 STS = ["POST GetCallerIdentity"]

@@ -4,14 +4,14 @@ moto's STS refuses wrong keys only (test_credentials_sources.py); the rest comes
 """
 
 import pytest
-from awsproxy import Answer, AwsProxy, Rule, always, listing, s3_error, sts_error, web_page
-from verification import refusal
 
 from deployments.standin import StandIn
 from tasks.aws import identity
 from tasks.errors import ConfigurationError, CredentialsError, ShardlineError
+from tests.awsproxy import Answer, AwsProxy, Rule, always, listing, s3_error, sts_error, web_page
+from tests.verification import refusal
 
-pytest_plugins = ["verification"]
+pytest_plugins = ["tests.verification"]
 
 STS = ["POST GetCallerIdentity"]
 SLOW_CLOCK = "Signature expired: 20261123T001427Z is now earlier than 20261123T014428Z (20261123T015928Z - 15 min.)"

@@ -74,7 +74,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_with_a_warning(damage,
 def test_checkpoints_are_kept_on_any_fsspec_url():
     checkpoints = Checkpoints("memory://checkpoints", "run")
     checkpoints.write(state(3))
-    assert checkpoints.latest().iteration == 3
+    assert (latest := checkpoints.latest()) and latest.iteration == 3
     checkpoints.delete()
     assert checkpoints.latest() is None
 

@@ -22,6 +22,7 @@ from tasks.promotion import Champion, judge
 from tasks.tracking import client as record
 from tasks.tracking.outbox import MODEL, REGISTRATION, Outbox
 from tasks.tracking.recovery import complete_outbox
+from tests.flowruns import ended
 
 pytestmark = pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")  # MLflow's own, of pandas 3.1
 
@@ -42,7 +43,7 @@ def learn(prefect_api, client, generated):
     def run(experiment, **given):
         places = {kind: f"{generated}/csv/{kind}/part*.csv" for kind in ("dev", "test")}
         given = {"shards": places["dev"], "test_shards": places["test"], "batch_size": 5000, **given}
-        state = train(experiment=experiment, **given, return_state=True)
+        state = ended(train, experiment=experiment, **given)
         assert state.is_completed(), state.message
         client = MlflowClient(tracking_uri=record.tracking_uri())
         found = f"tags.`prefect.flow_run_id` = '{state.state_details.flow_run_id}'"

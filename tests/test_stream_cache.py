@@ -135,14 +135,23 @@ def test_what_a_killed_process_left_is_removed(data):
     assert len(files(folder)) == 5 and not list(folder.glob("*.partial"))
 
 
+class Kept(logging.Handler):
+    """Keeps what is logged in a list."""
+
+    def __init__(self, records):
+        super().__init__()
+        self.records = records
+
+    def emit(self, record):
+        self.records.append(record.getMessage())
+
+
 def read_with_little_disk(glob, folder, limit, queue):
     """In a process whose files may not grow beyond `limit`: as on a full disk, a write fails midway."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    records = []
-    handler = logging.Handler()
-    handler.emit = lambda record: records.append(record.getMessage())
-    logging.getLogger("tasks.streaming.cache").addHandler(handler)
+    records: list[str] = []
+    logging.getLogger("tasks.streaming.cache").addHandler(Kept(records))
     queue.put((read(glob, folder), records))
 
 

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -211,7 +212,7 @@ def test_rank_and_world_size_come_from_the_environment(shards, monkeypatch):
 
 def test_rank_and_world_size_come_from_torch_distributed(shards, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "7")
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)  # type: ignore[attr-defined]
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         dataset = ObjectStorageDataset(shards[0], batch_size=24)
@@ -241,10 +242,10 @@ def test_each_batch_says_what_it_took(shards):
 
 
 def test_batches_may_be_written_to(shards, tmp_path):
-    options = {"batch_size": 24, "epochs": 1, "cache": CacheSettings(folder=tmp_path)}
-    for batch in ObjectStorageDataset(shards[0], **options):
+    opened = partial(ObjectStorageDataset, shards[0], batch_size=24, epochs=1, cache=CacheSettings(folder=tmp_path))
+    for batch in opened():
         batch.zero_()
-    assert hash_rows(ObjectStorageDataset(shards[0], **options)) == hash_array(shards[1])
+    assert hash_rows(opened()) == hash_array(shards[1])
 
 
 def stream_threads():
@@ -325,6 +326,7 @@ def test_ctrl_c_ends_the_process_at_once_and_leaves_no_unfinished_file(shards, t
         stderr=subprocess.PIPE,
         text=True,
     )
+    assert process.stdout
     assert process.stdout.readline() == "batch\n"
     process.send_signal(signal.SIGINT)
     began = time.monotonic()

@@ -27,9 +27,10 @@ def glob(tmp_path):
 
 
 def test_a_terminal_shows_it_and_is_wiped_clean(eager, glob, monkeypatch):
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
     assert len(list(ObjectStorageDataset(glob, batch_size=5, epochs=1, progress=True))) == 4
-    shown = sys.stderr.getvalue().split("\r\033[K")
+    shown = terminal.getvalue().split("\r\033[K")
     assert any(line.startswith("counting rows: ") for line in shown)
     assert any("streaming: ████████████······" in line and " 50%  10 rows of 20 rows" in line for line in shown)
     assert shown[-1] == ""
@@ -41,6 +42,7 @@ def test_a_log_shows_nothing(eager, glob, capfd):
 
 
 def test_a_stream_without_end_shows_rows_and_rate(eager, monkeypatch):
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
     ProgressBar("streaming", None, "rows").advance(1_234_567)
-    assert "streaming: 1.23 M rows, " in sys.stderr.getvalue() and "rows/s" in sys.stderr.getvalue()
+    assert "streaming: 1.23 M rows, " in terminal.getvalue() and "rows/s" in terminal.getvalue()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from operator import attrgetter
 from pathlib import Path
 
 import boto3
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file
 from deployments.generator import write_data
 from flows.training import train
 from tasks.tracking import client as record
+from tests.flowruns import ended
 
 # MSE by iteration of the notebook's own loop over kaen 1.0.1.31, on the three files of ../shared/data/dctaxi
 REFERENCE = {
@@ -74,7 +76,7 @@ def real_shards(dctaxi, tmp_path_factory):
 
 def run_flow(**given):
     """Run the flow; the MLflow run that it left."""
-    state = train(**given, return_state=True)
+    state = ended(train, **given)
     client = MlflowClient(tracking_uri=record.tracking_uri())
     runs = client.search_runs(
         [client.get_experiment_by_name("shardline").experiment_id],
@@ -188,7 +190,7 @@ def test_prefect_shows_the_artifacts_in_reading_order(default_run):
                 flow_run_id=ArtifactFilterFlowRunId(any_=[default_run[0].state_details.flow_run_id])
             )
         )
-    keys = [artifact.key for artifact in sorted(found, key=lambda artifact: artifact.created)]
+    keys = [artifact.key for artifact in sorted(found, key=attrgetter("created"))]
     assert keys == ["identity", "training-shards", "test-shards", "preview", "hardware", "progress", "slices", "report"]
 
 

@@ -1,6 +1,7 @@
 """A run that would repeat the last success ends at once; other data, parameters or code make it run."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -9,6 +10,7 @@ from deployments.generator import write_data
 from flows.training import train
 from tasks.runs import unchanged
 from tasks.tracking import client as record
+from tests.flowruns import ended
 from tests.sites import ask
 
 SMALL = {"batch_size": 100, "iterations": 2, "skip_unchanged": True}
@@ -28,7 +30,7 @@ def workplace(tmp_path_factory):
 
 
 def run(folder, **given):
-    return train(shards=f"{folder}/data/csv/dev/part*.csv", **(SMALL | given), return_state=True)
+    return ended(train, shards=f"{folder}/data/csv/dev/part*.csv", **(SMALL | given))
 
 
 def runs():
@@ -65,7 +67,7 @@ def test_other_code_makes_it_run(workplace, monkeypatch):
 def test_the_digest_changes_with_any_module_and_with_nothing_else(tmp_path, monkeypatch):
     root = tmp_path / "copy"
     for folder in ("flows", "tasks"):
-        shutil.copytree(unchanged.Path(unchanged.__file__).parents[2] / folder, root / folder)
+        shutil.copytree(Path(unchanged.__file__).parents[2] / folder, root / folder)
     monkeypatch.setattr(unchanged, "__file__", str(root / "tasks" / "runs" / "unchanged.py"))
     before = unchanged.digest_code()
     (root / "README.md").write_text("new")

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from awsproxy import AwsProxy
 
 from deployments.standin import StandIn
 from tasks.aws import identity
 from tasks.aws.identity import Identity
 from tasks.credentials import verify_credentials
 from tasks.errors import ShardlineError
+from tests.awsproxy import AwsProxy
 
 
 @pytest.fixture

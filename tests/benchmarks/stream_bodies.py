@@ -110,9 +110,9 @@ def main() -> None:
         read = globals()[sys.argv[1]]()
         with ThreadPoolExecutor(CONNECTIONS) as threads:
             for _ in sys.stdin:
-                wall, cpu = time.perf_counter(), time.process_time()
+                wall, busy = time.perf_counter(), time.process_time()
                 size = sum(threads.map(read, KEYS))
-                print(json.dumps([size / (time.perf_counter() - wall), time.process_time() - cpu]), flush=True)
+                print(json.dumps([size / (time.perf_counter() - wall), time.process_time() - busy]), flush=True)
         return
     rounds, peers = int(sys.argv[1]) if len(sys.argv) > 1 else 9, provide_peers()
     with serve_shards() as environment:

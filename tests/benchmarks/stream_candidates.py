@@ -86,7 +86,7 @@ def limit(checked: str = "checked", threads: str = "4") -> Callable[[], float]:
                 for place, column in enumerate(columns):
                     batches[number][at : at + count, place] = column[row : row + count]
                 row += count
-        return table.num_rows
+        return int(table.num_rows)
 
     def run() -> int:
         sizes = [min(BATCH, manifest.rows - at) for at in range(0, manifest.rows, BATCH)]
@@ -99,7 +99,7 @@ def limit(checked: str = "checked", threads: str = "4") -> Callable[[], float]:
 
 def pandas() -> Callable[[], float]:
     """pandas in chunks, over s3fs, shard after shard."""
-    import pandas as pd
+    import pandas as pd  # type: ignore[import-untyped]
     import s3fs
     import torch
 

@@ -9,7 +9,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -80,9 +80,12 @@ def compare_loops(rounds: int, environment: dict[str, str]) -> None:
         def stream() -> ObjectStorageDataset:
             return ObjectStorageDataset.from_manifest(manifest, batch_size=BATCH, cache=CacheSettings(folder=folder))
 
+        def train_on_stream(loop: Callable[[Iterable[torch.Tensor]], float]) -> float:
+            return loop(stream())
+
         in_memory = list(itertools.islice(stream(), ROWS // BATCH))
         for name, loop in loops.items():
-            kinds = [partial(loop, itertools.cycle(in_memory)), lambda loop=loop: loop(stream())]
+            kinds = [partial(loop, itertools.cycle(in_memory)), partial(train_on_stream, loop)]
             memory, cached = take_turns(kinds, rounds)
             print(
                 f"| {name} | {statistics.median(memory):.3f} | {statistics.median(cached):.3f} | "

@@ -66,7 +66,7 @@ def measure(times: int, options: dict[str, Any]) -> None:
 
 def bound(options: dict[str, Any]) -> float:
     """MiB above the base that the README states as the most that a pass takes."""
-    batch = options["batch_size"] * ROW / MIB
+    batch: float = options["batch_size"] * ROW / MIB
     shuffled = 4 * batch if options.get("shuffle") else 0
     ahead = 0 if options.get("cache") else max(128, (options.get("prefetch", 2) + 1) * batch)
     return 25 * LOADERS + ahead + 4 * batch + shuffled
@@ -87,7 +87,8 @@ def find_peaks(options: dict[str, Any], environment: dict[str, str]) -> tuple[fl
 
 def main() -> None:
     if len(sys.argv) > 1:
-        return measure(int(sys.argv[1]), eval(sys.argv[2]))
+        measure(int(sys.argv[1]), eval(sys.argv[2]))
+        return
     print("| | base MiB | peak, 1× | peak, 10× | 10× / 1× | at most |\n|---|---:|---:|---:|---:|---:|")
     holds = True
     with serve_shards() as environment:
@@ -98,7 +99,7 @@ def main() -> None:
             said = ", ".join(f"{name} {value}" for name, value in options.items())
             print(f"| {said} | {base:.0f} | {one:.0f} | {ten:.0f} | {ten / one:.2f} | {most:.0f} |", flush=True)
     print(f"\n{describe_machine()}")
-    return sys.exit(None if holds else "The formula of the README does not hold, or memory grows with the data.")
+    sys.exit(None if holds else "The formula of the README does not hold, or memory grows with the data.")
 
 
 if __name__ == "__main__":
