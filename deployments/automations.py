@@ -1,6 +1,6 @@
 """What Prefect does by itself when something happens: a dead run marked crashed, and people told by a webhook.
 
-The events are Prefect's own and those of `tasks.runs.unchanged`. deployments/applying.py puts the automations in
+The events are Prefect's own and those of `tasks.runs.events`. deployments/applying.py puts the automations in
 place; one that was switched off on Prefect's page stays off.
 """
 
@@ -12,7 +12,7 @@ from prefect.automations import AutomationCore, EventTrigger, Posture
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import CallWebhook, ChangeFlowRunState
 
-from tasks.runs.unchanged import CHAMPION_CHANGED, DATA_CHANGED
+from tasks.runs.events import CHAMPION_CHANGED, DATA_CHANGED
 
 HEARTBEAT = "prefect.flow-run.heartbeat"  # every 30 seconds, as deployments/prefect.yaml asks for
 SILENCE = timedelta(seconds=90)

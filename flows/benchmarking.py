@@ -21,7 +21,8 @@ from tasks.credentials import verify_sources
 from tasks.data import locate_shards
 from tasks.parameters import BenchmarkParameters, Shards, Source
 from tasks.policy import step
-from tasks.runs.lifecycle import page_in_prefect, tracked
+from tasks.runs.lifecycle import tracked
+from tasks.runs.links import page_in_prefect
 from tasks.sources import Sources, configured_bucket_id, resolve_sources
 
 load = step("load the other benchmark")(load_benchmark)

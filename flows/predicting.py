@@ -18,8 +18,9 @@ from tasks.credentials import verify_sources
 from tasks.data import locate_shards
 from tasks.parameters import Listing, PredictionParameters, Source
 from tasks.prediction import choose_model, predict_shards, report_predictions, resolve_output
-from tasks.runs.lifecycle import note_data, page_in_prefect, tracked
-from tasks.runs.resuming import FINGERPRINT
+from tasks.runs.lifecycle import note_data, tracked
+from tasks.runs.lineage import FINGERPRINT
+from tasks.runs.links import page_in_prefect
 from tasks.sources import Sources, resolve_sources
 
 

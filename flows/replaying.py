@@ -18,10 +18,10 @@ def replay(**_: Any) -> str:
     """Send what MLflow lacks of the runs that ended without it, and end them there."""
     from tasks.tracking.client import connect
 
-    completed, failed = complete_records(connect())
-    if failed:
-        raise TrackingError("; ".join(failed))
-    return f"{len(completed)} records completed"
+    done = complete_records(connect())
+    if done.problems:
+        raise TrackingError("; ".join(done.problems))
+    return f"{len(done.completed)} records completed"
 
 
 if __name__ == "__main__":

@@ -27,18 +27,12 @@ from tasks.learning.features import Features
 from tasks.parameters import MODEL_PARAMETERS, BenchmarkParameters, TrainingParameters
 from tasks.registration import register_model
 from tasks.reporting import report_run
-from tasks.runs.lifecycle import Run, note_data, page_in_prefect, tracked
-from tasks.runs.repeating import check_same_data, repeat_parameters
-from tasks.runs.resuming import (
-    FINGERPRINT,
-    KEY,
-    check_checkpoint_url,
-    checkpoint_folder,
-    discard_checkpoints,
-    find_unfinished,
-    settings_key,
-)
-from tasks.runs.unchanged import announce_champion, compare_with_last_success, tags_of_work
+from tasks.runs.checkpoints import check_checkpoint_url, checkpoint_folder, discard_checkpoints
+from tasks.runs.events import announce_champion
+from tasks.runs.history import compare_with_last_success, find_unfinished, repeat_parameters, require_same_data
+from tasks.runs.lifecycle import Run, note_data, tracked
+from tasks.runs.lineage import FINGERPRINT, KEY, digest_settings, tags_of_work
+from tasks.runs.links import page_in_prefect
 from tasks.sources import Sources, resolve_sources
 from tasks.streaming.manifest import Manifest
 from tasks.training.exact import solve_model
@@ -64,7 +58,7 @@ def train(**parameters: Any) -> str | State[str]:
     given = repeat_parameters(given) if given.like else given
     sources, identity = verify_sources(resolve_sources(given), given)
     data = locate_data(sources, given)
-    check_same_data(given, data.train)
+    require_same_data(given, data.train)
     features = choose_features(data.train, given)
     settings = record_settings(given, sources, features)
     tags = make_tags(identity, data, settings)
@@ -146,7 +140,7 @@ def make_tags(identity: Identity, data: TrainingData, settings: Mapping[str, Jso
         "shardline.flow": "training",
         "shardline.shards": str(settings["shards"]),
         FINGERPRINT: data.train.fingerprint,
-        KEY: settings_key(settings),
+        KEY: digest_settings(settings),
         **tags_of_work(data.test),
     }
 

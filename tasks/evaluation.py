@@ -14,7 +14,7 @@ from prefect.logging import get_run_logger
 from tasks.facts import ROWS_OF, Evaluation, Fit, RowsOf, TrainingJob
 from tasks.learning.scores import Score, Scores, Slice
 from tasks.policy import READING, step
-from tasks.promotion import find_champion, judge
+from tasks.runs.promotion import find_champion, judge
 from tasks.sources import open_dataset
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from prefect.states import Completed, Running
 
 from deployments.automations import ENDS, HEARTBEAT, SILENCE, put_in_place, zombie
 from deployments.processes import wait_until
-from tasks.runs.unchanged import DATA_CHANGED
+from tasks.runs.events import DATA_CHANGED
 from tests.sites import ask
 
 SHORT = timedelta(seconds=10)  # the least that Prefect takes

@@ -18,10 +18,11 @@ from deployments.generator import COLUMNS
 from flows.replaying import replay
 from flows.training import choose_features, record_settings, train
 from tasks.parameters import TrainingParameters
-from tasks.runs.resuming import PROCESS, settings_key
+from tasks.runs.lineage import digest_settings
 from tasks.sources import resolve_sources
 from tasks.streaming.manifest import Manifest
 from tasks.tracking import client as record
+from tasks.tracking.processes import PROCESS
 from tasks.tracking.registry import load_model
 from tests.flowruns import ended
 
@@ -162,7 +163,7 @@ def stored_metrics(client, run):
 
 @pytest.mark.parametrize("kept", read("digests.json"), ids=lambda kept: kept["digest"][:8])
 def test_settings_have_the_digest_that_they_had(kept):
-    assert settings_key(kept["recorded"]) == kept["digest"]
+    assert digest_settings(kept["recorded"]) == kept["digest"]
 
 
 @pytest.mark.parametrize("kept", read("digests.json"), ids=lambda kept: kept["digest"][:8])
@@ -172,4 +173,4 @@ def test_parameters_are_recorded_to_the_digest_that_they_had(kept, monkeypatch):
     given = TrainingParameters(**kept["given"])
     features = choose_features(Manifest(shards=(), columns=COLUMNS), given)
     settings = record_settings(given, resolve_sources(given), features)
-    assert settings_key(settings) == kept["digest"]
+    assert digest_settings(settings) == kept["digest"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LIBRARIES = ("tasks.aws", "tasks.streaming", "tasks.learning", "tasks.devices")
+LIBRARIES = ("tasks.tracking", "tasks.aws", "tasks.streaming", "tasks.learning", "tasks.devices")
 MODULES = sorted(path for folder in ("flows", "tasks", "deployments") for path in (ROOT / folder).rglob("*.py"))
 
 
@@ -38,12 +38,12 @@ def names(modules: set[str], *packages: str) -> set[str]:
 @pytest.mark.parametrize("path", MODULES, ids=module_of)
 def test_imports_only_go_down(path):
     module, imports = module_of(path), imported_by(path)
+    assert f"{module}.".startswith(("tasks.tracking.", "deployments.")) or not names(imports, "mlflow")
     library = next((library for library in LIBRARIES if f"{module}.".startswith(f"{library}.")), None)
     if library:
         others = tuple(other for other in LIBRARIES if other != library)
         assert not names(imports, "flows", "deployments", "prefect", *others)
         assert names(imports, "tasks") <= names(imports, library, "tasks.errors")
-        assert module == "tasks.tracking.client" or not names(imports, "mlflow")
     elif module.startswith("tasks"):
         assert not names(imports, "flows", "deployments")
         assert module != "tasks.errors" or not imports

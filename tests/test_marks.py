@@ -6,7 +6,7 @@ import pytest
 from pydantic import Field
 
 from tasks.parameters import Mark, TrainingParameters
-from tasks.runs.resuming import settings_key
+from tasks.runs.lineage import digest_settings
 
 TOUCHED = {Mark.CURVE, Mark.SPEED, Mark.PLACE, Mark.RECORD}
 RECORDED = TrainingParameters(shards="s3://b/x*.csv").model_dump()
@@ -19,7 +19,7 @@ def test_every_parameter_of_a_training_says_one_thing_that_it_touches(name):
 
 @pytest.mark.parametrize("name", TrainingParameters.model_fields)
 def test_the_digest_follows_what_the_curve_depends_on_and_nothing_else(name):
-    changed = settings_key(RECORDED | {name: "another"}) != settings_key(RECORDED)
+    changed = digest_settings(RECORDED | {name: "another"}) != digest_settings(RECORDED)
     assert changed == (name in TrainingParameters.marked(Mark.CURVE))
 
 
@@ -30,8 +30,8 @@ class Later(TrainingParameters):
 
 
 def test_a_parameter_that_comes_later_orphans_no_stopped_run(monkeypatch):
-    monkeypatch.setattr("tasks.runs.resuming.TrainingParameters", Later)
+    monkeypatch.setattr("tasks.runs.lineage.TrainingParameters", Later)
     before, after = RECORDED, Later(shards="s3://b/x*.csv").model_dump()
     assert after.keys() - before.keys() == {"momentum"}
-    assert settings_key(after) == settings_key(before)
-    assert settings_key(after | {"momentum": 0.9}) != settings_key(before)
+    assert digest_settings(after) == digest_settings(before)
+    assert digest_settings(after | {"momentum": 0.9}) != digest_settings(before)

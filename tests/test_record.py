@@ -13,8 +13,10 @@ from flows.replaying import replay
 from flows.training import train
 from tasks.errors import TrackingError
 from tasks.tracking import client as record
+from tasks.tracking import recovery
 from tasks.tracking.outbox import Outbox, read_metrics
 from tasks.tracking.recovery import complete_outbox
+from tasks.tracking.sending import send_metrics, sending_in_background
 from tests.flowruns import ended
 
 STEPS = 240
@@ -79,7 +81,7 @@ def test_a_record_is_whole_and_its_outbox_gone(server):
     client, outbox = begin()
     outbox.file("weights/weights.txt").write_text("w")
     outbox.tag({"verdict": "good"})
-    with record.sending(client, outbox):
+    with sending_in_background(client, outbox):
         log_all(outbox)
     complete_outbox(client, outbox.path, "FINISHED")
     assert_whole(client, outbox.run_id)
@@ -98,7 +100,7 @@ def test_a_server_that_stops_for_a_while_loses_nothing(server):
             server.start()
         time.sleep(0.01)
 
-    with record.sending(client, outbox):
+    with sending_in_background(client, outbox):
         log_all(outbox, disturb)
     complete_outbox(client, outbox.path, "FINISHED")
     assert_whole(client, outbox.run_id)
@@ -106,7 +108,7 @@ def test_a_server_that_stops_for_a_while_loses_nothing(server):
 
 def test_a_server_that_stays_away_leaves_all_in_the_outbox_for_later(server):
     client, outbox = begin()
-    with record.sending(client, outbox):
+    with sending_in_background(client, outbox):
         log_all(outbox, lambda step: server.stop() if step == 80 else None)
     with pytest.raises(TrackingError, match=f"record incomplete: what MLflow lacks of run {outbox.run_id} is kept in"):
         complete_outbox(client, outbox.path, "FINISHED")
@@ -118,7 +120,7 @@ def test_a_server_that_stays_away_leaves_all_in_the_outbox_for_later(server):
 def test_what_is_sent_twice_is_stored_once(server):
     client, outbox = begin()
     log_all(outbox)
-    record.send_metrics(client, outbox.run_id, outbox.rows)
+    send_metrics(client, outbox.run_id, outbox.rows)
     complete_outbox(client, outbox.path, "FINISHED")
     assert_whole(client, outbox.run_id)
 
@@ -137,7 +139,7 @@ def test_a_line_cut_short_by_a_kill_is_cut_off(server):
         file.write('{"step": 240, "times')
     again = Outbox(outbox.run_id)
     again.log(240, {"mse": 1.0})
-    assert [row[3] for row in read_metrics(again.path) if row[0] == "mse"] == list(range(241))
+    assert [row.step for row in read_metrics(again.path) if row.key == "mse"] == list(range(241))
 
 
 def test_a_full_disk_is_a_clear_stop(server):
@@ -161,18 +163,16 @@ def test_no_server_at_the_start_is_a_clear_stop_before_anything_is_trained(monke
 def test_a_flow_whose_server_went_away_fails_as_incomplete_and_is_completed_by_replaying(
     prefect_api, server, generated, monkeypatch
 ):
-    send = record.send_metrics
-
     def lose_the_server(client, run_id, rows):
         server.stop()
-        send(client, run_id, rows)
+        send_metrics(client, run_id, rows)
 
-    monkeypatch.setattr(record, "send_metrics", lose_the_server)
+    monkeypatch.setattr(recovery, "send_metrics", lose_the_server)
     shards = f"{generated}/csv/dev/part*.csv"
     state = ended(train, shards=shards, batch_size=500, experiment="lost")
     assert state.is_failed()
     assert "record incomplete: what MLflow lacks of run" in str(state.message)
-    monkeypatch.setattr(record, "send_metrics", send)
+    monkeypatch.setattr(recovery, "send_metrics", send_metrics)
     server.start()
     assert replay() == "1 records completed"
     client = record.connect()
@@ -210,5 +210,11 @@ def test_a_flow_trains_on_while_its_server_is_away_for_ten_seconds_and_loses_no_
 
 
 def test_parameters_are_written_as_people_write_them():
-    assert [record.written(value) for value in ("a", None, True, ["x"], 0.5)] == ["a", "null", "true", '["x"]', "0.5"]
-    assert json.loads(record.written({"a": 1})) == {"a": 1}
+    assert [record.format_parameter(value) for value in ("a", None, True, ["x"], 0.5)] == [
+        "a",
+        "null",
+        "true",
+        '["x"]',
+        "0.5",
+    ]
+    assert json.loads(record.format_parameter({"a": 1})) == {"a": 1}

@@ -19,8 +19,8 @@ from tasks.learning.checkpoints import Checkpoint, Checkpoints
 from tasks.learning.features import Features
 from tasks.learning.loop import Settings, Trainer
 from tasks.learning.scaling import Scaling
-from tasks.runs.resuming import is_gone, this_process
 from tasks.tracking.outbox import held
+from tasks.tracking.processes import is_gone, this_process
 
 ROOT = Path(__file__).parents[1]
 ITERATIONS = 400

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from flows.training import train
 from tasks.errors import TrackingError
 from tasks.learning.scores import Score
-from tasks.promotion import Champion, judge
+from tasks.runs.promotion import Champion, judge
 from tasks.tracking import client as record
 from tasks.tracking.outbox import MODEL, REGISTRATION, Outbox
 from tasks.tracking.recovery import complete_outbox
@@ -248,11 +248,11 @@ THERE = Champion("7")
         ({"trained": NAN, "mean": BAD}, "test", Champion(), False, "does not beat always guessing the mean"),
     ],
 )
-def test_the_gate(scores, kind, champion, wins, words):
-    gate = judge(scores, kind, champion)
-    assert (gate.wins, gate.against) == (wins, champion.version)
-    assert gate.verdict.startswith("The model becomes champion" if wins else "The model stays challenger")
-    assert words in gate.verdict
+def test_the_promotion(scores, kind, champion, wins, words):
+    promotion = judge(scores, kind, champion)
+    assert (promotion.wins, promotion.against) == (wins, champion.version)
+    assert promotion.verdict.startswith("The model becomes champion" if wins else "The model stays challenger")
+    assert words in promotion.verdict
 
 
 @pytest.fixture

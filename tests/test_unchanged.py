@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 
 from deployments.generator import write_data
 from flows.training import train
-from tasks.runs import unchanged
+from tasks.runs import events, lineage
 from tasks.tracking import client as record
 from tests.flowruns import ended
 from tests.sites import ask
@@ -57,7 +57,7 @@ def test_other_parameters_make_it_run(workplace, given):
 
 
 def test_other_code_makes_it_run(workplace, monkeypatch):
-    monkeypatch.setattr(unchanged, "digest_code", lambda: "other")
+    monkeypatch.setattr(lineage, "digest_code", lambda: "other")
     assert run(workplace, iterations=4).name == "Completed"
     monkeypatch.undo()
     monkeypatch.chdir(workplace)
@@ -67,14 +67,14 @@ def test_other_code_makes_it_run(workplace, monkeypatch):
 def test_the_digest_changes_with_any_module_and_with_nothing_else(tmp_path, monkeypatch):
     root = tmp_path / "copy"
     for folder in ("flows", "tasks"):
-        shutil.copytree(Path(unchanged.__file__).parents[2] / folder, root / folder)
-    monkeypatch.setattr(unchanged, "__file__", str(root / "tasks" / "runs" / "unchanged.py"))
-    before = unchanged.digest_code()
+        shutil.copytree(Path(lineage.__file__).parents[2] / folder, root / folder)
+    monkeypatch.setattr(lineage, "__file__", str(root / "tasks" / "runs" / "lineage.py"))
+    before = lineage.digest_code()
     (root / "README.md").write_text("new")
-    assert unchanged.digest_code() == before
+    assert lineage.digest_code() == before
     with (root / "tasks" / "streaming" / "batches.py").open("a") as module:
         module.write("# a comment\n")
-    assert unchanged.digest_code() != before
+    assert lineage.digest_code() != before
 
 
 def test_other_data_makes_it_run_and_is_announced(workplace, prefect_api):
@@ -83,7 +83,7 @@ def test_other_data_makes_it_run_and_is_announced(workplace, prefect_api):
     assert run(workplace).name == "Completed"
 
     def announced():
-        question = {"filter": {"event": {"name": [unchanged.DATA_CHANGED]}}, "limit": 10}
+        question = {"filter": {"event": {"name": [events.DATA_CHANGED]}}, "limit": 10}
         return ask(f"{prefect_api}/events/filter", question)["events"]
 
     from deployments.processes import wait_until

@@ -10,7 +10,6 @@ import base64
 import json
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -39,14 +38,13 @@ def load_benchmark(run_id: str) -> Benchmark:
 
     Raises ConfigurationError where the run is unknown or no benchmark, TrackingError where MLflow does not answer.
     """
-    from mlflow.exceptions import MlflowException
+    from tasks.tracking.client import connect
+    from tasks.tracking.recorded import read_artifact
 
-    from tasks.tracking import client as record
-
-    client = record.connect()
+    text = read_artifact(connect(), run_id, FILE)
     try:
-        return Benchmark.from_json(Path(client.download_artifacts(run_id, FILE)).read_text(encoding="utf-8"))
-    except (MlflowException, OSError, ValueError) as error:
+        return Benchmark.from_json(text or "")
+    except ValueError as error:
         raise ConfigurationError(
             f"against is {run_id}, and MLflow has no {FILE} of such a run: give the run id of a finished benchmark"
         ) from error

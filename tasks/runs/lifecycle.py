@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import getpass
-import json
 import platform
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from tasks.errors import ConfigurationError, TrackingError
-from tasks.runs.resuming import PROCESS, this_process
-from tasks.streaming.manifest import Manifest
+from tasks.runs.lineage import VERSIONS_OF, describe_commit
+from tasks.runs.links import page_in_prefect, page_of
+from tasks.tracking.client import begin, connect, reopen, tracking_uri
+from tasks.tracking.inputs import DatasetFacts, keep_inputs
+from tasks.tracking.outbox import Outbox, held
+from tasks.tracking.processes import PROCESS, this_process
+from tasks.tracking.recorded import read_run
 from tasks.tracking.recovery import complete_outbox, complete_records
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-VERSIONS_OF = ("prefect", "torch", "mlflow", "s3fs", "boto3", "pyarrow", "numpy")
-MOST_DATASET_NAME, MOST_DATASET_DIGEST = 500, 36  # MLflow's own limits
-LOCAL_MLFLOW_PAGES = "http://127.0.0.1:5000"  # where `make ui` serves a store that has no server of its own
+    from tasks.streaming.manifest import Manifest
+    from tasks.tracking.client import Client
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ def tracked(
     experiment: str,
     parameters: Mapping[str, Any],
     tags: Mapping[str, str],
-    find_unfinished: Callable[[MlflowClient], str | None] = lambda _: None,
+    find_unfinished: Callable[[Client], str | None] = lambda _: None,
 ) -> Iterator[Run]:
     """Open an MLflow run around the block; it ends FINISHED with a complete record, FAILED or KILLED.
 
@@ -52,20 +50,17 @@ def tracked(
 
     Raises TrackingError where MLflow does not answer at the start (nothing was done), or its record stays incomplete.
     """
-    from tasks.tracking import client as record
-    from tasks.tracking.outbox import Outbox, held
-
-    client = record.connect()
-    for problem in complete_records(client)[1]:
+    client = connect()
+    for problem in complete_records(client).problems:
         get_run_logger().warning("%s", problem)
     name = str(flow_run.name or "run")
     tags = {**context(), **tags}
     run_id = find_unfinished(client)
     if run_id:
-        record.reopen(client, run_id, tags)
+        reopen(client, run_id, tags)
     else:
-        run_id = record.begin(client, experiment=experiment, name=name, parameters=parameters, tags=tags)
-    run = Run(run_id, name, page_of(record.tracking_uri(), client.get_run(run_id).info.experiment_id, run_id))
+        run_id = begin(client, experiment=experiment, name=name, parameters=parameters, tags=tags)
+    run = Run(run_id, name, page_of(tracking_uri(), read_run(client, run_id).experiment_id, run_id))
     get_run_logger().info("Recording in MLflow: %s", run.url)
     outbox = Outbox(run_id)
     with held(outbox.path) as free:
@@ -86,45 +81,23 @@ def tracked(
 
 
 def note_data(run_id: str, data: Mapping[str, tuple[str, Manifest]]) -> None:
-    """Put a run's data sets into its outbox, as MLflow's dataset inputs: {context: (glob, manifest)}; nothing is read.
-
-    The digest is the fingerprint, cut to the 36 characters that MLflow keeps; the profile has all of it.
-    """
-    from tasks.tracking.outbox import INPUTS, Outbox
-
-    entries = [
-        {"context": context, "dataset": describe_dataset(uri, manifest)} for context, (uri, manifest) in data.items()
-    ]
-    (Outbox(run_id).path / INPUTS).write_text(json.dumps(entries), encoding="utf-8")
-
-
-def describe_dataset(uri: str, manifest: Manifest) -> dict[str, str]:
-    """The shards of a manifest in the words of MLflow's Dataset."""
-    scheme = urlsplit(uri).scheme
-    kind = {"": "local", "file": "local", "https": "http", "s3a": "s3"}.get(scheme, scheme)
-    columns = [{"type": "double", "name": name, "required": True} for name in manifest.columns]
-    facts = {"num_rows": manifest.rows, "num_shards": len(manifest.shards), "bytes": manifest.size}
-    return {
-        "name": uri[:MOST_DATASET_NAME],
-        "digest": manifest.fingerprint[:MOST_DATASET_DIGEST],
-        "source_type": kind,
-        "source": json.dumps({"url" if kind == "http" else "uri": uri}),
-        "schema": json.dumps({"mlflow_colspec": columns}),
-        "profile": json.dumps({**facts, "fingerprint": manifest.fingerprint}),
+    """Put a run's data sets, {context: (glob, manifest)}, into its outbox; nothing is read."""
+    facts = {
+        context: DatasetFacts(
+            uri=uri,
+            fingerprint=manifest.fingerprint,
+            columns=manifest.columns,
+            rows=manifest.rows,
+            shards=len(manifest.shards),
+            size=manifest.size,
+        )
+        for context, (uri, manifest) in data.items()
     }
-
-
-def page_of(uri: str, experiment_id: str, run_id: str) -> str:
-    """The address of a run's page: on the tracking server, else where `make ui` serves the local store."""
-    from tasks.tracking.client import shown
-
-    base = shown(uri).rstrip("/") if urlsplit(uri).scheme in ("http", "https") else LOCAL_MLFLOW_PAGES
-    # without the workflow type MLflow opens its pages for language models, which are empty for such a run
-    return f"{base}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+    keep_inputs(run_id, facts)
 
 
 def context() -> dict[str, str]:
-    """Tags that say where, by what and from which code a run was made."""
+    """Return tags that say where, by what and from which code a run was made."""
     tags = {f"version.{name}": version(name) for name in VERSIONS_OF}
     tags["version.python"] = platform.python_version()
     tags["host.name"] = platform.node()
@@ -132,31 +105,9 @@ def context() -> dict[str, str]:
         tags["mlflow.user"] = getpass.getuser()
     tags |= {"mlflow.source.name": f"flows.{flow_run.flow_name}", "mlflow.source.type": "LOCAL"}
     tags[PROCESS] = this_process()
-    tags |= code()
+    tags |= describe_commit()
     if flow_run.id:
         tags["prefect.flow_run_id"] = str(flow_run.id)
         tags["prefect.flow_run_name"] = str(flow_run.name)
         tags["prefect.flow_run_url"] = page_in_prefect()
     return tags
-
-
-def page_in_prefect() -> str:
-    """The address of this flow run's page; empty where its server is a temporary one, which ends with the run."""
-    from prefect.settings import PREFECT_UI_URL
-    from prefect.utilities.urls import url_for
-
-    return str(url_for("flow-run", obj_id=flow_run.id) or "") if PREFECT_UI_URL.value() and flow_run.id else ""
-
-
-def code() -> dict[str, str]:
-    """The git commit of this code and whether it was changed since; nothing where it is not a checkout."""
-    root = Path(__file__).parents[2]
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return {"mlflow.source.git.commit": git("rev-parse", "HEAD"), "git.changed": str(bool(changed)).lower()}
-    except (OSError, subprocess.CalledProcessError):
-        return {}

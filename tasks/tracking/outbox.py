@@ -12,11 +12,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from tasks.errors import TrackingError
 
 STATE = Path(".shardline")
 REGISTRATION, INPUTS, MODEL = "registration.json", "inputs.json", "model"  # where there is such a thing to record
+
+
+class MetricRow(NamedTuple):
+    """A metric's value at one step, told at `timestamp` (ms since 1970)."""
+
+    key: str
+    value: float
+    timestamp: int
+    step: int
 
 
 class Outbox:
@@ -43,7 +53,7 @@ class Outbox:
                 f"the record of run {self.run_id} cannot be kept in {self.path}: {error.strerror}; make room there, "
                 "then start again: the run goes on from its last checkpoint"
             ) from error
-        self.rows.extend((key, float(value), timestamp, step) for key, value in metrics.items())
+        self.rows.extend(MetricRow(key, float(value), timestamp, step) for key, value in metrics.items())
 
     @cached_property
     def _metrics(self) -> int:
@@ -53,7 +63,7 @@ class Outbox:
         return opened
 
     def file(self, path: str) -> Path:
-        """Where to write the artifact that will stand at this path in the run."""
+        """Return where to write the artifact that will stand at this path in the run."""
         target = self.path / "artifacts" / path
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
@@ -67,7 +77,7 @@ class Outbox:
 
 @contextmanager
 def held(outbox: Path) -> Iterator[bool]:
-    """Hold an outbox for this process while the block runs: whether no other process holds it.
+    """Hold an outbox for this process while the block runs; yield whether no other process holds it.
 
     The lock ends with the process, however that ends.
     """
@@ -81,16 +91,20 @@ def held(outbox: Path) -> Iterator[bool]:
 
 
 def outboxes() -> Path:
-    """The folder with an outbox for each run whose record is not complete."""
+    """Return the folder with an outbox for each run whose record is not complete."""
     return (STATE / "outbox").absolute()
 
 
-def read_metrics(outbox: Path) -> list[tuple[str, float, int, int]]:
-    """The (key, value, timestamp in ms, step) rows of an outbox; a last line cut short by a kill is cut off."""
+def read_metrics(outbox: Path) -> list[MetricRow]:
+    """Return the metrics of an outbox; a last line cut short by a kill is cut off."""
     path = outbox / "metrics.jsonl"
     if not path.exists():
         return []
     whole = path.read_bytes().rpartition(b"\n")
     os.truncate(path, len(whole[0]) + len(whole[1]))
     entries = [json.loads(line) for line in whole[0].splitlines()]
-    return [(k, float(v), entry["timestamp"], entry["step"]) for entry in entries for k, v in entry["metrics"].items()]
+    return [
+        MetricRow(key, float(value), entry["timestamp"], entry["step"])
+        for entry in entries
+        for key, value in entry["metrics"].items()
+    ]

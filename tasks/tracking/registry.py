@@ -1,6 +1,6 @@
 """Models in MLflow: how they get there, under which name they are registered, and how they are loaded to predict.
 
-How a trained model becomes files is in `tasks.registration`.
+How a trained model becomes files is in `.packaging`.
 """
 
 from __future__ import annotations
@@ -10,42 +10,74 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import ConfigurationError
+from tasks.tracking.client import translated
+from tasks.tracking.outbox import MODEL, REGISTRATION, MetricRow
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
     from torch import Tensor
+
+    from tasks.tracking.client import Client
 
 SHARED_TAGS = ("mlflow.note.content", "mlflow.user", "mlflow.source.name", "mlflow.source.type")  # with its run
 OURS = "shardline"  # a key of the metadata of models that this project made
 
 
+@dataclass(frozen=True, kw_only=True)
+class RegistrationPlan:
+    """How a run's model is to be registered, once its record is complete.
+
+    name: of the registered model
+    description, tags: of the version
+    wins: whether it becomes champion
+    against: the version of the champion that it was held against, None where there was none
+    """
+
+    name: str
+    description: str
+    tags: dict[str, str]
+    wins: bool
+    against: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisteredVersion:
+    """A version of a registered model, and the run that made it."""
+
+    name: str
+    version: str
+    run_id: str
+    description: str
+
+
+def plan_registration(outbox: Path, plan: RegistrationPlan) -> None:
+    """Put a plan into an outbox, for `register` to carry out."""
+    (outbox / REGISTRATION).write_text(json.dumps(asdict(plan)), encoding="utf-8")
+
+
 def name_of_model(experiment: str) -> str:
-    """The registered model's name: the experiment's, without the two characters that MLflow does not take there."""
+    """Return the registered model's name: the experiment's, without the two characters that MLflow refuses."""
     return re.sub("[/:]", "-", experiment)
 
 
-def log_model(
-    client: MlflowClient, run_id: str, outbox: Path, rows: Sequence[tuple[str, float, int, int]]
-) -> LoggedModel | None:
+def log_model(client: Client, run_id: str, outbox: Path, rows: Sequence[MetricRow]) -> LoggedModel | None:
     """Log the model that an outbox holds as a logged model of the run; what was done before is not done again.
 
     The run's last metrics in `rows` (key, value, timestamp, step), which are its scores, are the model's too.
     """
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 
-    from tasks.tracking.outbox import MODEL
-
     folder, run = outbox / MODEL, client.get_run(run_id)
     if not folder.exists():
         return None
-    experiment_id, last = run.info.experiment_id, max((row[3] for row in rows), default=0)
+    experiment_id = run.info.experiment_id
+    last = max((row.step for row in rows), default=0)
     found = client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'")
     told = {key: value for key, value in run.data.tags.items() if key in SHARED_TAGS}
     made = found[0] if found else client.create_logged_model(experiment_id, MODEL, run_id, told, run.data.params)
@@ -58,7 +90,7 @@ def log_model(
         judged_on = {input_.tags[0].value: input_.dataset for input_ in run.inputs.dataset_inputs}
         data = judged_on.get("test") or judged_on.get("train")
         place = {"model_id": model_id} | ({"dataset_name": data.name, "dataset_digest": data.digest} if data else {})
-        client.log_batch(run_id, metrics=[Metric(*row, **place) for row in rows if row[3] == last])
+        client.log_batch(run_id, metrics=[Metric(*row, **place) for row in rows if row.step == last])
         client.finalize_logged_model(model_id, LoggedModelStatus.READY)
     return made
 
@@ -74,39 +106,37 @@ def sign(folder: Path, model_id: str, run_id: str) -> None:
     model.save(folder / MLMODEL_FILE_NAME)
 
 
-def register(client: MlflowClient, run_id: str, outbox: Path, logged: LoggedModel | None) -> None:
-    """Register a run's model as its plan says: {name, description, tags, wins, against}; done before, it is kept.
+def register(client: Client, run_id: str, outbox: Path, logged: LoggedModel | None) -> None:
+    """Register a run's model as its plan says; what was done before is not done again.
 
     It becomes `challenger`, and where it won `champion` too, unless another than it won `against` became that since.
     """
-    from tasks.tracking.outbox import REGISTRATION
-
     path = outbox / REGISTRATION
     if not path.exists() or logged is None:
         return
-    plan = json.loads(path.read_text(encoding="utf-8"))
-    name = plan["name"]
+    plan = RegistrationPlan(**json.loads(path.read_text(encoding="utf-8")))
+    name = plan.name
     ensure_registered(client, name)
     found = [each for each in client.search_model_versions(f"run_id = '{run_id}'") if each.name == name]
     made = (
         found[0]
         if found
-        else client.create_model_version(name, logged.artifact_location, run_id, plan["tags"], model_id=logged.model_id)
+        else client.create_model_version(name, logged.artifact_location, run_id, plan.tags, model_id=logged.model_id)
     )
     version = str(made.version)
-    client.update_model_version(name, version, plan["description"])
+    client.update_model_version(name, version, plan.description)
     client.set_registered_model_alias(name, "challenger", version)
     client.set_tag(run_id, "shardline.model", f"models:/{name}/{version}")
     champion = client.get_registered_model(name).aliases.get("champion")
-    if plan["wins"] and str(champion) in (str(plan["against"]), version):
+    if plan.wins and str(champion) in (str(plan.against), version):
         client.set_registered_model_alias(name, "champion", version)
-    elif plan["wins"]:
+    elif plan.wins:
         changed = f"The model stays challenger: version {champion} became champion while it was held against another."
         client.set_model_version_tag(name, version, "shardline.gate", changed)
         client.set_tag(run_id, "shardline.gate", changed)
 
 
-def ensure_registered(client: MlflowClient, name: str) -> None:
+def ensure_registered(client: Client, name: str) -> None:
     """Make the registered model of this name where it is not there."""
     from mlflow.exceptions import MlflowException
 
@@ -115,6 +145,28 @@ def ensure_registered(client: MlflowClient, name: str) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+
+
+def find_aliased(client: Client, name: str, alias: str) -> RegisteredVersion | None:
+    """Return the version that has an alias, or None where none has; raise TrackingError without an answer."""
+    from mlflow.exceptions import MlflowException
+
+    with translated("the model registry does not answer"):
+        try:
+            version = client.get_registered_model(name).aliases.get(alias)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        if version is None:
+            return None
+        found = client.get_model_version(name, str(version))
+    return RegisteredVersion(
+        name=name,
+        version=str(found.version),
+        run_id=str(found.run_id or ""),
+        description=str(found.description or ""),
+    )
 
 
 @dataclass(frozen=True)
@@ -140,7 +192,7 @@ class ColumnModel:
     columns: tuple[str, ...] = ()
 
     def on(self, columns: Sequence[str]) -> ColumnModel:
-        """The same model for batches of these columns; ConfigurationError where it needs one that is not there."""
+        """Return the same model for batches of these columns; ConfigurationError where one is missing."""
         for name in self.inputs:
             if name not in columns:
                 raise ConfigurationError(
@@ -149,7 +201,7 @@ class ColumnModel:
         return replace(self, columns=tuple(columns))
 
     def predict(self, batch: Tensor) -> Tensor:
-        """Predictions [rows, 1] in float64 for a [rows, columns] batch."""
+        """Return predictions [rows, 1] in float64 for a [rows, columns] batch."""
         import numpy as np
         import pandas as pd  # type: ignore[import-untyped]
         import torch
@@ -160,10 +212,11 @@ class ColumnModel:
         return torch.from_numpy(found).reshape(len(batch), 1)
 
 
-def load_model(client: MlflowClient, uri: str) -> ColumnModel:
-    """The model at models:/… or runs:/…, made ready to predict by the code that it came with; nothing is unpickled.
+def load_model(client: Client, uri: str) -> ColumnModel:
+    """Return the model at models:/… or runs:/…, made ready to predict; nothing is unpickled.
 
-    Raises ConfigurationError where there is none, it cannot be loaded here, or it does not say which columns it needs.
+    It predicts by the code that it came with. Raises ConfigurationError where there is none, it cannot be loaded here,
+    or it does not say which columns it needs.
     """
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     from mlflow import artifacts, pyfunc
@@ -200,8 +253,8 @@ def load_model(client: MlflowClient, uri: str) -> ColumnModel:
     )
 
 
-def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
-    """The version that a models:/name@alias or models:/name/version stands for now; None for other URIs."""
+def find_version(client: Client, uri: str) -> ModelVersion | None:
+    """Return the version that a models:/name@alias or models:/name/version stands for now; None for other URIs."""
     if matched := re.fullmatch("models:/([^/@]+)@(.+)", uri):
         return client.get_model_version_by_alias(*matched.groups())
     matched = re.fullmatch("models:/([^/@]+)/([0-9]+)", uri)

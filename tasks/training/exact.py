@@ -38,7 +38,7 @@ def solve_model(job: TrainingJob) -> Fit:
     mse = moments.mse(model)
     seconds = time.perf_counter() - began
     times = {"wait_seconds": seconds - computed, "copy_seconds": 0.0, "compute_seconds": computed}
-    if not any(row[0] == "mse" for row in outbox.rows):  # a retry's is the same
+    if not any(row.key == "mse" for row in outbox.rows):  # a retry's is the same
         rates = {"seconds_per_iteration": computed, "rows_per_second": moments.rows / seconds}
         outbox.log(0, {"mse": mse, **rates, **times})
     keep_weights(outbox, model)

@@ -1,7 +1,7 @@
 """The step that trains: the stream and the loop meet here, inside one task; what leaves it is small and plain.
 
 Where the loop starts is in `tasks.training.start`; which run is gone on with, and whether, is decided in
-`tasks.runs.resuming`. A retry of this step goes on by itself.
+`tasks.runs.history`. A retry of this step goes on by itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prefect.logging import get_run_logger
 from tasks.errors import CheckpointError, NonFiniteLossError, TrackingError
 from tasks.facts import Fit, FitTimes, TrainingJob
 from tasks.policy import STREAMING, step
-from tasks.runs.resuming import checkpoint_folder
+from tasks.runs.checkpoints import checkpoint_folder
 from tasks.training.outcome import ProgressArtifact, keep_weights, make_fit
 from tasks.training.start import Started, start_trainer
 
@@ -37,19 +37,22 @@ def train_model(job: TrainingJob) -> Fit:
     """
     from tasks.learning.checkpoints import Checkpoints
     from tasks.learning.loop import train
-    from tasks.tracking import client as record
+    from tasks.tracking.client import connect
     from tasks.tracking.outbox import Outbox
+    from tasks.tracking.sending import read_histories, sending_in_background
 
-    client, outbox, logger = record.connect(), Outbox(job.run_id), get_run_logger()
+    client = connect()
+    outbox = Outbox(job.run_id)
+    logger = get_run_logger()
     checkpoints = Checkpoints(checkpoint_folder(job.parameters.checkpoint_url), job.run_id)
-    earlier = record.histories(client, outbox, ["mse", *TIMES])
+    earlier = read_histories(client, outbox, ["mse", *TIMES])
     recorded = next(step for step in itertools.count() if step not in earlier["mse"])
     kept = checkpoints.latest(at_most=recorded)  # after a later one, the record would have a gap
     started = start_trainer(job, kept)
     saver = Saver(checkpoints, job)
     progress = ProgressArtifact(started.trainer.settings.iterations)
     began = time.perf_counter()
-    with record.sending(client, outbox), saver:
+    with sending_in_background(client, outbox), saver:
         for iteration in train(started.trainer, started.batches):
             if iteration.iteration not in earlier["mse"]:
                 outbox.log(iteration.iteration, metrics_of(iteration))
@@ -66,9 +69,9 @@ def conclude(started: Started, earlier: Mapping[str, Mapping[int, float]], outbo
     Raises TrackingError where an iteration is not in the record.
     """
     series = {name: dict(values) for name, values in earlier.items()}
-    for name, value, _, number in outbox.rows:
-        if name in series:
-            series[name][number] = value
+    for row in outbox.rows:
+        if row.key in series:
+            series[row.key][row.step] = row.value
     trainer = started.trainer
     curve = series["mse"]
     missing = sorted(set(range(trainer.settings.iterations)) - set(curve))

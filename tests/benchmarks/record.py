@@ -20,6 +20,7 @@ import torch
 
 from tasks.learning.loop import train
 from tasks.tracking import client as record
+from tasks.tracking import sending
 from tasks.tracking.outbox import Outbox
 from tasks.training.gradient import metrics_of
 from tests.benchmarks.loop import ROUNDS, draw_rows, start
@@ -28,23 +29,23 @@ from tests.benchmarks.stream_setting import describe_machine
 
 def recorded_loop(rows: torch.Tensor) -> tuple[float, float]:
     """What the record takes of a resident loop's time: (shares taken by telling in the loop, by sending beside it)."""
-    client, sending = record.connect(), [0.0]
+    client, seconds = record.connect(), [0.0]
     outbox = Outbox(record.begin(client, experiment="loop", name="loop", parameters={}, tags={}))
-    send = record.send_metrics
+    send = sending.send_metrics
 
     def send_timed(*arguments: Any) -> None:
         began = time.thread_time()
         send(*arguments)
-        sending[0] += time.thread_time() - began
+        seconds[0] += time.thread_time() - began
 
     telling, began = 0.0, time.perf_counter()
-    with patch.object(record, "send_metrics", send_timed), record.sending(client, outbox):
+    with patch.object(sending, "send_metrics", send_timed), sending.sending_in_background(client, outbox):
         for iteration in train(*start(rows)):
             told = time.perf_counter()
             outbox.log(iteration.iteration, metrics_of(iteration))
             telling += time.perf_counter() - told
         total = time.perf_counter() - began
-    return telling / total, sending[0] / total / len(os.sched_getaffinity(0))
+    return telling / total, seconds[0] / total / len(os.sched_getaffinity(0))
 
 
 def main() -> None:

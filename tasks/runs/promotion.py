@@ -1,6 +1,6 @@
-"""The gate that a new model passes to become champion: it must beat the present one on the same rows.
+"""Whether a new model becomes champion: it must beat the present one on the same rows.
 
-The verdict stands in the run's report; what it brings about in the registry is in `tasks.registration`.
+The verdict stands in the run's report; what it brings about in the registry is in `tasks.tracking.registry`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from tasks.errors import ShardlineError
 from tasks.facts import ROWS_OF, Promotion, RowsOf
 from tasks.learning.scores import Score
-from tasks.tracking.registry import ColumnModel, load_model, name_of_model
+from tasks.tracking.client import connect
+from tasks.tracking.registry import ColumnModel, find_aliased, load_model, name_of_model
 
 
 @dataclass(frozen=True)
@@ -28,27 +29,19 @@ def find_champion(experiment: str, target: str, columns: Sequence[str]) -> Champ
 
     Whatever is wrong with it does not stop the run whose model is held against it.
     """
-    from mlflow.exceptions import MlflowException
-
-    from tasks.tracking import client as record
-
-    name, version = name_of_model(experiment), None
+    version = None
     try:
-        client = record.connect()
-        with record.translated("the model registry does not answer"):
-            try:
-                version = client.get_registered_model(name).aliases.get("champion")
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-        if version is None:
+        client = connect()
+        registered = find_aliased(client, name_of_model(experiment), "champion")
+        if registered is None:
             return Champion()
-        model = load_model(client, f"models:/{name}/{version}").on(columns)
+        version = registered.version
+        model = load_model(client, f"models:/{registered.name}/{version}").on(columns)
         if model.target not in (target, None):
-            return Champion(str(version), fault=f"it predicts {model.target}, and this model {target}")
-        return Champion(str(version), model)
+            return Champion(version, fault=f"it predicts {model.target}, and this model {target}")
+        return Champion(version, model)
     except ShardlineError as error:
-        return Champion(version and str(version), fault=str(error))
+        return Champion(version, fault=str(error))
 
 
 def judge(scores: Mapping[str, Score], rows_of: RowsOf, champion: Champion) -> Promotion:
@@ -60,21 +53,21 @@ def judge(scores: Mapping[str, Score], rows_of: RowsOf, champion: Champion) -> P
     rival = f"the champion (version {champion.version})" if champion.version else "the champion"
     trained, other = scores["trained"], scores.get("champion")
     if champion.fault:
-        return _lost(champion, f"it cannot be compared with {rival}: {champion.fault}")
+        return _stay(champion, f"it cannot be compared with {rival}: {champion.fault}")
     if champion.version and (other is None or rows_of == "train"):
-        return _lost(champion, f"there are no rows but those it was trained on to compare it with {rival}")
+        return _stay(champion, f"there are no rows but those it was trained on to compare it with {rival}")
     if champion.version and trained.r2 is None:
-        return _lost(
+        return _stay(
             champion, f"the target of the {ROWS_OF[rows_of]} rows is constant, which is no test against {rival}"
         )
     if other is None:
         rival, other = "always guessing the mean, there being no champion yet", scores["mean"]
     figures = f"RMSE {trained.rmse:.6g} against {other.rmse:.6g} on the {trained.rows:,} {ROWS_OF[rows_of]} rows"
     if not trained.mse < other.mse:
-        return _lost(champion, f"it does not beat {rival}: {figures}")
+        return _stay(champion, f"it does not beat {rival}: {figures}")
     verdict = f"The model becomes champion, for it beats {rival}: {figures}."
     return Promotion(wins=True, against=champion.version, verdict=verdict)
 
 
-def _lost(champion: Champion, reason: str) -> Promotion:
+def _stay(champion: Champion, reason: str) -> Promotion:
     return Promotion(wins=False, against=champion.version, verdict=f"The model stays challenger, for {reason}.")

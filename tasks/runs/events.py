@@ -1,0 +1,49 @@
+"""The events that `deployments/automations.py` listens to: the data of a training changed, its champion did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prefect.events import emit_event
+from prefect.logging import get_run_logger
+
+from tasks.errors import TrackingError
+from tasks.runs.lifecycle import Run
+from tasks.runs.lineage import FINGERPRINT, KEY
+from tasks.tracking.client import connect
+from tasks.tracking.recorded import RecordedRun
+from tasks.tracking.registry import find_aliased, name_of_model
+
+DATA_CHANGED = "shardline.data.changed"
+CHAMPION_CHANGED = "shardline.champion.changed"
+
+
+def announce_data(tags: Mapping[str, str], last: RecordedRun) -> None:
+    """Emit the event that the shards are not those of the last success."""
+    before = last.tags.get(FINGERPRINT, "")
+    now = tags[FINGERPRINT]
+    get_run_logger().info("The data has changed since run %s: fingerprint %s, was %s", last.run_id, now, before)
+    emit_event(
+        DATA_CHANGED,
+        resource={
+            "prefect.resource.id": f"shardline.data.{tags[KEY][:32]}",
+            "prefect.resource.name": tags["shardline.shards"],
+        },
+        payload={"fingerprint": now, "before": before, "last_success": last.run_id},
+    )
+
+
+def announce_champion(experiment: str, run: Run) -> None:
+    """Emit the event that a finished run's model is the champion now, where it is."""
+    name = name_of_model(experiment)
+    try:
+        champion = find_aliased(connect(), name, "champion")
+    except TrackingError:
+        return  # nobody to ask: the run itself is complete
+    if champion is None or champion.run_id != run.run_id:
+        return
+    emit_event(
+        CHAMPION_CHANGED,
+        resource={"prefect.resource.id": f"shardline.model.{name}", "prefect.resource.name": name},
+        payload={"version": champion.version, "run": run.url, "description": champion.description},
+    )

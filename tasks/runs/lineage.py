@@ -1,0 +1,55 @@
+"""What a run was made from, as tags that later runs are compared by: data, settings, code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.parameters import TrainingParameters
+
+if TYPE_CHECKING:
+    from tasks.streaming.manifest import Manifest
+
+KEY = "shardline.settings"
+FINGERPRINT = "shardline.fingerprint"
+TEST_FINGERPRINT = "shardline.test_fingerprint"
+CODE = "shardline.code"
+VERSIONS_OF = ("prefect", "torch", "mlflow", "s3fs", "boto3", "pyarrow", "numpy")
+
+
+def digest_settings(recorded: Mapping[str, Any]) -> str:
+    """Return a digest of the recorded parameters that the loss curve depends on."""
+    return hashlib.sha256(json.dumps(TrainingParameters.telling(recorded), sort_keys=True).encode()).hexdigest()
+
+
+def digest_code() -> str:
+    """Return a digest of the modules of flows/ and tasks/, committed or not, and of the libraries' versions."""
+    root = Path(__file__).parents[2]
+    digest = hashlib.sha256(json.dumps({name: version(name) for name in VERSIONS_OF}).encode())
+    for path in sorted(path for folder in ("flows", "tasks") for path in (root / folder).rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def tags_of_work(test_manifest: Manifest | None) -> dict[str, str]:
+    """Return the tags that tell, beside those of settings and shards, whether a run repeats another."""
+    return {CODE: digest_code(), TEST_FINGERPRINT: test_manifest.fingerprint if test_manifest else "none"}
+
+
+def describe_commit() -> dict[str, str]:
+    """Return the git commit of this code and whether it was changed since; nothing where it is not a checkout."""
+    root = Path(__file__).parents[2]
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return {"mlflow.source.git.commit": git("rev-parse", "HEAD"), "git.changed": str(bool(changed)).lower()}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
