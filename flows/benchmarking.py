@@ -73,11 +73,11 @@ def recorded(given: BenchmarkParameters, sources: Sources | None) -> dict[str, A
     return given.model_dump() | resolved | ({"shards": sources.shards, "region": sources.region} if sources else {})
 
 
-def check(given: BenchmarkParameters) -> None:
+def check_parameters(given: BenchmarkParameters) -> None:
     """Answer what can be answered before anything is started; raises ConfigurationError."""
     check_devices(given)
     find_sources(given)
 
 
 if __name__ == "__main__":
-    run(benchmark, BenchmarkParameters, "flows.benchmarking", check)
+    run(benchmark, BenchmarkParameters, "flows.benchmarking", check_parameters)

@@ -12,7 +12,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.serializers import JSONSerializer
 
-from flows.benchmarking import benchmark, check, find_sources
+from flows.benchmarking import benchmark, check_parameters, find_sources
 from tasks.benchmark.hardware import describe_hardware, make_plan
 from tasks.benchmark.report import load_benchmark
 from tasks.devices import PLANS, Benchmark, Figure, Prediction, describe
@@ -179,7 +179,7 @@ def test_cuda_is_refused_where_there_is_none(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
     with pytest.raises(ConfigurationError, match="no CUDA device here: use device=auto"):
-        check(BenchmarkParameters(device="cuda"))
+        check_parameters(BenchmarkParameters(device="cuda"))
 
 
 def test_a_benchmark_from_before_is_read_and_written_again_to_the_same_byte():
