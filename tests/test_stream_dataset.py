@@ -230,6 +230,8 @@ def test_a_manifest_may_be_read_in_part(shards):
     assert np.array_equal(torch.cat(list(dataset)).numpy(), shards[1][:40, [2, 0]])
     with pytest.raises(ConfigurationError, match="columns names 'tip', which the shards do not have"):
         ObjectStorageDataset.from_manifest(manifest, columns=["tip"])
+    with pytest.raises(ConfigurationError, match="max_shards is 0; it must be at least 1"):
+        ObjectStorageDataset.from_manifest(manifest, max_shards=0)
 
 
 def test_each_batch_says_what_it_took(shards):
