@@ -1,0 +1,115 @@
+"""The kernel of `kernel.c`, where a C compiler was there at installation; it is built beside this module.
+
+It decodes what almost all blocks are, with the same bits as the plain decoder of `csv.py`, or refuses a block. Without it,
+or where it was built from another version of its source, everything is read by the plain decoder, more slowly.
+"""
+
+import ctypes
+import functools
+from collections.abc import Callable
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+VERSION = 1  # as in kernel.c
+LEAST_POWER, MOST_POWER = -342, 308  # as in kernel.c
+DTYPES = ("float64", "float32")
+
+
+class KernelError(Exception):
+    """Why there is no kernel to decode with."""
+
+
+class Kernel:
+    """The functions of a kernel that was built at `path`. Raises KernelError where it cannot be used."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            library = ctypes.CDLL(str(path))
+            found = library.kernel_version()
+            self._functions = {dtype: _declare(library[f"decode_{dtype}"]) for dtype in DTYPES}
+        except (OSError, AttributeError) as error:
+            raise KernelError(f"{path.name} cannot be loaded: {error}") from error
+        if found != VERSION:
+            raise KernelError(f"{path.name} is of version {found}, not {VERSION}; install shardline again")
+        self._fives = _list_fives()
+
+    def decode(self, data: bytes | memoryview, places: "NDArray[Any]", rows: "NDArray[Any]") -> int | None:
+        """Decode a block of whole lines into the first of `rows`; return their number, or None where it is refused.
+
+        places: [cells of a line] int32, which column of `rows` each one is, -1 where it is not read (`place_columns`)
+        rows: [rows, columns] float64 or float32, row-major. What they hold after a refusal is undefined.
+        """
+        import numpy as np
+
+        if data[-1] != ord("\n"):
+            data = bytes(data) + b"\n"
+        assert rows.flags.c_contiguous and places.dtype == np.int32 and int(places.max()) < rows.shape[1]
+        block = np.frombuffer(data, dtype=np.uint8)
+        count = self._functions[rows.dtype.name](
+            block.ctypes.data, block.size, places.ctypes.data, places.size, rows.ctypes.data, *rows.shape,
+            self._fives.ctypes.data,
+        )  # fmt: skip
+        return None if count < 0 else count
+
+
+def find_kernel() -> Kernel | None:
+    """Return the kernel, or None where the plain decoder does all."""
+    return _look_for_kernel()[0]
+
+
+def describe_decoder() -> str:
+    """Say in some words which decoder reads CSV here, and why where it is the slower one."""
+    kernel, reason = _look_for_kernel()
+    return "native" if kernel else f"pyarrow, {reason}"
+
+
+@functools.cache
+def _look_for_kernel() -> tuple[Kernel | None, str]:
+    for suffix in EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name(f"kernel{suffix}")
+        if path.exists():
+            try:
+                return Kernel(path), ""
+            except KernelError as error:
+                return None, f"slower: {error}"
+    return None, "slower: kernel.c was not built, for want of a C compiler"
+
+
+def _declare(function: Any) -> Callable[..., int]:
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    function.argtypes = (pointer, integer, pointer, integer, pointer, integer, integer, pointer)
+    function.restype = integer
+    return function  # type: ignore[no-any-return]
+
+
+@functools.lru_cache(maxsize=64)
+def place_columns(names: tuple[str, ...], columns: tuple[str, ...]) -> "NDArray[Any]":
+    """Where the cells of a line, whose columns are `names`, stand among `columns`: [names] int32, -1 for none."""
+    import numpy as np
+
+    places = np.full(len(names), -1, dtype=np.int32)
+    for place, column in enumerate(columns):
+        places[names.index(column)] = place
+    places.flags.writeable = False
+    return places
+
+
+def _list_fives() -> "NDArray[Any]":
+    """The first 128 bits of 5**q for every power of ten that matters, rounded up where q < 0: [q, 2] uint64, high first."""
+    import numpy as np
+
+    return np.array([_cut_five(q) for q in range(LEAST_POWER, MOST_POWER + 1)], dtype=np.uint64)
+
+
+def _cut_five(q: int) -> tuple[int, int]:
+    power = 5 ** abs(q)
+    if q < 0:
+        length = (power - 1).bit_length()
+        power = (1 << (length + 127 if q >= -27 else 2 * length + 128)) // power + 1
+    else:
+        power <<= 128
+    return divmod(power >> max(0, power.bit_length() - 128), 2**64)
