@@ -21,12 +21,15 @@ from tasks.streaming.formats.native import Kernel, find_kernel, place_columns
 
 Draw = Callable[[random.Random], str]
 ODD_CELLS = (
-    "nan", "inf", "-inf", "Infinity", "1e400", "-1.8e308", "", " ", "-", "+", ".", "-.", "e5", "1e", "1e+", "0x10", "1_0",
-    "1,000", "1.2.3", "--1", "+-1", "1 2", "NA", "1d", "1f", "1\0", "\u0661", '"', '""', '"1', '1"', '"1"2', '"1" ', ' "1"',
-    "\ufeff1", "1\r", "\r1", "\v1",
+    "nan", "inf", "-inf", "Infinity", "1e400", "-1.8e308", "", " ", "-", "+", ".", "-.", "e5", "1e", "1e+", "0x10",
+    "1_0", "1,000", "1.2.3", "--1", "+-1", "1 2", "NA", "1d", "1f", "1\0", "\u0661", '"', '""', '"1', '1"', '"1"2',
+    '"1" ', ' "1"', "\ufeff1", "1\r", "\r1", "\v1",
 )  # fmt: skip
-ODD_BYTES = b"0123456789.,,,--++eE\"\"\"  \t\r\r\n\n\0x\xff\xef\xbb\xbf"
-TEXTS = ("", "text", "a b", "-", "nan", '"a,b"', '"say ""yes"""', '""', '"a""', 'a"b', "\xe9", "\0", '"a\nb"', '"a\rb"', '"a"b', "\ufeff")
+ODD_BYTES = b'0123456789.,,,--++eE"""  \t\r\r\n\n\0x\xff\xef\xbb\xbf'
+TEXTS = (
+    "", "text", "a b", "-", "nan", '"a,b"', '"say ""yes"""', '""', '"a""', 'a"b', "\xe9", "\0", '"a\nb"', '"a\rb"',
+    '"a"b', "\ufeff",
+)  # fmt: skip
 
 
 def any_double(r: random.Random) -> float:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from tasks.streaming.cache import Cache
 from tasks.streaming.formats.contract import Contract
 from tasks.streaming.formats.diagnosing import BadLine, decode_csv
 from tasks.streaming.formats.parquet import decode_parquet, is_parquet
+from tasks.streaming.formats.rows import Rows
 from tasks.streaming.manifest import Shard
 from tasks.streaming.objects.retrying import RetryPolicy
 from tasks.streaming.objects.store import Listed, Store
@@ -90,7 +91,7 @@ class Loading:
             staging.close()
 
     def _fill(self, staging: Staging, shard: Shard, stop: threading.Event, watch: "_Stopwatch") -> "NDArray[Any]":
-        for _ in self.decode(shard, staging.append, stop, watch):
+        for _ in self.decode(shard, staging, stop, watch):
             pass  # bad lines were reported when the shards were surveyed
         if staging.rows != shard.rows:
             raise RowCountError(
@@ -100,22 +101,16 @@ class Loading:
         return staging.finish()
 
     def decode(
-        self,
-        shard: Shard,
-        take: "Callable[[list[NDArray[Any]]], None]",
-        stop: threading.Event,
-        watch: "_Stopwatch | None" = None,
+        self, shard: Shard, rows: Rows, stop: threading.Event, watch: "_Stopwatch | None" = None
     ) -> Iterator[BadLine]:
-        """Hand each block's columns to `take`; yield bad lines where they are to be dropped, else raise RowError.
+        """Write the shard's rows to `rows`; yield bad lines where they are to be dropped, else raise RowError.
 
-        What was handed out counts only once the iteration has ended without an error.
+        What was written counts only once the iteration has ended without an error.
         """
         listed = Listed(shard.uri, shard.size, shard.etag)
         pieces = (watch or _Stopwatch()).time(read_object(self.store, listed, self.retry, stop=stop))
         decode = decode_parquet if is_parquet(shard.uri) else decode_csv
-        for columns, bad in decode(shard.uri, pieces, self.contract, self.dtype):
-            take(columns)
-            yield from bad
+        return decode(shard.uri, pieces, self.contract, self.dtype, rows)
 
 
 class _Stopwatch:

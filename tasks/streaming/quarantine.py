@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tasks.errors import RowCountError, ShardsNotFoundError
 from tasks.streaming.formats.diagnosing import BadLine
+from tasks.streaming.formats.rows import CountedRows
 from tasks.streaming.loading import Loading
 from tasks.streaming.manifest import Manifest, Shard
 from tasks.streaming.progress import ProgressBar
@@ -54,17 +55,12 @@ def _survey(manifest: Manifest, loading: Loading, threads: int) -> list[list[Bad
     progress = ProgressBar("looking for bad rows", manifest.size)
 
     def look_at(shard: Shard) -> list[BadLine]:
-        good = 0
-
-        def count(columns: list) -> None:  # type: ignore[type-arg]
-            nonlocal good
-            good += len(columns[0])
-
-        bad = list(loading.decode(shard, count, stop))
+        good = CountedRows(len(manifest.columns), loading.dtype)
+        bad = list(loading.decode(shard, good, stop))
         progress.advance(shard.size)
-        if good + len(bad) != shard.rows:
+        if good.rows + len(bad) != shard.rows:
             raise RowCountError(
-                f"{shard.uri}: {good} good and {len(bad)} bad rows, but {shard.rows} are stated for it: "
+                f"{shard.uri}: {good.rows} good and {len(bad)} bad rows, but {shard.rows} are stated for it: "
                 "correct the metadata, or remove it so that the shards are counted by reading"
             )
         return bad

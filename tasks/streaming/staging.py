@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from tasks.errors import ConfigurationError
+from tasks.streaming.formats.rows import CountedRows, Rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -61,13 +62,8 @@ class PagePool:
         return pages
 
 
-class Staging(Protocol):
-    """Room for rows of one shard, filled from the top."""
-
-    rows: int
-
-    def append(self, columns: "list[NDArray[Any]]") -> None:
-        """Write the columns, of equal length, below what is there."""
+class Staging(Rows, Protocol):
+    """Room for the rows of one shard."""
 
     def finish(self) -> "NDArray[Any]":
         """Return all rows, as [rows, columns]."""
@@ -83,12 +79,11 @@ class MemoryStaging:
         self.rows = 0
         self._array = pages.allocate(rows_expected, width, dtype)
 
-    def append(self, columns: "list[NDArray[Any]]") -> None:
-        count = len(columns[0])
-        target = self._array[self.rows : self.rows + count]
-        for index, column in enumerate(columns):
-            target[:, index] = column[: len(target)]
-        self.rows += count
+    def room(self, rows: int) -> "NDArray[Any]":
+        return self._array[self.rows : self.rows + rows]
+
+    def keep(self, rows: int) -> None:
+        self.rows += rows
 
     def finish(self) -> "NDArray[Any]":
         return self._array
@@ -97,27 +92,21 @@ class MemoryStaging:
         pass
 
 
-class FileStaging:
+class FileStaging(CountedRows):
     """See `Staging`. The rows are written to `file` from `offset` on; `checksum` is the CRC-32 of their bytes."""
 
     def __init__(self, file: IO[bytes], width: int, dtype: str, *, offset: int = 0) -> None:
-        self.rows = 0
+        super().__init__(width, dtype)
         self.checksum = 0
         self.file = file
-        self._width = width
-        self._dtype = dtype
         self._offset = offset
         file.seek(offset)
 
-    def append(self, columns: "list[NDArray[Any]]") -> None:
-        import numpy as np
-
-        block = np.empty((len(columns[0]), self._width), dtype=self._dtype)
-        for index, column in enumerate(columns):
-            block[:, index] = column
-        self.checksum = zlib.crc32(block.data, self.checksum)
-        self.file.write(block.data)
-        self.rows += len(block)
+    def keep(self, rows: int) -> None:
+        super().keep(rows)
+        kept = self._block[:rows].data
+        self.checksum = zlib.crc32(kept, self.checksum)
+        self.file.write(kept)
 
     def finish(self) -> "NDArray[Any]":
         self.file.flush()

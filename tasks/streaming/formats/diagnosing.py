@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from tasks.errors import RowError
 from tasks.streaming.formats.contract import Contract, split_line
 from tasks.streaming.formats.csv import Block, cut_blocks, parse_lines
+from tasks.streaming.formats.native import decode_natively, find_kernel
+from tasks.streaming.formats.rows import Rows, append_columns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,21 +36,27 @@ class BadLine:
     text: str
 
 
-def decode_csv(
-    uri: str, pieces: Iterable[bytes], contract: Contract, dtype: str
-) -> "Iterator[tuple[list[NDArray[Any]], list[BadLine]]]":
-    """Yield blocks of columns, in the contract's order, and the bad lines left out of each.
+def decode_csv(uri: str, pieces: Iterable[bytes], contract: Contract, dtype: str, rows: Rows) -> Iterator[BadLine]:
+    """Write all rows to `rows`, in the contract's order of columns; yield the bad lines that were left out.
 
     Raises RowError where bad lines are an error, or the header breaks the contract.
     """
-    columns = contract.columns
+    kernel = find_kernel()
     for block in cut_blocks(uri, pieces, contract):
-        try:
-            yield parse_lines(block.data, block.names, columns, dtype), []
-        except ValueError as error:
-            if not contract.drops_bad_rows:
-                raise make_row_error(block, columns, dtype) from error
-            yield drop_bad_lines(block, columns, dtype)
+        if kernel is None or not decode_natively(kernel, block.data, block.names, contract.columns, rows):
+            yield from _decode_plainly(block, contract, dtype, rows)
+
+
+def _decode_plainly(block: Block, contract: Contract, dtype: str, rows: Rows) -> list[BadLine]:
+    bad: list[BadLine] = []
+    try:
+        columns = parse_lines(block.data, block.names, contract.columns, dtype)
+    except ValueError as error:
+        if not contract.drops_bad_rows:
+            raise make_row_error(block, contract.columns, dtype) from error
+        columns, bad = drop_bad_lines(block, contract.columns, dtype)
+    append_columns(rows, columns)
+    return bad
 
 
 def make_row_error(block: Block, columns: tuple[str, ...], dtype: str) -> RowError:

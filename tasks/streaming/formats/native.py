@@ -1,7 +1,7 @@
 """The kernel of `kernel.c`, where a C compiler was there at installation; it is built beside this module.
 
-It decodes what almost all blocks are, with the same bits as the plain decoder of `csv.py`, or refuses a block. Without it,
-or where it was built from another version of its source, everything is read by the plain decoder, more slowly.
+It decodes what almost all blocks are, to the same bits as the plain decoder of `csv.py`, or refuses a block. Where it is
+not there, or is of another version than this module, the plain decoder reads everything, more slowly.
 """
 
 import ctypes
@@ -10,6 +10,8 @@ from collections.abc import Callable
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tasks.streaming.formats.rows import Rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,6 +69,18 @@ def describe_decoder() -> str:
     return "native" if kernel else f"pyarrow, {reason}"
 
 
+def decode_natively(
+    kernel: Kernel, data: memoryview, names: tuple[str, ...], columns: tuple[str, ...], rows: Rows
+) -> bool:
+    """Write `columns` of whole lines, whose own columns are `names`, to `rows`; whether the kernel did not refuse."""
+    places = place_columns(names, columns)
+    shortest = len(names) + len(columns)  # bytes of a line: an end for each cell, a digit for each that is read
+    count = kernel.decode(data, places, rows.room(len(data) // shortest + 1))
+    if count is not None:
+        rows.keep(count)
+    return count is not None
+
+
 @functools.cache
 def _look_for_kernel() -> tuple[Kernel | None, str]:
     for suffix in EXTENSION_SUFFIXES:
@@ -99,14 +113,14 @@ def place_columns(names: tuple[str, ...], columns: tuple[str, ...]) -> "NDArray[
 
 
 def _list_fives() -> "NDArray[Any]":
-    """The first 128 bits of 5**q for every power of ten that matters, rounded up where q < 0: [q, 2] uint64, high first."""
+    """The first 128 bits of 5**q for each power that the kernel knows, rounded up where q < 0: [q, 2] uint64."""
     import numpy as np
 
     return np.array([_cut_five(q) for q in range(LEAST_POWER, MOST_POWER + 1)], dtype=np.uint64)
 
 
 def _cut_five(q: int) -> tuple[int, int]:
-    power = 5 ** abs(q)
+    power: int = 5 ** abs(q)
     if q < 0:
         length = (power - 1).bit_length()
         power = (1 << (length + 127 if q >= -27 else 2 * length + 128)) // power + 1

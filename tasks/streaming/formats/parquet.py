@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 from tasks.errors import RowError
 from tasks.streaming.formats.contract import Contract
 from tasks.streaming.formats.diagnosing import BadLine
+from tasks.streaming.formats.rows import Rows, append_columns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,10 +38,8 @@ def read_footer(uri: str, file: IO[bytes] | io.RawIOBase) -> tuple[tuple[str, ..
         raise RowError(f"{uri} is no Parquet file: {error}; write the shard again, or leave it out") from error
 
 
-def decode_parquet(
-    uri: str, pieces: Iterable[bytes], contract: Contract, dtype: str
-) -> "Iterator[tuple[list[NDArray[Any]], list[BadLine]]]":
-    """Yield blocks of columns, in the contract's order, and the bad rows left out of each, by number.
+def decode_parquet(uri: str, pieces: Iterable[bytes], contract: Contract, dtype: str, rows: Rows) -> Iterator[BadLine]:
+    """Write all rows to `rows`, in the contract's order of columns; yield the bad ones, by number.
 
     Raises RowError where bad rows are an error, or a column is missing, unexpected or not of numbers.
     """
@@ -61,7 +60,8 @@ def decode_parquet(
                     raise RowError(
                         f"{uri}, row {bad[0].line}: {bad[0].reason}; correct the shard, or quarantine such rows"
                     )
-                yield columns, bad
+                append_columns(rows, columns)
+                yield from bad
                 row += batch.num_rows
         except pyarrow.ArrowException as error:
             raise RowError(f"{uri} cannot be decoded as Parquet: {error}; write the shard again") from error
