@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ROWS = 5_000  # of the development set in the stand-in; the test set has a tenth
 DCTAXI = Path(__file__).parents[2] / "shared" / "data" / "dctaxi"
+DECODING = ("test_stream_decoding", "test_stream_quarantine")
 FOREIGN_PREFIXES = ("AWS_", "PREFECT_", "MLFLOW_", "BUCKET_ID", "RANK", "WORLD_SIZE")
 
 BROWSER_SWITCHES = (
@@ -70,6 +71,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("long"):
             item.add_marker(pytest.mark.skip(reason="long: run by `make test-all`, or with --long"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of the stream with both decoders: those of decoding always, all others with `--long`."""
+    module = metafunc.module.__name__.rpartition(".")[2]
+    if module in DECODING or (module.startswith("test_stream_") and metafunc.config.getoption("--long")):
+        metafunc.fixturenames.insert(0, "decoder")
+        metafunc.parametrize("decoder", ["native", "pyarrow"], indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def decoder(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The decoder that this process, and those that it forks, read CSV with: native or pyarrow."""
+    from tasks.streaming.formats import diagnosing
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "pyarrow":
+            patch.setattr(diagnosing, "find_kernel", lambda: None)
+        elif diagnosing.find_kernel() is None:
+            pytest.skip("no kernel was built at installation: all tests are of the plain decoder")
+        yield request.param
 
 
 @pytest.fixture(scope="session")

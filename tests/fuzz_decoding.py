@@ -54,7 +54,7 @@ def exponent(r: random.Random) -> str:
 
 
 def midpoint(r: random.Random, places: int) -> str:
-    """A number between two neighbouring doubles, cut to so many digits, or the next one above it."""
+    """A number between two neighbouring doubles, cut to so many digits or one more, or the next one above it."""
     bits = r.getrandbits(62)
     significand, power = bits & (2**52 - 1) | 2**52, max(bits >> 52, 1) - 1075
     exact = Fraction(2 * significand + 1) * Fraction(2) ** (power - 1)
@@ -74,10 +74,10 @@ NUMBERS: dict[str, Draw] = {
     "near 2**53": lambda r: str((1 << r.randint(52, 63)) + r.randint(-3, 3)) + r.choice(["", f"e{r.randint(-30, 30)}"]),
     "limits": lambda r: (
         r.choice(["1.797693134862315", "2.225073858507201", "4.9406564584124", "2.4703282292062"])
-        + digits(r, 4) + r.choice(["e308", "e307", "e-308", "e-307", "e-324", "e-323"])
+        + digits(r, 3) + r.choice(["e308", "e307", "e-308", "e-307", "e-324", "e-323"])
     ),
-    "midpoint": lambda r: midpoint(r, r.randint(17, 19)),
-    "midpoint, long": lambda r: midpoint(r, r.randint(20, 40)),
+    "midpoint": lambda r: midpoint(r, r.randint(16, 18)),
+    "midpoint, long": lambda r: midpoint(r, r.randint(19, 40)),
     "halfway": lambda r: str((r.getrandbits(53) | 2**52) * 2 + 1) + r.choice(["", ".0", "e0"]),
     "quoted": lambda r: f'"{r.uniform(-99, 99)}"',
     "blanks": lambda r: f"{r.choice(' 	')}{r.uniform(-99, 99):.3f}{r.choice(['', ' ', '	'])}",

@@ -1,7 +1,7 @@
 """The kernel of `kernel.c`, where a C compiler was there at installation; it is built beside this module.
 
-It decodes what almost all blocks are, to the same bits as the plain decoder of `csv.py`, or refuses a block. Where it is
-not there, or is of another version than this module, the plain decoder reads everything, more slowly.
+It decodes what almost all blocks are, to the same bits as the plain decoder of `csv.py`, or refuses a block. Where
+it is not there, or is of another version than this module, the plain decoder reads everything, more slowly.
 """
 
 import ctypes
