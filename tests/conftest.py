@@ -76,7 +76,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run the tests of the stream with both decoders: those of decoding always, all others with `--long`."""
     module = metafunc.module.__name__.rpartition(".")[2]
-    if module in DECODING or (module.startswith("test_stream_") and metafunc.config.getoption("--long")):
+    others = module.startswith("test_stream_") and module != "test_stream_kernel"
+    if module in DECODING or (others and metafunc.config.getoption("--long")):
         metafunc.fixturenames.insert(0, "decoder")
         metafunc.parametrize("decoder", ["native", "pyarrow"], indirect=True, scope="module")
 
@@ -84,12 +85,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="module")
 def decoder(request: pytest.FixtureRequest) -> Iterator[str]:
     """The decoder that this process, and those that it forks, read CSV with: native or pyarrow."""
-    from tasks.streaming.formats import diagnosing
+    from tasks.streaming.formats.native import find_kernel
 
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "pyarrow":
-            patch.setattr(diagnosing, "find_kernel", lambda: None)
-        elif diagnosing.find_kernel() is None:
+            patch.setattr("tasks.streaming.formats.diagnosing.find_kernel", lambda: None)
+        elif find_kernel() is None:
             pytest.skip("no kernel was built at installation: all tests are of the plain decoder")
         yield request.param
 

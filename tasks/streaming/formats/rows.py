@@ -25,7 +25,8 @@ class CountedRows:
         import numpy as np
 
         self.rows = 0
-        self._width, self._dtype = width, dtype
+        self._width = width
+        self._dtype = dtype
         self._block = np.empty((0, width), dtype=dtype)
 
     def room(self, rows: int) -> "NDArray[Any]":
