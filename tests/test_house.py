@@ -1,8 +1,10 @@
-"""The rules between the rooms: imports go down only, libraries stay apart, and `--help` imports nothing heavy."""
+"""The rules between the rooms: imports go down only, steps and libraries stay apart, facts have types."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -114,3 +116,88 @@ def test_the_rooms_of_streaming_know_as_little_as_they_can(path):
     elif room == "listing":
         libraries = (f"tasks.streaming.{name}" for name in ("formats", "listing", "manifest", "objects", "progress"))
         assert imports <= names(imports, "tasks.errors", *libraries)
+
+
+STEPS = ("credentials", "data", "evaluation", "registration", "reporting", "prediction", "training", "benchmark")
+BELOW_STEPS = ("errors", "parameters", "facts", "policy", "sources", "runs")
+TREES = {module_of(path): ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
+
+
+def room_of(module: str) -> str:
+    return module.partition("tasks.")[2].partition(".")[0]
+
+
+def test_every_module_of_tasks_has_its_floor():
+    rooms = {room_of(module) for module in TREES} - {""}
+    assert rooms == {*STEPS, *BELOW_STEPS, *(room_of(library) for library in LIBRARIES)}
+    assert len([path for path in (ROOT / "tasks").glob("*.py") if path.stem != "__init__"]) <= 14
+
+
+@pytest.mark.parametrize(
+    "path", [each for each in MODULES if room_of(module_of(each)) in (*STEPS, *BELOW_STEPS)], ids=module_of
+)
+def test_no_step_imports_a_step_and_what_stands_below_imports_none(path):
+    others = [f"tasks.{step}" for step in STEPS if step != room_of(module_of(path))]
+    assert not names(imported_by(path), *others)
+
+
+UNTYPED = re.compile(r"\b(dict|Mapping)\[str, Any\]")
+OF_FILES = {"to_dict", "from_dict", "to_row", "from_row"}  # a fact's form in a file, or a row of it
+FOREIGN = {
+    ("tasks.learning.checkpoints.Checkpoint", "facts"),  # what its file holds beside tensors
+    ("tasks.sources.Sources.storage_options", "return"),  # in fsspec's own words, as wherever storage_options are given
+}
+
+
+def annotations_of(definition: ast.stmt, name: str) -> Iterator[tuple[str, str, str]]:
+    """Where, of what and with which type something is defined: parameters and returns, fields, public methods."""
+    match definition:
+        case ast.FunctionDef(args=given) if definition.name not in OF_FILES:
+            for each in [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]:
+                if each and each.annotation:
+                    yield name, each.arg, ast.unparse(each.annotation)
+            if definition.returns:
+                yield name, "return", ast.unparse(definition.returns)
+        case ast.AnnAssign():
+            yield name, ast.unparse(definition.target), ast.unparse(definition.annotation)
+        case ast.ClassDef():
+            for member in definition.body:
+                inner = getattr(member, "name", "")
+                if inner == "__init__" or not inner.startswith("_"):
+                    yield from annotations_of(member, f"{name}.{inner}" if inner else name)
+
+
+def find_definition(module: str, name: str) -> tuple[str, ast.stmt] | None:
+    """Where what a module hands on by this name is defined."""
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name and node in TREES[module].body:
+            return f"{module}.{name}", node
+        if isinstance(node, ast.ImportFrom) and node.module in TREES and name in {each.name for each in node.names}:
+            return find_definition(node.module, name)
+    return None
+
+
+def crossing() -> dict[str, ast.stmt]:
+    """The steps, and what flows, steps and runs import from another room."""
+    found: dict[str, ast.stmt] = {}
+    for module, tree in TREES.items():
+        if room_of(module) not in (*STEPS, *BELOW_STEPS) and not module.startswith("flows."):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and any("step(" in ast.unparse(d) for d in node.decorator_list):
+                found[f"{module}.{node.name}"] = node
+            if isinstance(node, ast.ImportFrom) and node.module in TREES and room_of(node.module) != room_of(module):
+                found |= dict(filter(None, (find_definition(node.module, each.name) for each in node.names)))
+    return found
+
+
+def test_what_crosses_from_room_to_room_has_a_type():
+    defined = crossing()
+    assert {"tasks.data.locate_shards", "tasks.facts.Fit", "tasks.runs.lifecycle.tracked"} <= set(defined)
+    untyped = [
+        f"{place}: {name} is {annotation}"
+        for module, definition in defined.items()
+        for place, name, annotation in annotations_of(definition, module)
+        if UNTYPED.search(annotation) and name != "storage_options" and (place, name) not in FOREIGN
+    ]
+    assert untyped == []

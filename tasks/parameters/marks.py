@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 
 class Mark(Enum):
@@ -41,7 +41,7 @@ class Parameters(BaseModel):
         return frozenset(name for name, field in cls.model_fields.items() if set(marks) & set(field.metadata))
 
     @classmethod
-    def telling(cls, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    def telling(cls, recorded: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
         """Return those of the recorded parameters that the loss curve depends on.
 
         One that came later is left out where it is its default, so that runs recorded before it have the same ones.

@@ -14,6 +14,7 @@ from prefect.artifacts import create_link_artifact
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.states import Completed
+from pydantic import JsonValue
 
 from tasks.errors import CheckpointError, ConfigurationError
 from tasks.parameters import MODEL_PARAMETERS, Mark, TrainingParameters
@@ -44,7 +45,7 @@ def close_abandoned(client: Client, experiment: str) -> None:
 def find_unfinished(
     client: Client,
     experiment: str,
-    recorded: Mapping[str, Any],
+    recorded: Mapping[str, JsonValue],
     manifest: Manifest,
     checkpoint_url: str,
 ) -> str | None:
@@ -56,13 +57,13 @@ def find_unfinished(
     from tasks.learning.checkpoints import Checkpoints
 
     close_abandoned(client, experiment)
-    resume = recorded["resume"]
+    resume = str(recorded["resume"])
     key = digest_settings(recorded)
     if resume == "never":
         return None
     if resume != "auto":
         _require_resumable(client, resume, recorded, key, manifest, checkpoint_url)
-        return str(resume)
+        return resume
     for run in find_runs(client, experiment, tags={KEY: key, FINGERPRINT: manifest.fingerprint}):
         stopped = run.status in ("KILLED", "FAILED")
         hopeless = run.tags.get("shardline.error", "").startswith(HOPELESS)
@@ -77,7 +78,7 @@ def find_unfinished(
 def _require_resumable(
     client: Client,
     run_id: str,
-    recorded: Mapping[str, Any],
+    recorded: Mapping[str, JsonValue],
     key: str,
     manifest: Manifest,
     checkpoint_url: str,

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
+from pydantic import JsonValue
 
 from tasks.errors import ConfigurationError, TrackingError
 from tasks.runs.lineage import VERSIONS_OF, describe_commit
@@ -40,7 +41,7 @@ class Run:
 @contextmanager
 def tracked(
     experiment: str,
-    parameters: Mapping[str, Any],
+    parameters: Mapping[str, JsonValue],
     tags: Mapping[str, str],
     find_unfinished: Callable[[Client], str | None] = lambda _: None,
 ) -> Iterator[Run]:

@@ -8,7 +8,9 @@ import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
 
 from tasks.parameters import TrainingParameters
 
@@ -22,7 +24,7 @@ CODE = "shardline.code"
 VERSIONS_OF = ("prefect", "torch", "mlflow", "s3fs", "boto3", "pyarrow", "numpy")
 
 
-def digest_settings(recorded: Mapping[str, Any]) -> str:
+def digest_settings(recorded: Mapping[str, JsonValue]) -> str:
     """Return a digest of the recorded parameters that the loss curve depends on."""
     return hashlib.sha256(json.dumps(TrainingParameters.telling(recorded), sort_keys=True).encode()).hexdigest()
 

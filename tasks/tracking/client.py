@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import urlsplit
 
 from tasks.errors import TrackingError
@@ -128,7 +128,9 @@ def saved_view() -> str:
     return json.dumps({"name": "Scores", "createdAt": now, "updatedAt": now, "state": json.dumps(state)})
 
 
-def begin(client: Client, *, experiment: str, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+def begin(
+    client: Client, *, experiment: str, name: str, parameters: Mapping[str, object], tags: Mapping[str, str]
+) -> str:
     """Start a run with its parameters and tags; return its id."""
     from mlflow.entities import Param
 
@@ -151,6 +153,6 @@ def reopen(client: Client, run_id: str, tags: Mapping[str, str]) -> None:
     (outboxes() / run_id / "status").unlink(missing_ok=True)
 
 
-def format_parameter(value: Any) -> str:
+def format_parameter(value: object) -> str:
     """Return a parameter's value as it is recorded: text as it is, all else as JSON."""
     return value if isinstance(value, str) else json.dumps(value)
