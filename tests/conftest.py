@@ -1,8 +1,8 @@
 """Fixtures that several test modules share: real servers on loopback, in an environment that is the tests' alone.
 
 `standin` and `aws` are the stand-in for AWS, `prefect_api` a Prefect server, `site` all that `make up` starts, `dctaxi`
-the 298 real rows. Servers are started when a test first asks for them, once a session, and imported no sooner: tests
-that need none run where none is installed.
+298 rows, generated and real. Servers are started when a test first asks for them, once a session, and imported no
+sooner: tests that need none run where none is installed.
 """
 
 import contextlib
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tests.sites import Receiver, Site
 
 ROWS = 5_000  # of the development set in the stand-in; the test set has a tenth
-DCTAXI = Path(__file__).parents[2] / "shared" / "data" / "dctaxi"
 DECODING = ("test_stream_decoding", "test_stream_quarantine")
 FOREIGN_PREFIXES = ("AWS_", "PREFECT_", "MLFLOW_", "BUCKET_ID", "RANK", "WORLD_SIZE")
 
@@ -124,11 +123,15 @@ def aws(standin: "StandIn", monkeypatch: pytest.MonkeyPatch) -> "StandIn":
     return standin
 
 
-@pytest.fixture(scope="session")
-def dctaxi() -> Path:
-    """The folder with the 298 real rows: train.csv, valid.csv, test.csv."""
+@pytest.fixture(scope="session", params=["generated", "real"])
+def dctaxi(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 298 rows in train.csv, valid.csv, test.csv: the generator's, and the real ones where they are."""
+    from tests.shards import DCTAXI, write_small_set
+
+    if request.param == "generated":
+        return write_small_set(tmp_path_factory.mktemp("dctaxi"))
     if not DCTAXI.is_dir():
-        pytest.skip("the 298 real rows (../shared/data/dctaxi) are not at hand")
+        pytest.skip("the 298 real rows (../shared/data/dctaxi) are not at hand; the generator's stand in for them")
     return DCTAXI
 
 

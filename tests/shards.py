@@ -1,4 +1,4 @@
-"""Small shards with known rows, for the tests of the stream: made here, read by the tests as an array too."""
+"""Small shards with known rows: made here, read by the tests as an array too."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 
 COLUMNS = ("fare", "latitude", "hour")
+DCTAXI = Path(__file__).parents[2] / "shared" / "data" / "dctaxi"  # the real rows that the project has
+SMALL = 298  # so many
 
 
 def draw_rows(rows: int, *, seed: int = 0) -> np.ndarray:
@@ -51,3 +53,16 @@ def hash_rows(batches) -> str:
     for batch in batches:
         digest.update(np.ascontiguousarray(batch.numpy()).tobytes())
     return digest.hexdigest()
+
+
+def write_small_set(folder: Path) -> Path:
+    """Cut 298 rows of the generator's into three files like the real ones."""
+    from deployments.generator import write_data
+
+    write_data(folder, SMALL)
+    texts = [path.read_text() for path in sorted((folder / "csv" / "dev").glob("part*.csv"))]
+    header, rows = texts[0].split("\n", 1)[0], [row for text in texts for row in text.splitlines()[1:]]
+    assert len(rows) == SMALL
+    for name, part in {"train": rows[:100], "valid": rows[100:193], "test": rows[193:]}.items():
+        (folder / f"{name}.csv").write_text("\n".join([header, *part, ""]))
+    return folder

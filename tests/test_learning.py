@@ -227,13 +227,13 @@ def test_a_loss_that_is_not_finite_stops_with_its_place_and_what_to_try(trips):
         trained(trips, 100, Features.choose(TAXI), settings, standardise=False)
 
 
-def test_the_default_settings_come_within_one_percent_of_the_exact_model_on_the_real_rows(dctaxi):
+def test_the_default_settings_come_within_one_percent_of_the_exact_model_on_298_rows(dctaxi):
     rows = [np.loadtxt(dctaxi / f"{name}.csv", delimiter=",", skiprows=1) for name in ("train", "valid", "test")]
-    real, features = torch.from_numpy(np.concatenate(rows)), Features.choose(TAXI, derive=["distance_km"])
-    trainer, _ = trained(real, len(real), features, DEFAULT)
+    all_rows, features = torch.from_numpy(np.concatenate(rows)), Features.choose(TAXI, derive=["distance_km"])
+    trainer, _ = trained(all_rows, len(all_rows), features, DEFAULT)
     moments = Moments(features)
-    moments.add(real)
-    assert len(real) == 298
+    moments.add(all_rows)
+    assert len(all_rows) == 298
     assert moments.mse(trainer.model()) < 1.01 * moments.mse(moments.exact())
 
 

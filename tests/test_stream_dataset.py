@@ -162,7 +162,7 @@ def test_an_endless_stream_wraps_and_has_no_length(shards):
 
 
 @pytest.mark.parametrize("batch_size", [64, 1000])
-def test_the_real_rows_follow_the_formula_of_kaen(dctaxi, batch_size):
+def test_298_rows_follow_the_formula_of_kaen(dctaxi, batch_size):
     files = [dctaxi / name for name in ("train.csv", "valid.csv", "test.csv")]
     rows = np.concatenate([np.loadtxt(file, delimiter=",", skiprows=1) for file in files])
     dataset = ObjectStorageDataset([str(file) for file in files], batch_size=batch_size)

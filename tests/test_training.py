@@ -6,7 +6,9 @@ from operator import attrgetter
 from pathlib import Path
 
 import boto3
+import numpy as np
 import pytest
+import torch
 from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
@@ -16,6 +18,8 @@ from deployments.generator import write_data
 from flows.training import train
 from tasks.tracking import client as record
 from tests.flowruns import ended
+from tests.notebook import train_as_the_notebook
+from tests.shards import DCTAXI
 
 # MSE by iteration of the notebook's own loop over kaen 1.0.1.31, on the three files of ../shared/data/dctaxi
 REFERENCE = {
@@ -66,12 +70,30 @@ def workplace(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def real_shards(dctaxi, tmp_path_factory):
-    """The 298 real rows as shards in the order train, valid, test."""
+def small_shards(dctaxi, tmp_path_factory):
+    """298 rows as shards in the order train, valid, test."""
     folder = tmp_path_factory.mktemp("dctaxi")
     for number, name in enumerate(("train", "valid", "test")):
         shutil.copy(dctaxi / f"{name}.csv", folder / f"part-{number:05d}.csv")
     return folder
+
+
+@pytest.fixture
+def reference(dctaxi, small_shards, batch_size):
+    """The notebook's figures over them: of kaen, or of its plain loop, which is held to kaen's below."""
+    if dctaxi == DCTAXI:
+        return REFERENCE[batch_size]
+    return write_figures(train_as_the_notebook(read_rows(small_shards), batch_size))
+
+
+def read_rows(folder):
+    """The rows of the shards in a folder, in order, as a [rows, 9] tensor."""
+    files = [path for path in sorted(folder.glob("part*.csv")) if path.stat().st_size]
+    return torch.from_numpy(np.concatenate([np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2) for path in files]))
+
+
+def write_figures(mse):
+    return {step: f"{value:.10e}" for step, value in enumerate(mse)}
 
 
 def run_flow(**given):
@@ -96,20 +118,28 @@ def assert_is_the_reference(mse, reference):
 
 
 @pytest.mark.parametrize("batch_size", [64, 1000])
-def test_the_notebooks_curve_on_the_real_rows_as_local_files(batch_size, real_shards):
-    state, client, run = run_flow(shards=f"file://{real_shards}/part*.csv", preset="notebook", batch_size=batch_size)
+def test_the_notebooks_curve_on_298_rows_as_local_files(batch_size, small_shards, reference):
+    state, client, run = run_flow(shards=f"file://{small_shards}/part*.csv", preset="notebook", batch_size=batch_size)
     assert state.is_completed(), state.message
-    assert_is_the_reference(curve(client, run), REFERENCE[batch_size])
+    assert_is_the_reference(curve(client, run), reference)
 
 
 @pytest.mark.parametrize("batch_size", [64, 1000])
-def test_the_notebooks_curve_on_the_real_rows_over_s3(batch_size, real_shards, aws):
+def test_the_notebooks_curve_on_298_rows_over_s3(batch_size, small_shards, reference, aws):
     client = boto3.client("s3")
-    for path in real_shards.iterdir():
+    for path in small_shards.iterdir():
         client.upload_file(str(path), aws.bucket, f"real/{path.name}")
     state, mlflow, run = run_flow(shards=f"s3://{aws.bucket}/real/part*.csv", preset="notebook", batch_size=batch_size)
     assert state.is_completed(), state.message
-    assert_is_the_reference(curve(mlflow, run), REFERENCE[batch_size])
+    assert_is_the_reference(curve(mlflow, run), reference)
+
+
+@pytest.mark.parametrize("batch_size", [64, 1000])
+def test_the_plain_loop_has_the_figures_of_kaen(batch_size, tmp_path):
+    write_data(tmp_path, 2000)
+    assert_is_the_reference(
+        train_as_the_notebook(read_rows(tmp_path / "csv" / "dev"), batch_size), GENERATED[batch_size]
+    )
 
 
 @pytest.mark.parametrize("batch_size", [64, 1000])
