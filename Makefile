@@ -59,13 +59,15 @@ constraints: .venv/.installed-test  ## write constraints.txt anew: the newest ve
 		--custom-compile-command 'make constraints' pyproject.toml -o constraints.txt
 
 clean:  ## remove .venv and caches; .shardline, with all runs and generated data, stays
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build $(basename $(KERNEL)).*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.venv/.installed-local: pyproject.toml constraints.txt
+KERNEL := tasks/streaming/formats/kernel.c
+
+.venv/.installed-local: pyproject.toml constraints.txt $(KERNEL)
 	@$(call install,local)
 
-.venv/.installed-test: pyproject.toml constraints.txt
+.venv/.installed-test: pyproject.toml constraints.txt $(KERNEL)
 	@$(call install,local$(comma)test)
 	@touch .venv/.installed-local
 
@@ -85,5 +87,6 @@ define install
 	$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv; \
 	$(RUN) pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(1)]'; \
 	touch $@; \
-	echo "Set up in $$(( $$(date +%s) - began )) s." >&2
+	decoder=$$($(BIN)/python -c 'from tasks.streaming.formats import native; print(native.describe_decoder())'); \
+	echo "Set up in $$(( $$(date +%s) - began )) s. CSV will be decoded by $$decoder." >&2
 endef

@@ -31,6 +31,7 @@ def locate_shards(sources: Sources, given: Listing, role: Literal["training", "t
     A table artifact shows the shards. Statistics of other rows than those listed are left unused, with a warning.
     """
     from tasks.streaming import locate, read_statistics
+    from tasks.streaming.formats.native import describe_decoder
 
     uri = str(sources.test_shards) if role == "test" else sources.shards
     manifest = locate(
@@ -52,6 +53,8 @@ def locate_shards(sources: Sources, given: Listing, role: Literal["training", "t
     )
     for note in manifest.notes:
         logger.info("%s", note)
+    if role != "test":
+        logger.info("CSV is decoded by %s", describe_decoder())
     show_shards(manifest, uri, role)
     statistics = read_statistics(manifest, sources.storage_options(uri))
     counted = {stated.count for stated in statistics.values()}

@@ -66,7 +66,7 @@ def find_kernel() -> Kernel | None:
 def describe_decoder() -> str:
     """Say in some words which decoder reads CSV here, and why where it is the slower one."""
     kernel, reason = _look_for_kernel()
-    return "native" if kernel else f"pyarrow, {reason}"
+    return "the kernel in C" if kernel else f"pyarrow, {reason}"
 
 
 def decode_natively(
