@@ -13,6 +13,7 @@ from typing import Any
 from prefect import flow
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
+from pydantic import JsonValue
 
 from flows.commandline import parameters, run
 from tasks.benchmark.hardware import check_devices, make_plan, measure_hardware
@@ -29,7 +30,7 @@ load = step("load the other benchmark")(load_benchmark)
 
 
 def name_run() -> str:
-    """A name that says how much was measured where: `quick · hostname`."""
+    """Return a name that says how much was measured where: `quick · hostname`."""
     return f"{BenchmarkParameters(**flow_run.parameters).mode} · {platform.node()}"
 
 
@@ -45,7 +46,7 @@ def benchmark(**parameters: Any) -> str:
         sources, _ = verify_sources(sources, given)
         manifest = locate_shards(sources, as_source(given)).manifest
     tags = {"shardline.flow": "benchmarking"} | ({"shardline.fingerprint": manifest.fingerprint} if manifest else {})
-    with tracked(given.experiment, recorded(given, sources), tags) as mlflow_run:
+    with tracked(given.experiment, record_settings(given, sources), tags) as mlflow_run:
         measured = measure_hardware(given, sources, manifest)
         verdict = report_benchmark(mlflow_run, measured, against)
     get_run_logger().info(
@@ -66,8 +67,8 @@ def as_source(given: BenchmarkParameters) -> Source:
     return Source(**given.model_dump(include=set(Shards.model_fields)))
 
 
-def recorded(given: BenchmarkParameters, sources: Sources | None) -> dict[str, Any]:
-    """The parameters as MLflow records them: every null that has been resolved is replaced by what it stands for."""
+def record_settings(given: BenchmarkParameters, sources: Sources | None) -> dict[str, JsonValue]:
+    """Return the parameters as MLflow records them: every null that was resolved is replaced by what it stands for."""
     plan = make_plan(given)
     resolved = {"max_size": plan.max_size, "time_budget": plan.budget}
     return given.model_dump() | resolved | ({"shards": sources.shards, "region": sources.region} if sources else {})

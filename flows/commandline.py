@@ -79,8 +79,8 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (--help lists every parameter)\n")
 
 
-def parser_for(model: type[Parameters], prog: str, description: str) -> argparse.ArgumentParser:
-    """A parser with one option for each field of the model: `--batch-size` for batch_size, lists comma-separated."""
+def make_parser(model: type[Parameters], prog: str, description: str) -> argparse.ArgumentParser:
+    """Return a parser with an option for each field of the model: `--batch-size` for batch_size, lists with commas."""
     parser = OneLineParser(
         prog=prog,
         description=description,
@@ -127,17 +127,17 @@ def _facts(field: FieldInfo) -> list[str]:
 
 
 def parse(model: type[Model], argv: Sequence[str] | None, prog: str, description: str) -> Model:
-    """The model made from command-line words; leaves with one line and exit code 2 where they are not valid."""
-    parser = parser_for(model, prog, description)
+    """Make the model from command-line words; leave with one line and exit code 2 where they are not valid."""
+    parser = make_parser(model, prog, description)
     words = vars(parser.parse_args(argv))
     try:
         return model(**words)
     except ValidationError as error:
-        parser.error(explain(error))
+        parser.error(tell_fault(error))
 
 
-def explain(error: ValidationError) -> str:
-    """One line for the first fault that pydantic found: the option, the offending value, what it should be."""
+def tell_fault(error: ValidationError) -> str:
+    """Return one line for the first fault that pydantic found: the option, the offending value, what it should be."""
     fault = error.errors()[0]
     message = fault["msg"].removeprefix("Value error, ")
     if not fault["loc"]:

@@ -25,7 +25,7 @@ from tasks.sources import Sources, resolve_sources
 
 
 def name_run() -> str:
-    """A name that says what is predicted with what: `champion of shardline · csv/test`."""
+    """Return a name that says what is predicted with what: `champion of shardline · csv/test`."""
     given = PredictionParameters(**flow_run.parameters)
     where = "/".join(find_places(given)[0].shards.split("/")[-3:-1])
     return f"{given.model or 'champion of ' + given.experiment} · {where}"
@@ -58,7 +58,7 @@ def predict(**parameters: Any) -> str:
 
 
 def find_places(given: PredictionParameters) -> tuple[Sources, str]:
-    """The shards to read and the folder to write to; raises ConfigurationError where there is none."""
+    """Return the shards to read and the folder to write to; raises ConfigurationError where there is none."""
     sources = resolve_sources(Source(**given.model_dump(include=set(Listing.model_fields))))
     return replace(sources, test_shards=None), resolve_output(given, sources.shards)
 

@@ -54,7 +54,7 @@ def evaluate_model(job: TrainingJob, fit: Fit) -> Evaluation:
         description=f"The trained model by slice of the {ROWS_OF[data.rows_of]} rows, beside the exact model and the "
         "mean",
     )
-    verdict = tell_worth(scores.overall, data.rows_of)
+    verdict = write_verdict(scores.overall, data.rows_of)
     get_run_logger().info("%s", verdict)
     get_run_logger().info("%s", promotion.verdict)
     return Evaluation(
@@ -104,7 +104,7 @@ def _digits(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
-def tell_worth(scores: Mapping[str, Score], rows_of: RowsOf) -> str:
+def write_verdict(scores: Mapping[str, Score], rows_of: RowsOf) -> str:
     """Return one sentence that says what the trained model is worth."""
     trained, exact, mean = (scores[name] for name in MODELS)
     rows = f"the {trained.rows:,} {ROWS_OF[rows_of]} rows"

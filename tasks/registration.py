@@ -43,7 +43,7 @@ def register_model(job: TrainingJob, fit: Fit, evaluation: Evaluation) -> None:
     )
     save_model(
         outbox.path / MODEL,
-        example_of(model, batch),
+        take_example(model, batch),
         partial(save_served, model),
         target=model.features.target,
         modules=SHIPPED,
@@ -62,7 +62,7 @@ def register_model(job: TrainingJob, fit: Fit, evaluation: Evaluation) -> None:
     get_run_logger().info("The model will be registered as %r when the record is complete", plan.name)
 
 
-def example_of(model: LinearModel, batch: Tensor) -> pd.DataFrame:
+def take_example(model: LinearModel, batch: Tensor) -> pd.DataFrame:
     """Return the model's input columns of the first rows of a batch, as a data frame."""
     import pandas as pd
 

@@ -46,7 +46,7 @@ def train_model(job: TrainingJob) -> Fit:
     logger = get_run_logger()
     checkpoints = Checkpoints(checkpoint_folder(job.parameters.checkpoint_url), job.run_id)
     earlier = read_histories(client, outbox, ["mse", *TIMES])
-    recorded = next(step for step in itertools.count() if step not in earlier["mse"])
+    recorded = next(number for number in itertools.count() if number not in earlier["mse"])
     kept = checkpoints.latest(at_most=recorded)  # after a later one, the record would have a gap
     started = start_trainer(job, kept)
     saver = Saver(checkpoints, job)
@@ -55,7 +55,7 @@ def train_model(job: TrainingJob) -> Fit:
     with sending_in_background(client, outbox), saver:
         for iteration in train(started.trainer, started.batches):
             if iteration.iteration not in earlier["mse"]:
-                outbox.log(iteration.iteration, metrics_of(iteration))
+                outbox.log(iteration.iteration, name_metrics(iteration))
             logger.info("%s", iteration)
             saver.keep(iteration.after)
             progress.show(iteration.iteration + 1)
@@ -110,7 +110,7 @@ def keep_model(outbox: Outbox, started: Started) -> None:
     outbox.tag({"device": str(trainer.device), "learning_rate": f"{trainer.learning_rate!r}"})
 
 
-def metrics_of(iteration: Iteration) -> dict[str, float]:
+def name_metrics(iteration: Iteration) -> dict[str, float]:
     """Return an iteration's facts under the names that MLflow shows."""
     total = iteration.wait_seconds + iteration.seconds
     return {

@@ -22,7 +22,7 @@ from tasks.learning.loop import train
 from tasks.tracking import client as record
 from tasks.tracking import sending
 from tasks.tracking.outbox import Outbox
-from tasks.training.gradient import metrics_of
+from tasks.training.gradient import name_metrics
 from tests.benchmarks.loop import ROUNDS, draw_rows, start
 from tests.benchmarks.stream_setting import describe_machine
 
@@ -42,7 +42,7 @@ def recorded_loop(rows: torch.Tensor) -> tuple[float, float]:
     with patch.object(sending, "send_metrics", send_timed), sending.sending_in_background(client, outbox):
         for iteration in train(*start(rows)):
             told = time.perf_counter()
-            outbox.log(iteration.iteration, metrics_of(iteration))
+            outbox.log(iteration.iteration, name_metrics(iteration))
             telling += time.perf_counter() - told
         total = time.perf_counter() - began
     return telling / total, seconds[0] / total / len(os.sched_getaffinity(0))
