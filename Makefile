@@ -9,7 +9,7 @@ ROWS ?=
 PLATFORM ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train ui up status down deploy check test test-all constraints clean
+.PHONY: help setup train ui up status down deploy check hooks test test-all constraints clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; do \
@@ -39,6 +39,9 @@ check: .venv/.installed-test  ## format, lint and types
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
 	$(RUN) mypy
+
+hooks:  ## let every commit call `make check` first
+	git config core.hooksPath .githooks
 
 # The stream's tests fork worker processes: they run in a process in which no Prefect engine has run before. Once one has, a
 # forked child ends with exit code 1 (an assertion in Prefect's services at exit, which its own fork handler has reset).
