@@ -12,7 +12,11 @@ from tests.alone import NEEDED, find_others
 from tests.shards import write_shards
 
 ROOT = Path(__file__).parents[1]
-SKIPPED = {"tests/test_devices_plots.py", "tests/test_stream_arithmetic.py"}  # they need matplotlib, and hypothesis
+SKIPPED = {  # for they need matplotlib, and hypothesis
+    "tests/test_devices_plots.py",
+    "tests/test_stream_arithmetic.py",
+    "tests/test_stream_kernel.py",
+}
 TRAIN = """
 import json, sys
 import tests.alone

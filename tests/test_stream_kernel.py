@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tasks.streaming import ObjectStorageDataset
 from tasks.streaming.formats import native
 from tasks.streaming.formats.native import Kernel, KernelError, describe_decoder, find_kernel, place_columns
 from tests.fuzz_decoding import NUMBERS, ODD_CELLS, compare, decode_natively, decode_plainly, fuzz
 from tests.shards import draw_rows, to_csv
+
+hypothesis = pytest.importorskip("hypothesis")
+given, st = hypothesis.given, hypothesis.strategies
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "tasks" / "streaming" / "formats" / "kernel.c"
