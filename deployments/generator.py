@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.errors import ConfigurationError
+from tasks.state import STATE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -269,7 +270,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m deployments.generator", description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=ROWS, help="rows of the development set (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the rows (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path(".shardline/generated"), help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=STATE / "generated", help="default: %(default)s")
     options = parser.parse_args()
     folder, made = provide_data(options.out, options.rows, options.seed)
     print(f"{folder}: {'made' if made else 'was there already'}.")

@@ -25,9 +25,10 @@ from deployments.generator import ROWS, list_files, provide_data
 from deployments.processes import Children, quiet_environment
 from deployments.progress import Progress, say
 from deployments.recording import wait_until_recorded
-from deployments.servers import HOME, PREFECT_PORT, configured_prefect, find_pages, start_prefect
+from deployments.servers import PREFECT_PORT, configured_prefect, find_pages, start_prefect
 from deployments.standin import REGION, StandIn
 from tasks.errors import ShardlineError, TrackingError
+from tasks.state import STATE
 
 UPLOADS_AT_ONCE = 4
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -105,7 +106,7 @@ def _run(options: argparse.Namespace, runner: Runner, children: Children, stack:
     check(options.command, standin=standin)
     with ThreadPoolExecutor(1) as pool:
         api = _find_prefect()
-        own_server = None if api else pool.submit(start_prefect, children, HOME, preferred_port=PREFECT_PORT)
+        own_server = None if api else pool.submit(start_prefect, children, STATE, preferred_port=PREFECT_PORT)
         if standin:
             region = find_region(options.command) or REGION
             standin_environment = start_standin(stack, options.rows, options.seed, region).environment
@@ -140,7 +141,7 @@ def _find_prefect() -> str | None:
     """The API's URL of the server that is configured, else of the one that `make ui` or `make up` runs, else None."""
     if api := configured_prefect():
         return api
-    if pages := find_pages(HOME):
+    if pages := find_pages(STATE):
         page = pages.prefect_api.removesuffix("/api")
         say(f"Prefect: the server of `{pages.command}`, {page}; let it run until the end.")
         return pages.prefect_api
@@ -157,9 +158,9 @@ def start_standin(stack: ExitStack, rows: int, seed: int, region: str = REGION) 
     say("No BUCKET_ID, no AWS credentials, no shards: this runs on a stand-in for AWS, with generated taxi trips.")
     began = time.monotonic()
     with Progress("Generating rows") as progress:
-        folder, made = provide_data(HOME / "generated", rows, seed, progress)
+        folder, made = provide_data(STATE / "generated", rows, seed, progress)
     generated = time.monotonic()
-    standin = stack.enter_context(StandIn(HOME / "logs" / "standin.log", region=region))
+    standin = stack.enter_context(StandIn(STATE / "logs" / "standin.log", region=region))
     with Progress("Uploading bytes") as progress:
         fill(standin, folder, progress)
     origin = f"generated in {generated - began:.1f} s" if made else "generated earlier"

@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 from deployments.processes import Children
 from deployments.progress import say
 from deployments.servers import (
-    HOME,
     MLFLOW_PORT,
     PREFECT_PORT,
     Pages,
@@ -27,13 +26,14 @@ from deployments.servers import (
     start_prefect,
 )
 from tasks.errors import ShardlineError
+from tasks.state import STATE
 
 MLFLOW_START = "/#/experiments?workflowType=machine_learning"  # without it MLflow shows its pages for chat agents
 
 
 def serve() -> int:
     """Serve what is not served already, print both addresses, and wait until told to stop; the exit code."""
-    if running := find_pages(HOME):
+    if running := find_pages(STATE):
         say("They are being served already:")
         show(running)
         return 0
@@ -42,7 +42,7 @@ def serve() -> int:
         if not children.some_started():
             show(pages)
             return 0
-        with nullcontext() if configured_prefect() else announce(HOME, pages):
+        with nullcontext() if configured_prefect() else announce(STATE, pages):
             show(pages)
             say("Ctrl-C stops them; nothing is lost.")
             return wait(children)
@@ -52,10 +52,10 @@ def start_pages(children: Children, command: str) -> Pages:
     """Start each of the two servers that is not configured; where both are."""
     prefect_api, mlflow = configured_prefect(), configured_mlflow()
     if not (prefect_api and mlflow):
-        HOME.mkdir(exist_ok=True)
+        STATE.mkdir(exist_ok=True)
     with ThreadPoolExecutor(2) as pool:
-        own_prefect = prefect_api or pool.submit(start_prefect, children, HOME, preferred_port=PREFECT_PORT)
-        own_mlflow = mlflow or pool.submit(start_mlflow, children, HOME, _store(), preferred_port=MLFLOW_PORT)
+        own_prefect = prefect_api or pool.submit(start_prefect, children, STATE, preferred_port=PREFECT_PORT)
+        own_mlflow = mlflow or pool.submit(start_mlflow, children, STATE, _store(), preferred_port=MLFLOW_PORT)
     return Pages(
         own_prefect if isinstance(own_prefect, str) else own_prefect.result(),
         own_mlflow if isinstance(own_mlflow, str) else own_mlflow.result(),
@@ -92,7 +92,7 @@ def wait(children: Children, tend: Callable[[], None] = lambda: None) -> int:
         time.sleep(0.5)
         tend()
         if children.some_ended():
-            say(f"A server has ended by itself; what it said last is in {HOME / 'logs'}.")
+            say(f"A server has ended by itself; what it said last is in {STATE / 'logs'}.")
             return 1
 
 

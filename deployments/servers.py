@@ -1,4 +1,4 @@
-"""Prefect's and MLflow's servers on loopback, over the databases under `.shardline/`, and how to find those that run.
+"""Prefect's and MLflow's servers on loopback, over the databases in a folder, and how to find those that run.
 
 Child processes as such stand in processes.py; the stand-in for AWS in standin.py. Every setting that Prefect and MLflow
 read from the environment by themselves is left to them, and what is set there wins over what is set here.
@@ -16,7 +16,6 @@ from subprocess import Popen
 
 from deployments.processes import LOOPBACK, Children, answers, quiet_environment, start_on_free_port
 
-HOME = Path(".shardline")
 PREFECT_PORT = 4200  # the usual ones, so that links in yesterday's logs work while `make ui` runs today
 MLFLOW_PORT = 5000
 PREFECT_SETTINGS = {

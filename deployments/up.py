@@ -5,7 +5,7 @@
     python -m deployments.up down       stop it, as Ctrl-C does
 
 What PREFECT_API_URL and MLFLOW_TRACKING_URI name is used and not started; with nothing configured that names data, the
-stand-in for AWS serves generated shards. The databases lie under `.shardline/`, unless
+stand-in for AWS serves generated shards. The databases are in the folder of tasks/state.py, unless
 PREFECT_SERVER_DATABASE_CONNECTION_URL and MLFLOW_BACKEND_STORE_URI name others (PostgreSQL, say). Servers as such are
 in servers.py and pages.py, what is deployed in prefect.yaml, automations.py and applying.py.
 """
@@ -30,12 +30,13 @@ from deployments.pages import leave_on_signal, show, start_pages, wait
 from deployments.processes import Children, quiet_environment, wait_until
 from deployments.progress import say
 from deployments.recording import ask
-from deployments.servers import HOME, Pages, announce, configured_prefect, find_pages
+from deployments.servers import Pages, announce, configured_prefect, find_pages
 from tasks.errors import ConfigurationError, ShardlineError
+from tasks.state import STATE
 
 COMMAND = "make up"
 POOL = "shardline"
-WORKER_LOG = HOME / "logs" / "worker.log"
+WORKER_LOG = STATE / "logs" / "worker.log"
 WORKER_GRACE_SECONDS = 30.0  # to write a checkpoint and to end the record in MLflow as KILLED
 MOST_WORKERS = 20  # after so many that ended by themselves something is wrong that another one would not mend
 STOP_SECONDS = 90.0
@@ -43,18 +44,18 @@ STOP_SECONDS = 90.0
 
 def serve(rows: int) -> int:
     """Start what is missing, say where it is, and wait until told to stop; the exit code."""
-    if running := find_pages(HOME):
+    if running := find_pages(STATE):
         if running.command != COMMAND:
             raise ConfigurationError(f"`{running.command}` serves these databases already: stop it first")
         say("It is up already:")
         show(running)
         return 0
-    HOME.mkdir(exist_ok=True)
+    STATE.mkdir(exist_ok=True)
     with ExitStack() as announced, Children() as children, ExitStack() as stack:
         pages, environment = _start(children, stack, rows)
         began = datetime.now(UTC)
         workers = [_start_worker(children, environment)]
-        announced.enter_context(announce(HOME, pages))  # until all else has ended, which `make down` waits for
+        announced.enter_context(announce(STATE, pages))  # until all else has ended, which `make down` waits for
         show(pages)
         say(f"Worker:  work pool {POOL!r}; what it says is in {WORKER_LOG}")
         say("Ctrl-C, or `make down`, stops it all; nothing is lost.")
@@ -109,7 +110,7 @@ def _start_worker(children: Children, environment: Mapping[str, str]) -> "subpro
 
 def status() -> int:
     """Say what is up."""
-    pages = find_pages(HOME)
+    pages = find_pages(STATE)
     if pages is None:
         say("Nothing is up here: `make up` starts it.")
         return 0
@@ -131,12 +132,12 @@ def _in_state(state: str) -> dict[str, Any]:
 
 def down() -> int:
     """Stop what is up, as Ctrl-C does, and wait until it has ended."""
-    pages = find_pages(HOME)
+    pages = find_pages(STATE)
     if pages is None:
         say("Nothing is up here.")
         return 0
     os.kill(pages.pid, signal.SIGINT)
-    if not wait_until(lambda: find_pages(HOME) is None, STOP_SECONDS):
+    if not wait_until(lambda: find_pages(STATE) is None, STOP_SECONDS):
         say(f"`{pages.command}`, process {pages.pid}, has not ended within {STOP_SECONDS:.0f} seconds.")
         return 1
     say("Stopped; nothing is lost.")

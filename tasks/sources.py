@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from tasks.errors import ConfigurationError
 from tasks.parameters import Reading, Source
-from tasks.tracking.outbox import STATE
+from tasks.state import STATE
 
 if TYPE_CHECKING:
     from tasks.streaming import Manifest, ObjectStorageDataset, StreamOptions

@@ -25,7 +25,8 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
-from tasks.aws.refusals import BUSY, DENIED, FOREIGN_ERRORS, Question, code_of, explain, strike_out
+from tasks.aws.codes import DENIED, TRANSIENT
+from tasks.aws.refusals import FOREIGN_ERRORS, Question, code_of, explain, strike_out
 from tasks.errors import BucketError, ConfigurationError, CredentialsError
 
 CONNECT_SECONDS = 3
@@ -198,7 +199,7 @@ class Caller:
             try:
                 answer: dict[str, Any] = getattr(client, operation)(**parameters)
             except FOREIGN_ERRORS as error:
-                if pause is None or code_of(error) not in BUSY:
+                if pause is None or code_of(error) not in TRANSIENT:
                     raise
                 time.sleep(pause)
             else:

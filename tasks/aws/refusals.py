@@ -1,8 +1,7 @@
 """What AWS, or a store that speaks like it, answers instead of what was asked, in words that say what to do.
 
 Two tables and how to read them: `REFUSALS` by the error code of an answer, `FAULTS` by botocore's exception where there
-was no answer. Codes by https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html and
-https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html. Who asks what stands in `tasks.credentials`.
+was no answer. Which code means what is in `.codes`, who asks in `.identity`.
 """
 
 import configparser
@@ -15,19 +14,11 @@ from typing import Any
 from botocore import exceptions as aws
 from botocore.parsers import ResponseParserError
 
+from tasks.aws import codes
 from tasks.errors import BucketError, ConfigurationError, CredentialsError, ShardlineError
 
 # KeyError: botocore's parser, for well-formed XML that answers another question.
 FOREIGN_ERRORS = (aws.BotoCoreError, aws.ClientError, ResponseParserError, KeyError)
-# fmt: off
-BUSY = frozenset({
-    "SlowDown", "ServiceUnavailable", "InternalError", "InternalFailure", "Throttling", "ThrottlingException",
-    "RequestLimitExceeded", "RequestThrottled", "TooManyRequestsException", "429", "500", "502", "503", "504",
-})
-DENIED = frozenset({
-    "AccessDenied", "AccessDeniedException", "AllAccessDisabled", "Forbidden", "UnauthorizedAccess", "403",
-})
-# fmt: on
 
 SHORTEST_SECRET = 8  # characters; striking out the "test" of a test's keys would only garble what is said
 
@@ -94,24 +85,15 @@ _BAD_OWNER: Reason = (
 )
 
 REFUSALS: dict[str, Reason] = {
-    "ExpiredToken": _EXPIRED,
-    "ExpiredTokenException": _EXPIRED,
-    "TokenRefreshRequired": _EXPIRED,
-    "RequestExpired": _CLOCK,
-    "RequestTimeTooSkewed": _CLOCK,
-    "InvalidClientTokenId": _UNKNOWN_KEY,
-    "InvalidAccessKeyId": _UNKNOWN_KEY,
-    "UnrecognizedClientException": _UNKNOWN_KEY,
-    "InvalidToken": _WRONG_TOKEN,
-    "SignatureDoesNotMatch": _WRONG_SECRET,
-    "InvalidSignatureException": _WRONG_SECRET,
+    **dict.fromkeys(codes.EXPIRED, _EXPIRED),
+    **dict.fromkeys(codes.CLOCK, _CLOCK),
+    **dict.fromkeys(codes.UNKNOWN_KEY, _UNKNOWN_KEY),
+    **dict.fromkeys(codes.WRONG_TOKEN, _WRONG_TOKEN),
+    **dict.fromkeys(codes.WRONG_SECRET, _WRONG_SECRET),
+    **dict.fromkeys(codes.ELSEWHERE, _ELSEWHERE),
     "NoSuchBucket": _NO_BUCKET,
     "InvalidBucketName": _NOT_A_BUCKET,
     "InvalidBucketOwnerAWSAccountID": _BAD_OWNER,
-    "PermanentRedirect": _ELSEWHERE,
-    "301": _ELSEWHERE,
-    "AuthorizationHeaderMalformed": _ELSEWHERE,
-    "IllegalLocationConstraintException": _ELSEWHERE,
 }
 
 _CHECK = "check the network, its proxy (HTTPS_PROXY), the region ({region}) and AWS_ENDPOINT_URL"
@@ -283,12 +265,12 @@ def _line_of(error: object) -> str:
 
 def _find_refusal(error: aws.ClientError, question: Question) -> Reason:
     code, message = code_of(error), _message_of(error)
-    if code in DENIED and question.service != "S3":
+    if code in codes.DENIED and question.service != "S3":
         return CredentialsError, _DENIED_CALLER
-    if code in DENIED:
+    if code in codes.DENIED:
         denied = _DENIED_TO_ALL if question.anonymous else _DENIED_OR_FOREIGN if question.owner else _DENIED_LISTING
         return BucketError, denied
-    if code in BUSY:
+    if code in codes.TRANSIENT:
         return BucketError if question.service == "S3" else CredentialsError, _TOO_BUSY
     if message.startswith(("Signature expired", "Signature not yet current")):  # STS's code is that of a wrong secret
         return _CLOCK

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from tasks.parameters.marks import CURVE, OWN, PLACE, SPEED, Parameters
+from tasks.state import STATE
 
 
 class Access(Parameters):
@@ -132,7 +133,7 @@ class Reading(Parameters):
         True, description="Keep decoded shards on local disk, so that they are fetched once."
     )
     cache_dir: Annotated[str | None, SPEED] = Field(
-        None, min_length=1, description="Folder of that cache, shared by runs; null: .shardline/cache."
+        None, min_length=1, description=f"Folder of that cache, shared by runs; null: {STATE}/cache."
     )
     cache_bytes: Annotated[int | None, SPEED] = Field(
         None, ge=0, description="Most bytes that the cache may hold; null: four fifths of what the disk has free."

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from tasks.parameters.data import Source, Stream
 from tasks.parameters.marks import CURVE, OWN, RECORD, SPEED, Parameters
+from tasks.state import STATE
 
 MODEL_PARAMETERS = ("iterations", "learning_rate", "gradient_norm", "standardise", "derive")
 
@@ -115,7 +116,7 @@ class Resuming(Parameters):
     checkpoint_url: Annotated[str | None, RECORD] = Field(
         None,
         min_length=1,
-        description="Folder for checkpoints, a local path or any fsspec URL; null: .shardline/checkpoints.",
+        description=f"Folder for checkpoints, a local path or any fsspec URL; null: {STATE}/checkpoints.",
     )
     checkpoint_every: Annotated[str, RECORD] = Field(
         "30s",

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from prefect.logging import get_run_logger
 
 from tasks.errors import CheckpointError, ConfigurationError
-from tasks.tracking.outbox import STATE
+from tasks.state import STATE
 
 if TYPE_CHECKING:
     from tasks.streaming.manifest import Manifest
 
 
 def checkpoint_folder(given: str | None) -> str:
-    """Return where checkpoints are kept: the parameter, else .shardline/checkpoints in the working directory."""
+    """Return where checkpoints are kept: the parameter, else a folder in STATE."""
     return given or str((STATE / "checkpoints").absolute())
 
 

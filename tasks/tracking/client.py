@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import urlsplit
 
 from tasks.errors import TrackingError
-from tasks.tracking.outbox import STATE, outboxes
+from tasks.state import STATE
+from tasks.tracking.outbox import outboxes
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,12 +32,12 @@ USER_INFO = re.compile(r"://[^/@\s]+@")
 
 
 def tracking_uri() -> str:
-    """Return MLFLOW_TRACKING_URI where it is set, else a SQLite store under .shardline/ in the working directory."""
+    """Return MLFLOW_TRACKING_URI where it is set, else `local_store`."""
     return os.environ.get("MLFLOW_TRACKING_URI") or local_store()
 
 
 def local_store() -> str:
-    """Return the store that is used where no other is configured."""
+    """Return the SQLite store in STATE, which is used where no other is configured."""
     return f"sqlite:///{(STATE / 'mlflow.db').absolute()}"
 
 

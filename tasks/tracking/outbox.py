@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tasks.errors import TrackingError
+from tasks.state import STATE
 
-STATE = Path(".shardline")
 REGISTRATION, INPUTS, MODEL = "registration.json", "inputs.json", "model"  # where there is such a thing to record
 
 

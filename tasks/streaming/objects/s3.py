@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
+from tasks.aws.codes import CREDENTIALS, ELSEWHERE, TRANSIENT
 from tasks.errors import BucketError, ConfigurationError, CredentialsError, ShardChangedError, ShardlineError
 from tasks.streaming.objects.retrying import RetryPolicy, TransientError
 from tasks.streaming.objects.store import Body, Listed
@@ -20,15 +21,6 @@ from tasks.streaming.objects.store import Body, Listed
 MAGIC = re.compile(r"[*?\[]")
 MD5 = re.compile(r"[0-9a-f]{32}")
 SAME_NAME = {"endpoint_url", "use_ssl", "verify", "region_name"}
-CREDENTIAL_CODES = {
-    "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId",
-    "SignatureDoesNotMatch", "RequestTimeTooSkewed", "RequestExpired", "InvalidClientTokenId",
-}  # fmt: skip
-REGION_CODES = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301", "307"}
-TRANSIENT_CODES = {
-    "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests", "RequestTimeout",
-    "InternalError", "ServiceUnavailable", "OperationAborted",
-}  # fmt: skip
 
 
 class S3Store:
@@ -233,11 +225,11 @@ def _translate(error: Any, uri: str) -> Exception:
     """Return the error of tasks/errors.py that a refusal by S3 means, or TransientError."""
     code = _code(error)
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    if code in CREDENTIAL_CODES:
+    if code in CREDENTIALS:
         return CredentialsError(
             f"S3 refused the credentials for {uri}: {code}; renew or correct them, and check the clock"
         )
-    if code in TRANSIENT_CODES or status >= 500 or status == 429:
+    if code in TRANSIENT or status >= 500 or status == 429:
         return TransientError(f"S3 answered {status} {code}")
     return _translate_refusal(code, status, uri) or ShardChangedError(
         f"{uri}: S3 answered {status} {code}: {error.response.get('Error', {}).get('Message', '')}"
@@ -248,7 +240,7 @@ def _translate_refusal(code: str, status: int, uri: str) -> ShardlineError | Non
     bucket = urlsplit(uri).netloc
     if code == "NoSuchBucket":
         return BucketError(f"There is no bucket {bucket} (asked for {uri}): check its name and the account")
-    if code in REGION_CODES or status in (301, 307):
+    if code in ELSEWHERE or status in (301, 307):
         return BucketError(
             f"Bucket {bucket} lies in another region than the one asked: set AWS_DEFAULT_REGION to its own"
         )
