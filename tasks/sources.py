@@ -107,13 +107,13 @@ def configured_region() -> str | None:
     import boto3
     from botocore.exceptions import BotoCoreError
 
-    from tasks.aws.refusals import Question, explain, strike_out
+    from tasks.aws.refusals import Question, redact_error, translate_error
 
     try:
         return str(boto3.Session().region_name or "") or None
     except BotoCoreError as error:
-        strike_out(error, [])
-        raise explain(error, Question(service="AWS")) from error
+        redact_error(error, [])
+        raise translate_error(error, Question(service="AWS")) from error
 
 
 def open_dataset(

@@ -121,7 +121,7 @@ def test_the_rooms_of_streaming_know_as_little_as_they_can(path):
 
 
 STEPS = ("credentials", "data", "evaluation", "registration", "reporting", "prediction", "training", "benchmark")
-BELOW_STEPS = ("errors", "parameters", "facts", "policy", "sources", "runs")
+BELOW_STEPS = ("errors", "state", "parameters", "facts", "policy", "sources", "runs")
 TREES = {module_of(path): ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
 
 

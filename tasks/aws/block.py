@@ -36,8 +36,8 @@ def credentials_of(block: str | None) -> Iterator[None]:
 
 
 def settings_of(name: str) -> dict[str, str | None]:
-    """The environment that a block stands for; None is for what must not be set."""
-    from tasks.aws.refusals import FOREIGN_ERRORS, Question, explain, strike_out
+    """Return the environment that a block stands for; None is for what must not be set."""
+    from tasks.aws.refusals import FOREIGN_ERRORS, Question, redact_error, translate_error
 
     block = load(name)
     try:
@@ -46,8 +46,8 @@ def settings_of(name: str) -> dict[str, str | None]:
         keys = found and found.get_frozen_credentials()
     except FOREIGN_ERRORS as error:
         secret = block.aws_secret_access_key
-        strike_out(error, [secret.get_secret_value()] if secret else [])
-        raise explain(error, Question(service="STS", source=f"block {name}")) from error
+        redact_error(error, [secret.get_secret_value()] if secret else [])
+        raise translate_error(error, Question(service="STS", source=f"block {name}")) from error
     if not keys:
         raise ConfigurationError(f"aws_block {name!r} has neither keys nor a profile that has some: give it either")
     answers: dict[str, str | None] = dict.fromkeys(KEYS)
@@ -62,7 +62,7 @@ def settings_of(name: str) -> dict[str, str | None]:
 
 
 def load(name: str) -> Any:
-    """The AwsCredentials block of this name."""
+    """Load the AwsCredentials block of this name; raise ConfigurationError where there is none."""
     try:
         from prefect_aws import AwsCredentials
     except ImportError as error:

@@ -26,7 +26,7 @@ from botocore.exceptions import (
 )
 
 from tasks.aws.codes import DENIED, TRANSIENT
-from tasks.aws.refusals import FOREIGN_ERRORS, Question, code_of, explain, strike_out
+from tasks.aws.refusals import FOREIGN_ERRORS, Question, code_of, redact_error, translate_error
 from tasks.errors import BucketError, ConfigurationError, CredentialsError
 
 CONNECT_SECONDS = 3
@@ -137,7 +137,7 @@ class Caller:
                 self._load_credentials()
 
     def ask_identity(self) -> dict[str, str]:
-        """STS's Account, Arn and UserId."""
+        """Return STS's Account, Arn and UserId."""
         with self._explained("STS"):
             if not self.region:
                 raise NoRegionError
@@ -145,7 +145,7 @@ class Caller:
             return {name: answer[name] for name in ("Account", "Arn", "UserId")}
 
     def list_place(self, place: Place, owner: str | None, arn: str | None) -> str | None:
-        """List one object, as this owner's where one is named; the bucket's region, where the answer has it.
+        """List one object, as this owner's where one is named; return the bucket's region where the answer has it.
 
         A GET, because the answer to a HEAD has no body and so no reason. AWS sends the region with every listing.
         """
@@ -159,7 +159,7 @@ class Caller:
                 if owner is None or code_of(denied) not in DENIED:
                     raise
                 self._send("s3", "list_objects_v2", **listing)
-                strike_out(denied, self._secrets)
+                redact_error(denied, self._secrets)
                 raise BucketError(
                     f"bucket {place.bucket} is not account {owner}'s: listing {place.uri} is denied with that account "
                     "named as its owner, and allowed without; set bucket_owner to the account that it should belong "
@@ -169,7 +169,7 @@ class Caller:
         return region
 
     def ask_region(self, bucket: str) -> str | None:
-        """The bucket's region as HeadBucket has it; None where the store does not say."""
+        """Return the bucket's region as HeadBucket has it; None where the store does not say."""
         with self._explained("S3", bucket=bucket):
             try:
                 region: str | None = self._send("s3", "head_bucket", Bucket=bucket).get("BucketRegion")
@@ -193,7 +193,7 @@ class Caller:
                 )
 
     def _send(self, service: str, operation: str, **parameters: Any) -> dict[str, Any]:
-        """One request; up to three where the service says that it is busy."""
+        """Send one request; up to three where the service says that it is busy."""
         client = self._client(service)
         for pause in (*BUSY_PAUSES, None):
             try:
@@ -227,8 +227,8 @@ class Caller:
         try:
             yield
         except FOREIGN_ERRORS as error:
-            strike_out(error, self._secrets)
-            raise explain(error, self._question(service, **asked)) from error
+            redact_error(error, self._secrets)
+            raise translate_error(error, self._question(service, **asked)) from error
 
     def _question(self, service: str, **asked: Any) -> Question:
         client = self._clients.get(service.lower())
@@ -244,7 +244,7 @@ class Caller:
 
 
 def _find_place(uri: str) -> Place:
-    """Where the listing for a glob begins: the last folder before its first wildcard."""
+    """Return where the listing for a glob begins: the last folder before its first wildcard."""
     bucket, _, key = uri.partition("://")[2].partition("/")
     if "@" in bucket or (":" in bucket and not bucket.startswith("arn:")):
         raise ConfigurationError(

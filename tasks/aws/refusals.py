@@ -196,8 +196,8 @@ _NO_STS = (
 _NO_S3 = "{endpoint} does not list {uri} as S3 does ({code}{detail}): correct the URI or AWS_ENDPOINT_URL_S3"
 
 
-def explain(error: Exception, question: Question) -> ShardlineError:
-    """The error to raise from a foreign one: what it means for whoever asked this question, and what to do."""
+def translate_error(error: Exception, question: Question) -> ShardlineError:
+    """Return the error to raise from a foreign one: what it means for whoever asked this question, and what to do."""
     words = {"who": question.arn or f"the AWS credentials from {question.source}", "code": code_of(error), "detail": ""}
     if isinstance(error, aws.ClientError):
         kind, template = _find_refusal(error, question)
@@ -210,34 +210,34 @@ def explain(error: Exception, question: Question) -> ShardlineError:
 
 
 def code_of(error: Exception) -> str:
-    """AWS's code for an error; the HTTP status where the answer had none; else the exception's name."""
+    """Return AWS's code for an error; the HTTP status where the answer had none; else the exception's name."""
     if not isinstance(error, aws.ClientError):
         return type(error).__name__
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     return str(error.response.get("Error", {}).get("Code") or status or "no code")
 
 
-def strike_out(error: BaseException, secrets: Iterable[str]) -> None:
+def redact_error(error: BaseException, secrets: Iterable[str]) -> None:
     """Replace secrets in the text of an error and of its causes, where AWS or a parser repeats them.
 
     S3 returns an expired session token in its answer; STS may return the signed request, which holds the token;
     http.client shows a header that it refuses; configparser shows the line that it does not understand; a command's
     stderr may hold anything.
     """
-    shown = [secret for secret in secrets if len(secret) >= SHORTEST_SECRET]
+    known = [secret for secret in secrets if len(secret) >= SHORTEST_SECRET]
     link: BaseException | None = error
     while link is not None:
-        link.args = tuple(_mask(part, shown) if isinstance(part, str) else part for part in link.args)
+        link.args = tuple(_mask(part, known) if isinstance(part, str) else part for part in link.args)
         if isinstance(link, aws.ClientError):
             told = link.response.get("Error", {})
             link.response["Error"] = {
-                key: _mask(str(told[key]), shown) for key in ("Code", "Message", "Region") if key in told
+                key: _mask(str(told[key]), known) for key in ("Code", "Message", "Region") if key in told
             }
         if isinstance(link, aws.HTTPClientError):  # the request that was sent, with its signature and token
             link.request = None
         if isinstance(link, aws.BotoCoreError):
             link.kwargs = {
-                key: _mask(part, shown) if isinstance(part, str) else part for key, part in link.kwargs.items()
+                key: _mask(part, known) if isinstance(part, str) else part for key, part in link.kwargs.items()
             }
         if isinstance(link, aws.CredentialRetrievalError):  # what a credential_process printed, whatever that was
             link.args = (f"Error when retrieving credentials from {link.kwargs.get('provider')}",)
@@ -287,14 +287,14 @@ def _message_of(error: aws.ClientError) -> str:
 
 
 def _home_of(error: aws.ClientError) -> str:
-    """Where the bucket is, as an answer from the wrong region says it."""
+    """Return where the bucket is, as an answer from the wrong region says it."""
     headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     region = headers.get("x-amz-bucket-region") or error.response.get("Error", {}).get("Region")
     return f"in region {region}" if region else "in another region"
 
 
 def _words_of(error: Exception) -> dict[str, Any]:
-    """What botocore's exception was filled with, and for a connection that could not be made, why."""
+    """Return what botocore's exception was filled with, and for a connection that could not be made, why."""
     words = dict(getattr(error, "kwargs", {}))
     words.setdefault("line", "")
     words.pop("endpoint_url", None)

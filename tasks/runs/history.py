@@ -152,7 +152,7 @@ def require_same_data(given: TrainingParameters, manifest: Manifest) -> None:
     if there != manifest.fingerprint:
         raise ConfigurationError(
             f"like names run {given.like}, whose shards had the fingerprint {there}; these have "
-            f"{manifest.fingerprint}: the data has changed. Give the parameters themselves to train on it"
+            f"{manifest.fingerprint}: the data has changed; give the parameters themselves to train on it"
         )
 
 

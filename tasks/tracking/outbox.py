@@ -17,7 +17,9 @@ from typing import NamedTuple
 from tasks.errors import TrackingError
 from tasks.state import STATE
 
-REGISTRATION, INPUTS, MODEL = "registration.json", "inputs.json", "model"  # where there is such a thing to record
+REGISTRATION = "registration.json"  # in an outbox, like the next two, where there is such a thing to record
+INPUTS = "inputs.json"
+MODEL = "model"
 
 
 class MetricRow(NamedTuple):
@@ -57,7 +59,7 @@ class Outbox:
 
     @cached_property
     def _metrics(self) -> int:
-        """The descriptor that lines are appended by: opened once, for that takes longer than writing one."""
+        """The descriptor that lines are appended by: opened once, since opening takes longer than writing a line."""
         opened = os.open(self.path / "metrics.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         weakref.finalize(self, os.close, opened)
         return opened
