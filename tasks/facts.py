@@ -154,11 +154,15 @@ class ChosenModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
-    """What was predicted, how fast, and how far from the target; `rmse` is None where the shards do not have it."""
+    """What was predicted, how fast, and how far from the target; `rmse` is None where the shards do not have it.
+
+    `bad_rows` were left out, and `bad_rows_file` lists them.
+    """
 
     model: str
     rows: int
     shards: int
     seconds: float
     bad_rows: int
+    bad_rows_file: str | None
     rmse: float | None

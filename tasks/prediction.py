@@ -1,14 +1,13 @@
-"""The steps that predict: shards are streamed, and written again, row for row, with a column more."""
+"""The steps that predict: shards are read, and written again, row for row, with a column more."""
 
 from __future__ import annotations
 
 import math
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from prefect.artifacts import create_markdown_artifact
@@ -21,10 +20,11 @@ from tasks.policy import STREAMING, step
 from tasks.runs.lifecycle import Run
 from tasks.sources import Sources, open_dataset
 from tasks.streaming.writing import PREDICTION, OutputFolder, ShardWriter, name_shards
-from tasks.tracking.registry import load_model, name_of_model
+from tasks.tracking.registry import ColumnModel, load_model, name_of_model
+from tasks.tracking.scratch import ScratchFolder
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from numpy.typing import NDArray
 
     from tasks.streaming import Manifest
 
@@ -48,7 +48,7 @@ def choose_model(given: PredictionParameters, columns: Sequence[str]) -> ChosenM
     from tasks.tracking.client import connect
 
     if PREDICTION in columns:
-        raise ConfigurationError(f"the shards have a column {PREDICTION!r} already: leave it out of columns")
+        raise ConfigurationError(f"the shards have a column {PREDICTION!r} already: give it another name")
     uri = given.model or f"models:/{name_of_model(given.experiment)}@champion"
     model = load_model(connect(), uri).on(columns)
     get_run_logger().info("Predicting with %s (%s)", model.uri, uri)
@@ -64,57 +64,68 @@ def predict_shards(
     output: str,
     run_id: str,
 ) -> Predicted:
-    """Stream the shards in order, and write each one again with the column `prediction`; return a summary.
+    """Go through the shards in order, and write each one again with the column `prediction`; return a summary.
 
-    What is held in memory is some batches, on disk one shard. Where the model's target is among the columns, the
-    summary's `rmse` says how far the predictions are from it.
+    What is held in memory is some rows, on disk one shard; it is put into the folder once all of it was verified. Where
+    the model's target is among the columns, the summary's `rmse` says how far the predictions are from it.
     """
-    from tasks.streaming import Placement
     from tasks.tracking.client import connect
     from tasks.tracking.outbox import Outbox
 
-    all_rows = Placement(rank=0, world_size=1)
-    dataset = open_dataset(manifest, sources, given, epochs=1, placement=all_rows)
+    dataset = open_dataset(manifest, sources, given)
     columns, shards = dataset.manifest.columns, dataset.manifest.shards
     names = name_shards([shard.uri for shard in shards], given.format)
-    bound = load_model(connect(), model.uri).on(columns)
+    predictor = Predictor(load_model(connect(), model.uri).on(columns), given.batch_size)
     folder = OutputFolder(output, sources.storage_options(output))
     folder.begin(names, [shard.uri for shard in shards])
-    began, squares = time.perf_counter(), 0.0
-    at = columns.index(model.target) if model.target in columns else None
-    with tempfile.TemporaryDirectory(prefix="shardline-predictions-") as scratch, closing(dataset.batches()) as batches:
-        path, writer = Path(scratch) / "shard", None
-        for shard, rows, is_last in cut_at_shards((batch.tensor for batch in batches), dataset.manifest.counts):
-            writer = writer or ShardWriter(path, columns, given.format)
-            predictions = bound.predict(rows)
-            writer.write(rows, predictions)
-            squares += 0.0 if at is None else float(((rows[:, at : at + 1] - predictions) ** 2).sum())
-            if is_last:
-                writer.close()
-                folder.put(path, names[shard])
-                writer = None
+    began = time.perf_counter()
+    with ScratchFolder("shardline-predictions-") as scratch, closing(dataset.originals()) as originals:
+        path = Path(scratch) / "shard"
+        for name, (_, parts) in zip(names, originals, strict=True):
+            with closing(ShardWriter(path, given.format)) as writer:
+                for part in parts:
+                    writer.write(part, predictor.predict(part.numbers))
+            folder.put(path, name)
     seconds, count = time.perf_counter() - began, dataset.manifest.rows
-    rmse = None if at is None else math.sqrt(squares / count)
     folder.finish(model=model.uri, run_id=run_id, fingerprint=manifest.fingerprint, rows=count, shards=names)
     measured = {"seconds": seconds, "rows_per_second": count / seconds, "bad_rows": float(dataset.bad_rows)}
+    rmse = predictor.rmse
     Outbox(run_id).log(0, {"rows": float(count)} | measured | ({} if rmse is None else {"rmse": rmse}))
     return Predicted(
-        model=model.uri, rows=count, shards=len(names), seconds=seconds, bad_rows=dataset.bad_rows, rmse=rmse
+        model=model.uri,
+        rows=count,
+        shards=len(names),
+        seconds=seconds,
+        bad_rows=dataset.bad_rows,
+        bad_rows_file=str(dataset.bad_rows_file) if dataset.bad_rows else None,
+        rmse=rmse,
     )
 
 
-def cut_at_shards(batches: Iterable[Tensor], counts: Sequence[int]) -> Iterator[tuple[int, Tensor, bool]]:
-    """Yield (number of a shard, some of its rows, whether they are its last) for batches of all rows in order."""
-    shard, left = 0, counts[0]
-    for batch in batches:
-        rest = batch
-        while len(rest):
-            piece, rest = rest[:left], rest[left:]
-            left -= len(piece)
-            yield shard, piece, left == 0
-            if left == 0 and shard + 1 < len(counts):
-                shard += 1
-                left = counts[shard]
+class Predictor:
+    """A model at work on rows, at most `most` at a time; `rmse` is None where its target is not among their columns."""
+
+    def __init__(self, model: ColumnModel, most: int) -> None:
+        self._model = model
+        self._most = most
+        self._at = model.columns.index(model.target) if model.target in model.columns else None
+        self._squares, self._rows = 0.0, 0
+
+    def predict(self, numbers: NDArray[Any]) -> list[float]:
+        """Return a prediction for each of [rows, columns]."""
+        import torch
+
+        rows = torch.from_numpy(numbers)
+        predictions = torch.cat([self._model.predict(some) for some in torch.split(rows, self._most)])
+        if self._at is not None:
+            self._squares += float(((rows[:, self._at : self._at + 1] - predictions) ** 2).sum())
+            self._rows += len(rows)
+        return predictions.flatten().tolist()
+
+    @property
+    def rmse(self) -> float | None:
+        """How far the predictions are from the target, over all rows so far."""
+        return None if self._at is None else math.sqrt(self._squares / self._rows)
 
 
 @step("report predictions")
@@ -123,7 +134,11 @@ def report_predictions(run: Run, model: ChosenModel, predicted: Predicted, outpu
     from tasks.tracking.outbox import Outbox
 
     error = "" if predicted.rmse is None else f" Their RMSE against {model.target} is {predicted.rmse:.6g}."
-    left_out = f" {predicted.bad_rows:,} bad rows were left out." if predicted.bad_rows else ""
+    left_out = (
+        f" {predicted.bad_rows:,} bad rows were left out; they are listed in {predicted.bad_rows_file}."
+        if predicted.bad_rows
+        else ""
+    )
     verdict = (
         f"{model.uri} predicted {predicted.rows:,} rows in {predicted.seconds:.1f} s; they are in {output}, "
         f"{predicted.shards} {'shard' if predicted.shards == 1 else 'shards'}.{error}{left_out}"

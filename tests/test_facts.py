@@ -59,7 +59,7 @@ EXAMPLES = [
         train_mse={"trained": 1 / 3},
     ),
     facts.ChosenModel(uri="models:/m/1", run_id="0" * 32, target=None),
-    facts.Predicted(model="models:/m/1", rows=3, shards=2, seconds=0.1, bad_rows=0, rmse=None),
+    facts.Predicted(model="models:/m/1", rows=3, shards=2, seconds=0.1, bad_rows=0, bad_rows_file=None, rmse=None),
 ]
 
 

@@ -1,8 +1,14 @@
 """The predicting flow: rows come out as they went in, a prediction beside each; `_SUCCESS` when all are there."""
 
+import gc
 import io
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import boto3
@@ -15,7 +21,6 @@ from mlflow import MlflowClient
 from flows.predicting import predict
 from flows.training import train
 from tasks.errors import ConfigurationError
-from tasks.prediction import cut_at_shards
 from tasks.streaming.writing import OutputFolder, name_shards
 from tasks.tracking import client as record
 from tasks.tracking.registry import load_model
@@ -133,6 +138,66 @@ def test_a_shard_that_cannot_be_read_leaves_no_success(shards, tmp_path):
     assert not list((copied / "predictions").glob(".*"))
 
 
+def as_text(path, rows):
+    """The rows in a file with ids, a quoted name and line ends of DOS, the last line without one."""
+    lines = ["id,hour,name,latitude,fare"]
+    for number, (fare, latitude, hour) in enumerate(rows[["fare", "latitude", "hour"]].to_numpy().tolist()):
+        lines.append(f'{2**53 + number},{hour!r},"taxi, ""{number}""",{latitude!r},{fare!r}')
+    path.write_bytes("\r\n".join(lines).encode())
+
+
+def test_lines_with_ids_and_text_are_as_they_were_but_for_the_prediction(rows, champion, tmp_path):
+    as_text(tmp_path / "part-0.csv", rows)
+    state = run_flow(shards=f"{tmp_path}/part*.csv", columns=["fare", "hour", "latitude"], batch_size=71)
+    assert state.is_completed(), state.message
+    lines = (tmp_path / "predictions" / "part-0.csv").read_bytes().split(b"\r\n")
+    assert b"\r\n".join(line.rpartition(b",")[0] for line in lines) == (tmp_path / "part-0.csv").read_bytes()
+    assert lines[0].endswith(b",prediction")
+    expected = champion.on(COLUMNS).predict(torch.from_numpy(rows[list(COLUMNS)].to_numpy(np.float64))).flatten()
+    found = [float(line.rpartition(b",")[2]) for line in lines[1:]]
+    assert np.allclose(found, expected, rtol=1e-12, atol=0)
+    client = MlflowClient(tracking_uri=record.tracking_uri())
+    (run, *_) = client.search_runs([client.get_experiment_by_name("shardline").experiment_id])
+    assert run.data.metrics["rmse"] == pytest.approx(np.sqrt(np.mean((np.array(found) - rows["fare"]) ** 2)))
+
+
+def test_rows_that_were_left_out_are_counted_and_the_report_says_where_they_are_listed(rows, tmp_path):
+    as_text(tmp_path / "part-0.csv", rows)
+    with (tmp_path / "part-0.csv").open("ab") as file:
+        file.write(b"\r\n1,2,x,,4\r\n1,2,x,nan,4\r\n")
+    given = {"columns": ["fare", "hour", "latitude"], "on_bad_rows": "quarantine", "cache_dir": str(tmp_path / "kept")}
+    state = run_flow(shards=f"{tmp_path}/part*.csv", **given)
+    assert state.is_completed(), state.message
+    (side_file,) = (tmp_path / "kept").rglob("*.csv")
+    assert f"2 bad rows were left out; they are listed in {side_file}." in state.result()
+    assert len(pd.read_csv(tmp_path / "predictions" / "part-0.csv")) == len(rows)
+
+
+DIES_WHILE_WRITING = """
+import os, runpy, signal
+from tasks.streaming.writing import OutputFolder
+OutputFolder.put = lambda self, file, name: os.kill(os.getpid(), signal.SIGKILL)
+runpy.run_module("flows.predicting", run_name="__main__")
+"""
+
+
+def test_temporary_folders_of_a_killed_run_are_removed_by_the_next_one(shards, champion, tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    where = {"TMPDIR": str(temporary), "PYTHONPATH": str(Path(__file__).parents[1])}
+    given = ["--shards", f"{shards}/part*.csv", "--output", str(tmp_path / "out")]
+    command = [sys.executable, "-c", DIES_WHILE_WRITING, *given]
+    killed = subprocess.run(command, env={**os.environ, **where}, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    left = {path.name.rpartition("-")[0] for path in temporary.iterdir() if path.name.startswith("shardline-")}
+    assert left >= {"shardline-model", "shardline-predictions"}
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    state = run_flow(shards=f"{shards}/part*.csv", output=str(tmp_path / "out"))
+    assert state.is_completed(), state.message
+    gc.collect()  # models that nobody refers to take their folders along
+    assert not list(temporary.glob("shardline-*"))
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -164,12 +229,3 @@ def test_shards_are_named_after_those_they_are_of():
     assert name_shards(uris, "csv") == ["part-0.csv", "trips.2019.csv", "part-1.csv"]
     with pytest.raises(ConfigurationError, match=r"two shards would be named part-0.csv"):
         name_shards(["s3://b/x/part-0.csv", "s3://b/y/part-0.csv"], "csv")
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 4, 10, 99])
-def test_batches_are_cut_where_shards_end(batch_size):
-    rows = torch.arange(10)[:, None]
-    pieces = list(cut_at_shards(rows.split(batch_size), [4, 1, 5]))
-    for shard, expected in enumerate(rows.split([4, 1, 5])):
-        assert torch.equal(torch.cat([piece for number, piece, _ in pieces if number == shard]), expected)
-    assert [number for number, _, is_last in pieces if is_last] == [0, 1, 2]

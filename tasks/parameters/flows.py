@@ -54,4 +54,8 @@ class PredictionParameters(Tracking, Reading, Listing):
         min_length=1,
         description="Folder to write to, a local path or any fsspec URL; null: predictions beside the shards.",
     )
-    format: Literal["csv", "parquet"] = Field("csv", description="What the predictions are written as.")
+    format: Literal["csv", "parquet"] = Field(
+        "csv",
+        description="What the predictions are written as; csv adds a cell to each line of CSV, parquet keeps Parquet's "
+        "types.",
+    )

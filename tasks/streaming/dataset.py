@@ -15,11 +15,13 @@ from tasks.streaming.arithmetic import Sequencing, count_batches
 from tasks.streaming.batches import Batch, Times
 from tasks.streaming.cache import NO_CACHE, Cache, CacheSettings
 from tasks.streaming.formats.contract import Contract, Header
+from tasks.streaming.formats.originals import Originals
 from tasks.streaming.listing.locating import locate
 from tasks.streaming.loading import Loading
-from tasks.streaming.manifest import Manifest
+from tasks.streaming.manifest import Manifest, Shard
 from tasks.streaming.objects.retrying import RetryPolicy
 from tasks.streaming.objects.schemes import open_store
+from tasks.streaming.passing import pass_shards
 from tasks.streaming.pipeline import Pipeline
 from tasks.streaming.placement import Placement
 from tasks.streaming.planning import Request, plan_batches
@@ -190,6 +192,13 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
             pipeline.close()  # type: ignore[attr-defined]
             if progress:
                 progress.close()
+
+    def originals(self) -> Generator[tuple[Shard, Iterator[Originals]], None, None]:
+        """Yield each shard, in order, with its rows as they stand there: see `pass_shards`.
+
+        Every shard is fetched: what the cache holds lacks the columns that are not read.
+        """
+        return pass_shards(self._loading(None), self.manifest.shards, LOADERS)
 
     def _pipeline(self) -> Pipeline:
         worker = get_worker_info()

@@ -93,11 +93,7 @@ class Loading:
     def _fill(self, staging: Staging, shard: Shard, stop: threading.Event, watch: "_Stopwatch") -> "NDArray[Any]":
         for _ in self.decode(shard, staging, stop, watch):
             pass  # bad lines were reported when the shards were surveyed
-        if staging.rows != shard.rows:
-            raise RowCountError(
-                f"{shard.uri}: {staging.rows} rows, but {shard.rows} are stated for it: "
-                "correct the metadata, or remove it so that the shards are counted by reading"
-            )
+        check_count(shard, staging.rows)
         return staging.finish()
 
     def decode(
@@ -107,10 +103,22 @@ class Loading:
 
         What was written counts only once the iteration has ended without an error.
         """
-        listed = Listed(shard.uri, shard.size, shard.etag)
-        pieces = (watch or _Stopwatch()).time(read_object(self.store, listed, self.retry, stop=stop))
+        pieces = (watch or _Stopwatch()).time(self.fetch(shard, stop))
         decode = decode_parquet if is_parquet(shard.uri) else decode_csv
         return decode(shard.uri, pieces, self.contract, self.dtype, rows)
+
+    def fetch(self, shard: Shard, stop: threading.Event) -> Iterator[bytes]:
+        """Yield the shard's bytes, see `read_object`."""
+        return read_object(self.store, Listed(shard.uri, shard.size, shard.etag), self.retry, stop=stop)
+
+
+def check_count(shard: Shard, rows: int) -> None:
+    """Raise RowCountError where a shard turned out to have other than the stated number of rows."""
+    if rows != shard.rows:
+        raise RowCountError(
+            f"{shard.uri}: {rows} rows, but {shard.rows} are stated for it: "
+            "correct the metadata, or remove it so that the shards are counted by reading"
+        )
 
 
 class _Stopwatch:

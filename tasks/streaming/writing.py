@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.errors import BucketError, ConfigurationError, TransferError
+from tasks.errors import BucketError, ConfigurationError, RowError, TransferError
+from tasks.streaming.formats.originals import Lines, Originals
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from pyarrow import Schema
 
 PREDICTION = "prediction"
 SUCCESS = "_SUCCESS"
@@ -85,36 +86,54 @@ class OutputFolder:
 
 
 class ShardWriter:
-    """A local file of rows and their predictions, CSV (a header line, numbers that read back exactly) or Parquet."""
+    """A local file of the rows of one shard and their predictions.
 
-    def __init__(self, path: Path, columns: Sequence[str], form: str) -> None:
+    From CSV to CSV each line is as it was, but for the cell that is added. Parquet keeps the types that columns have;
+    from CSV it gets strings, but for the columns that were read. `form` is csv or parquet.
+    """
+
+    def __init__(self, path: Path, form: str) -> None:
+        self._form = form
+        self._file = path.open("wb")
+        self._writer: Any = None
+
+    def write(self, part: Originals, predictions: Sequence[float]) -> None:
+        """Append rows. Raises RowError where they have a column `prediction`, or the form cannot hold a column."""
+        if PREDICTION in part.names:
+            raise RowError(f"{part.uri} has a column {PREDICTION!r} already: give it another name")
+        if self._form == "csv" and isinstance(part, Lines):
+            self._file.write(part.append(PREDICTION, map(repr, predictions)))
+        else:
+            self._write_batch(part, predictions)
+
+    def _write_batch(self, part: Originals, predictions: Sequence[float]) -> None:
         import pyarrow
+
+        rows = part.to_batch()
+        schema = rows.schema.append(pyarrow.field(PREDICTION, pyarrow.float64()))
+        batch = pyarrow.RecordBatch.from_arrays([*rows.columns, pyarrow.array(predictions)], schema=schema)
+        try:
+            self._writer = self._writer or self._open(schema)
+            self._writer.write_batch(batch)
+        except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, pyarrow.ArrowTypeError) as error:
+            other = "parquet" if self._form == "csv" else "csv"
+            raise RowError(f"{part.uri} cannot be written as {self._form}: {error}; try --format {other}") from error
+
+    def _open(self, schema: Schema) -> Any:
         from pyarrow import csv as arrow_csv
         from pyarrow import parquet
 
-        self.rows = 0
-        self._schema = pyarrow.schema([(name, pyarrow.float64()) for name in (*columns, PREDICTION)])
-        self._file = path.open("wb")
-        if form == "parquet":
-            self._writer = parquet.ParquetWriter(self._file, self._schema)
-        else:
-            header = io.StringIO()  # arrow would put each name into quotes
-            csv.writer(header, lineterminator="\n").writerow(self._schema.names)
-            self._file.write(header.getvalue().encode())
-            options = arrow_csv.WriteOptions(include_header=False, quoting_style="none")
-            self._writer = arrow_csv.CSVWriter(self._file, self._schema, write_options=options)
-
-    def write(self, rows: Tensor, predictions: Tensor) -> None:
-        """Append [rows, columns] and [rows, 1]."""
-        import pyarrow
-
-        columns = [*rows.double().T.contiguous().numpy(), predictions.flatten().numpy()]
-        self._writer.write_table(pyarrow.Table.from_arrays([pyarrow.array(c) for c in columns], schema=self._schema))
-        self.rows += len(rows)
+        if self._form == "parquet":
+            return parquet.ParquetWriter(self._file, schema)
+        header = io.StringIO()  # arrow would put each name into quotes
+        csv.writer(header, lineterminator="\n").writerow(schema.names)
+        self._file.write(header.getvalue().encode())
+        return arrow_csv.CSVWriter(self._file, schema, write_options=arrow_csv.WriteOptions(include_header=False))
 
     def close(self) -> None:
         """End the file."""
-        self._writer.close()
+        if self._writer:
+            self._writer.close()
         self._file.close()
 
 

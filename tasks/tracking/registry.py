@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.errors import ConfigurationError
 from tasks.tracking.client import translated
 from tasks.tracking.outbox import MODEL, REGISTRATION, MetricRow
+from tasks.tracking.scratch import ScratchFolder
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -188,7 +188,7 @@ class ColumnModel:
     inputs: tuple[str, ...]
     target: str | None
     model: Any
-    folder: tempfile.TemporaryDirectory[str]
+    folder: ScratchFolder
     columns: tuple[str, ...] = ()
 
     def on(self, columns: Sequence[str]) -> ColumnModel:
@@ -222,7 +222,7 @@ def load_model(client: Client, uri: str) -> ColumnModel:
     from mlflow import artifacts, pyfunc
     from mlflow.exceptions import MlflowException
 
-    folder = tempfile.TemporaryDirectory(prefix="shardline-model-", ignore_cleanup_errors=True)
+    folder = ScratchFolder("shardline-model-")
     try:
         version = find_version(client, uri)
         source = client.get_model_version_download_uri(version.name, version.version) if version else uri

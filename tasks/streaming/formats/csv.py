@@ -28,12 +28,18 @@ BLANK = re.compile(rb"[\r\n]*")
 
 @dataclass(frozen=True)
 class Block:
-    """Whole lines of a shard. line: the number of the first one, counted from 1. names: the shard's own columns."""
+    """Whole lines of a shard.
+
+    line: the number of the first one, counted from 1
+    names: the shard's own columns
+    before: what the shard begins with, where these are its first lines: a byte order mark, the header line
+    """
 
     uri: str
     line: int
     names: tuple[str, ...]
     data: memoryview
+    before: bytes = b""
 
 
 def decompress(uri: str, pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -79,6 +85,7 @@ def cut_blocks(uri: str, pieces: Iterable[bytes], contract: Contract) -> Iterato
     """Yield blocks of whole lines, without the header line, which is compared with the contract. Raises RowError."""
     names: tuple[str, ...] = ()
     line = 1
+    before = b""
     gathered: list[bytes] = []
     length = 0
     for piece in itertools.chain(decompress(uri, pieces), [b""]):
@@ -94,9 +101,11 @@ def cut_blocks(uri: str, pieces: Iterable[bytes], contract: Contract) -> Iterato
         start = 0
         if not names and end:
             names, start, line = _take_header(uri, data, contract)
+            before = data[:start]
         if start < end:
-            block = Block(uri, line, names, memoryview(data)[start:end])
+            block = Block(uri, line, names, memoryview(data)[start:end], before)
             yield block
+            before = b""
             line += _count_lines(block.data)
 
 

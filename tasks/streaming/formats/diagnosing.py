@@ -41,10 +41,16 @@ def decode_csv(uri: str, pieces: Iterable[bytes], contract: Contract, dtype: str
 
     Raises RowError where bad lines are an error, or the header breaks the contract.
     """
-    kernel = find_kernel()
     for block in cut_blocks(uri, pieces, contract):
-        if kernel is None or not decode_natively(kernel, block.data, block.names, contract.columns, rows):
-            yield from _decode_plainly(block, contract, dtype, rows)
+        yield from decode_block(block, contract, dtype, rows)
+
+
+def decode_block(block: Block, contract: Contract, dtype: str, rows: Rows) -> list[BadLine]:
+    """Write a block's rows to `rows`, and return the bad lines left out; RowError where they are an error."""
+    kernel = find_kernel()
+    if kernel is None or not decode_natively(kernel, block.data, block.names, contract.columns, rows):
+        return _decode_plainly(block, contract, dtype, rows)
+    return []
 
 
 def _decode_plainly(block: Block, contract: Contract, dtype: str, rows: Rows) -> list[BadLine]:

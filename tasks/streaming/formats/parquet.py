@@ -6,7 +6,7 @@ it is large, into a temporary file.
 
 import io
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 from tasks.errors import RowError
@@ -16,6 +16,7 @@ from tasks.streaming.formats.rows import Rows, append_columns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from pyarrow import RecordBatch
 
 IN_MEMORY = 2**26  # bytes of a fetched object
 ROWS_AT_ONCE = 2**16
@@ -43,6 +44,19 @@ def decode_parquet(uri: str, pieces: Iterable[bytes], contract: Contract, dtype:
 
     Raises RowError where bad rows are an error, or a column is missing, unexpected or not of numbers.
     """
+    for batch, first in read_batches(uri, pieces, contract, contract.columns):
+        columns, good, bad = take_numbers(uri, batch, first, contract, dtype)
+        append_columns(rows, [column[good] for column in columns] if bad else columns)
+        yield from bad
+
+
+def read_batches(
+    uri: str, pieces: Iterable[bytes], contract: Contract, columns: Sequence[str] | None
+) -> "Iterator[tuple[RecordBatch, int]]":
+    """Yield the shard's rows with these columns (None: all), some at a time, and the number of the first of them.
+
+    Raises RowError where the header breaks the contract, or the object cannot be decoded.
+    """
     import pyarrow
     from pyarrow import parquet
 
@@ -54,37 +68,44 @@ def decode_parquet(uri: str, pieces: Iterable[bytes], contract: Contract, dtype:
             file = parquet.ParquetFile(pyarrow.PythonFile(spool, mode="r"))
             contract.check_header(uri, file.schema_arrow.names)
             row = 1
-            for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(contract.columns), use_threads=False):
-                columns, bad = _take_good(uri, batch.select(list(contract.columns)), row, dtype)
-                if bad and not contract.drops_bad_rows:
-                    raise RowError(
-                        f"{uri}, row {bad[0].line}: {bad[0].reason}; correct the shard, or quarantine such rows"
-                    )
-                append_columns(rows, columns)
-                yield from bad
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns and list(columns), use_threads=False):
+                yield batch, row
                 row += batch.num_rows
         except pyarrow.ArrowException as error:
             raise RowError(f"{uri} cannot be decoded as Parquet: {error}; write the shard again") from error
 
 
-def _take_good(uri: str, batch: Any, first: int, dtype: str) -> "tuple[list[NDArray[Any]], list[BadLine]]":
+def take_numbers(
+    uri: str, batch: "RecordBatch", first: int, contract: Contract, dtype: str
+) -> "tuple[list[NDArray[Any]], NDArray[Any], list[BadLine]]":
+    """Return the contract's columns of a batch, which of its rows are good, and the bad ones.
+
+    Raises RowError where bad rows are an error, or a column is not of numbers.
+    """
     import numpy as np
 
-    columns = [
-        _to_numbers(uri, name, column, dtype) for name, column in zip(batch.schema.names, batch.columns, strict=True)
-    ]
+    columns = [_to_numbers(uri, name, batch.column(name), dtype) for name in contract.columns]
     good = np.ones(batch.num_rows, dtype=bool)
     for column in columns:
         good &= np.isfinite(column)
-    if good.all():
-        return columns, []
-    bad = []
-    for index in np.flatnonzero(~good):
-        at = next(i for i, column in enumerate(columns) if not np.isfinite(column[index]))
-        cell, name = batch.column(at)[int(index)].as_py(), batch.schema.names[at]
-        reason = f"column {name!r} is " + ("empty" if cell is None else f"{cell!r}, which is not a finite number")
-        bad.append(BadLine(uri, first + int(index), name, "" if cell is None else str(cell), reason, ""))
-    return [column[good] for column in columns], bad
+    bad = (
+        [] if good.all() else [_describe(uri, batch, columns, int(at), first, contract) for at in np.flatnonzero(~good)]
+    )
+    if bad and not contract.drops_bad_rows:
+        raise RowError(f"{uri}, row {bad[0].line}: {bad[0].reason}; correct the shard, or quarantine such rows")
+    return columns, good, bad
+
+
+def _describe(
+    uri: str, batch: "RecordBatch", columns: "list[NDArray[Any]]", index: int, first: int, contract: Contract
+) -> BadLine:
+    """Return what is wrong with row `index` of a batch, of which `columns` are the numbers."""
+    import numpy as np
+
+    name = next(n for n, column in zip(contract.columns, columns, strict=True) if not np.isfinite(column[index]))
+    cell = batch.column(name)[index].as_py()
+    reason = f"column {name!r} is " + ("empty" if cell is None else f"{cell!r}, which is not a finite number")
+    return BadLine(uri, first + index, name, "" if cell is None else str(cell), reason, "")
 
 
 def _to_numbers(uri: str, name: str, column: Any, dtype: str) -> "NDArray[Any]":

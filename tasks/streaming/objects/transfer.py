@@ -1,7 +1,8 @@
 """One object's bytes, whole and as listed, or an error: a read that resumes where it was broken off.
 
 Checked: If-Match and ranges by the store, the number of bytes against the listed size, the MD5 where the store states
-one, the time against one total deadline, the throughput of each connection against a minimum.
+one, the time against one total deadline, the throughput of each connection against a minimum. Time in which nobody asks
+for bytes counts for neither.
 """
 
 import hashlib
@@ -51,7 +52,9 @@ def read_object(
                     offset += len(data)
                     if expected is not None:
                         digest.update(data)
+                    began = time.monotonic()
                     yield data
+                    attempts.ends += time.monotonic() - began  # that its bytes wait is not the store's fault
             finally:
                 body.close()
         except TransientError as error:
