@@ -61,14 +61,17 @@ def without_last_cells(data: bytes) -> bytes:
     records=RECORDS,
     header=st.sampled_from([None, "id,x,text\n", 'id,"x",text\r\n', '"id",x,"text"\n']),
     mark=st.sampled_from([b"", b"\xef\xbb\xbf"]),
+    alike=st.sampled_from([None, "\n", "\r\n"]),
     ends=st.booleans(),
     pieces=st.integers(1, 300),
     block=st.sampled_from([1, 40, 2**20]),
 )
-def test_without_its_last_column_the_output_is_the_input_byte_for_byte(records, header, mark, ends, pieces, block):
+def test_without_its_last_column_the_output_is_the_input_byte_for_byte(
+    records, header, mark, alike, ends, pieces, block
+):
     if header is None:
         records = [("7", number, "8", end) for _, number, _, end in records]
-    text = (header or "") + "".join(f"{first},{number!r},{last}{end}" for first, number, last, end in records)
+    text = (header or "") + "".join(f"{first},{number!r},{last}{alike or end}" for first, number, last, end in records)
     data = mark + (text if ends else text.rstrip("\r\n")).encode()
     columns, names = (("x",), ("id", "x", "text")) if header else (("id", "x", "text"), None)
     with pytest.MonkeyPatch.context() as patch:

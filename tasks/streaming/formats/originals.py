@@ -45,8 +45,8 @@ class Lines:
     def append(self, name: str, cells: Iterable[str]) -> bytes:
         """Return the lines with a cell more each, and what comes before them with the name of that column."""
         text = b"\n".join(self.lines).decode(BYTES_AS_TEXT)
-        beside = "\n".join(_put_beside(text.split("\n"), cells)).encode(BYTES_AS_TEXT)
-        return _name_in_header(self.before, name) + beside
+        beside = _put_beside(text, len(self.numbers), cells)
+        return _name_in_header(self.before, name) + beside.encode(BYTES_AS_TEXT)
 
     def to_batch(self) -> "RecordBatch":
         """Return what was read as numbers, and all other cells as strings."""
@@ -129,7 +129,7 @@ def _leave_out(lines: list[bytes], bad: set[int]) -> list[bytes]:
 
 def _check_that_rows_are_lines(block: Block, lines: list[bytes], rows: int) -> None:
     """Raise RowError where a cell holds a line end: which number belongs to which line would be a guess."""
-    if rows == sum(line not in (b"", b"\r") for line in lines) and not LONE_CARRIAGE_RETURN.search(block.data):
+    if rows == len(lines) - lines.count(b"") - lines.count(b"\r") and not LONE_CARRIAGE_RETURN.search(block.data):
         return
     last = block.line + len(lines) - 1
     raise RowError(
@@ -138,7 +138,19 @@ def _check_that_rows_are_lines(block: Block, lines: list[bytes], rows: int) -> N
     )
 
 
-def _put_beside(lines: Sequence[str], cells: Iterable[str]) -> Iterator[str]:
+def _put_beside(text: str, rows: int, cells: Iterable[str]) -> str:
+    """Return lines, `rows` of which are not empty, with a cell more each."""
+    end = "\r\n" if "\r" in text else "\n"
+    *lines, last = text.split(end)
+    ended = len(lines) == text.count("\n") == text.count(end[0])  # each line in the same way
+    if not ended or rows != len(lines) + bool(last):
+        return "\n".join(_put_beside_each(text.split("\n"), cells))
+    beside = map(",".join, zip([*lines, last] if last else lines, cells, strict=True))
+    return end.join(beside if last else [*beside, ""])
+
+
+def _put_beside_each(lines: Sequence[str], cells: Iterable[str]) -> Iterator[str]:
+    """Yield lines of which some are empty, or end differently from others."""
     following = iter(cells)
     for line in lines:
         body = line.rstrip("\r")
