@@ -20,11 +20,11 @@ from tasks.benchmark.hardware import check_devices, make_plan, measure_hardware
 from tasks.benchmark.report import load_benchmark, report_benchmark
 from tasks.credentials import verify_sources
 from tasks.data import locate_shards
-from tasks.parameters import BenchmarkParameters, Shards, Source
+from tasks.parameters import PRESETS, BenchmarkParameters, Shards, Source
 from tasks.policy import step
 from tasks.runs.lifecycle import tracked
 from tasks.runs.links import page_in_prefect
-from tasks.sources import Sources, configured_bucket_id, resolve_sources
+from tasks.sources import Sources, configured_bucket_id, read_only_used, resolve_sources
 
 load = step("load the other benchmark")(load_benchmark)
 
@@ -44,7 +44,8 @@ def benchmark(**parameters: Any) -> str:
     sources, manifest = find_sources(given), None
     if sources:
         sources, _ = verify_sources(sources, given)
-        manifest = locate_shards(sources, as_source(given)).manifest
+        found = locate_shards(sources, as_source(given)).manifest
+        manifest = read_only_used(found, given, PRESETS["default"].derive)
     tags = {"shardline.flow": "benchmarking"} | ({"shardline.fingerprint": manifest.fingerprint} if manifest else {})
     with tracked(given.experiment, record_settings(given, sources), tags) as mlflow_run:
         measured = measure_hardware(given, sources, manifest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -11,7 +12,7 @@ from prefect.logging import get_run_logger
 from tasks.facts import Located, Preview, TrainingData
 from tasks.parameters import Listing, TrainingParameters
 from tasks.policy import READING, step
-from tasks.sources import Sources, open_dataset
+from tasks.sources import Sources, open_dataset, read_only_used
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,10 +26,16 @@ SMALLEST_SHARE, LARGEST_SHARE = 0.1, 0.5  # of the rows, that are held out
 
 
 @step("locate shards", run_name="locate {role} shards", pauses=READING)
-def locate_shards(sources: Sources, given: Listing, role: Literal["training", "test", "input"] = "training") -> Located:
+def locate_shards(
+    sources: Sources,
+    given: Listing,
+    role: Literal["training", "test", "input"] = "training",
+    names: Sequence[str] | None = None,
+) -> Located:
     """List the shards of a role (test: those of `test_shards`), and read what is stated of their columns.
 
-    A table artifact shows the shards. Statistics of other rows than those listed are left unused, with a warning.
+    `names` are those of all columns where there is no header line, if not all are among `columns`. A table artifact
+    shows the shards. Statistics of other rows than those listed are left unused, with a warning.
     """
     from tasks.streaming import locate, read_statistics
     from tasks.streaming.formats.native import describe_decoder
@@ -39,6 +46,7 @@ def locate_shards(sources: Sources, given: Listing, role: Literal["training", "t
         meta_shards=None if role == "test" else given.meta_shards,
         header="infer" if given.header == "infer" else None,
         columns=given.columns,
+        names=names,
         max_shards=given.max_shards,
         storage_options=sources.storage_options(uri),
     )
@@ -84,9 +92,11 @@ def show_shards(manifest: Manifest, uri: str, role: str) -> None:
 def locate_data(sources: Sources, given: TrainingParameters) -> TrainingData:
     """List the training shards and, where some are named, the test shards; else hold the last ones out."""
     located, test = locate_shards(sources, given), None
+    found = located.manifest
+    located = replace(located, manifest=read_only_used(found, given, given.resolved().derive))
     if sources.test_shards:  # in the order of the training shards' columns
         same_columns = given.model_copy(update={"columns": list(located.manifest.columns)})
-        test = locate_shards(sources, same_columns, role="test").manifest
+        test = locate_shards(sources, same_columns, role="test", names=found.known).manifest
     data = split_rows(located, test, given.preset)
     get_run_logger().info("The model will be judged on %s", data.judged_on)
     return data

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
 
+from tasks.errors import RowError, ShardsNotFoundError
 from tasks.facts import ROWS_OF, Evaluation, Fit, RowsOf, TrainingJob
 from tasks.learning.scores import Score, Scores, Slice
 from tasks.policy import READING, step
-from tasks.runs.promotion import find_champion, judge
+from tasks.runs.promotion import Champion, find_champion, judge
 from tasks.sources import open_dataset
 
 if TYPE_CHECKING:
+    from tasks.learning.linear import LinearModel
     from tasks.tracking.outbox import Outbox
 
 MODELS = ("trained", "exact", "mean")
@@ -31,7 +34,7 @@ def evaluate_model(job: TrainingJob, fit: Fit) -> Evaluation:
     They are those of the test shards or those held out, else the training rows. A table artifact shows the slices.
     """
     from tasks.learning.linear import LinearModel
-    from tasks.learning.scoring import Moments, score
+    from tasks.learning.scoring import Moments
     from tasks.tracking.outbox import Outbox
 
     data, given = job.data, job.parameters
@@ -43,9 +46,8 @@ def evaluate_model(job: TrainingJob, fit: Fit) -> Evaluation:
         "exact": moments.exact(),
         "mean": moments.mean_model(),
     }
-    champion = find_champion(given.experiment, job.features.target, data.judged.columns)
-    others = {"champion": champion.model} if champion.model and data.rows_of != "train" else {}
-    scores = score(open_dataset(data.judged, job.sources, given, epochs=1), models, others)
+    champion = find_champion(given.experiment, job.features.target, data.judged.known)
+    scores, champion = score_beside(champion, models, job)
     promotion = judge(scores.overall, data.rows_of, champion)
     keep_scores(Outbox(job.run_id), scores, "train" if data.rows_of == "train" else "test", fit.iterations)
     create_table_artifact(
@@ -64,6 +66,30 @@ def evaluate_model(job: TrainingJob, fit: Fit) -> Evaluation:
         promotion=promotion,
         train_mse={name: moments.mse(model) for name, model in models.items()},
     )
+
+
+def score_beside(champion: Champion, models: Mapping[str, LinearModel], job: TrainingJob) -> tuple[Scores, Champion]:
+    """Score models and the champion on the rows that are judged, reading the columns that it needs besides.
+
+    Where those cannot be read on all of these rows, the champion that is returned has that for its fault.
+    """
+    from tasks.learning.scoring import score
+
+    judged, open_judged = job.data.judged, partial(open_dataset, sources=job.sources, given=job.parameters, epochs=1)
+    if champion.model is None or job.data.rows_of == "train":
+        return score(open_judged(judged), models), champion
+    columns = (*judged.columns, *(name for name in champion.model.inputs if name not in judged.columns))
+    wider = {name: replace(model, features=replace(model.features, columns=columns)) for name, model in models.items()}
+    try:
+        dataset = open_judged(judged.choose(columns))
+        if columns != judged.columns and dataset.bad_rows > open_judged(judged).bad_rows:
+            raise RowError(f"some rows are bad only in the columns that it needs besides; see {dataset.bad_rows_file}")
+        return score(dataset, wider, {"champion": champion.model.on(columns)}), champion
+    except (RowError, ShardsNotFoundError) as error:
+        if columns == judged.columns:
+            raise
+        unread = replace(champion, model=None, fault=f"what it needs besides cannot be read: {error}")
+    return score(open_judged(judged), models), unread
 
 
 def keep_scores(outbox: Outbox, scores: Scores, prefix: str, iteration: int) -> None:

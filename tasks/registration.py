@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
     from tasks.learning.linear import LinearModel
 
-SHIPPED = ("__init__", "errors", "learning/__init__", "learning/features", "learning/linear", "learning/served")
+SHIPPED = (
+    "__init__", "errors", "naming", "learning/__init__", "learning/features", "learning/linear", "learning/served",
+)  # fmt: skip
 LOADER = "learning/served"  # of these, the one that MLflow loads the weights by
 REQUIRED = ("mlflow", "torch", "numpy", "pandas", "safetensors")
 EXAMPLE_ROWS = 5

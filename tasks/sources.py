@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 from urllib.parse import urlsplit
 
 from tasks.errors import ConfigurationError
-from tasks.parameters import Reading, Source
+from tasks.learning.features import Features
+from tasks.parameters import Reading, Shards, Source
 from tasks.state import STATE
 
 if TYPE_CHECKING:
@@ -132,6 +134,20 @@ def open_dataset(
         "storage_options": sources.storage_options(manifest.shards[0].uri),
     }
     return ObjectStorageDataset.from_manifest(manifest, **(chosen | options))
+
+
+def read_only_used(manifest: Manifest, given: Shards, derive: Sequence[str]) -> Manifest:
+    """Return the manifest of target, features and what those that are derived are made of, where features are named.
+
+    Else all columns are read. Raises ConfigurationError for a column that is not there.
+    """
+    if not given.features:
+        return manifest
+    features = Features.choose(
+        manifest.columns, target=given.target, features=given.features, derive=derive, skip_missing=True
+    )
+    used = {features.target, *features.inputs}
+    return manifest.choose([name for name in manifest.columns if name in used])
 
 
 def _absolute(uri: str) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LIBRARIES = ("tasks.tracking", "tasks.aws", "tasks.streaming", "tasks.learning", "tasks.devices")
+LOWEST = ("tasks.errors", "tasks.naming")  # what every room may import
 ALLOWED = {"tasks.streaming.objects.s3": ("tasks.aws.codes",)}  # a library that needs a table of another
 MODULES = sorted(path for folder in ("flows", "tasks", "deployments") for path in (ROOT / folder).rglob("*.py"))
 
@@ -44,12 +45,13 @@ def test_imports_only_go_down(path):
     assert f"{module}.".startswith("tasks.tracking.") or not names(imports, "mlflow")
     library = next((library for library in LIBRARIES if f"{module}.".startswith(f"{library}.")), None)
     if library:
-        allowed = (library, "tasks.errors", "tasks.state", *ALLOWED.get(module, ()))
+        allowed = (library, *LOWEST, "tasks.state", *ALLOWED.get(module, ()))
         assert not names(imports, "flows", "deployments", "prefect")
         assert names(imports, "tasks") <= names(imports, *allowed)
     elif module.startswith("tasks"):
         assert not names(imports, "flows", "deployments")
         assert module != "tasks.errors" or not imports
+        assert module != "tasks.naming" or not names(imports, "tasks")
         assert module != "tasks.state" or imports == {"pathlib", "pathlib.Path"}
     elif module.startswith("flows"):
         assert not names(imports, "deployments")
@@ -112,16 +114,16 @@ def test_the_rooms_of_streaming_know_as_little_as_they_can(path):
     imports = names(imported_by(path), "tasks")
     room = module_of(path).split(".")[2]
     if room == "objects":
-        assert imports <= names(imports, "tasks.errors", "tasks.aws.codes", "tasks.streaming.objects")
+        assert imports <= names(imports, *LOWEST, "tasks.aws.codes", "tasks.streaming.objects")
     elif room == "formats":
-        assert imports <= names(imports, "tasks.errors", "tasks.streaming.formats", "tasks.streaming.manifest")
+        assert imports <= names(imports, *LOWEST, "tasks.streaming.formats", "tasks.streaming.manifest")
     elif room == "listing":
         libraries = (f"tasks.streaming.{name}" for name in ("formats", "listing", "manifest", "objects", "progress"))
-        assert imports <= names(imports, "tasks.errors", *libraries)
+        assert imports <= names(imports, *LOWEST, *libraries)
 
 
 STEPS = ("credentials", "data", "evaluation", "registration", "reporting", "prediction", "training", "benchmark")
-BELOW_STEPS = ("errors", "state", "parameters", "facts", "policy", "sources", "runs")
+BELOW_STEPS = ("errors", "naming", "state", "parameters", "facts", "policy", "sources", "runs")
 TREES = {module_of(path): ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from tasks.errors import ConfigurationError
+from tasks.naming import join_names, suggest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,7 +78,9 @@ class Features:
         raw = tuple(features or (name for name in columns if name != target))
         for name in (target, *raw):
             if name not in columns:
-                raise ConfigurationError(f"no column {name!r} in the shards: they have {', '.join(columns)}")
+                raise ConfigurationError(
+                    f"no column {name!r} in the shards: they have {join_names(columns)}{suggest(name, columns)}"
+                )
         if not raw:
             raise ConfigurationError(f"the only column, {target!r}, is the target: no feature is left to learn from")
         for name in derive:

@@ -165,6 +165,7 @@ class Cache:
             "format": FORMAT, "uri": shard.uri, "size": shard.size, "etag": shard.etag, "rows": shard.rows,
             "columns": list(self._contract.columns), "header": self._contract.header and sorted(self._contract.header),
             "drop_bad_rows": self._contract.drops_bad_rows, "dtype": self._dtype,
+            **({} if self._contract.cells is None else {"cells": list(self._contract.cells)}),
         }  # fmt: skip
 
     def _path(self, shard: Shard) -> Path:

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from tasks.errors import ConfigurationError
+from tasks.naming import join_names, suggest
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,14 @@ class Manifest:
     columns: names of the columns that a batch holds, in its order
     notes:   sentences for people about how the manifest came about
     header:  the first shard's header line as it stands in the object; None where shards have no header line
+    cells:   where they have none, and not all is read: the names that were given to all cells of a line; else None
     """
 
     shards: tuple[Shard, ...]
     columns: tuple[str, ...]
     notes: tuple[str, ...] = ()
     header: tuple[str, ...] | None = field(default=None)
+    cells: tuple[str, ...] | None = None
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
@@ -56,6 +59,11 @@ class Manifest:
         return sum(shard.size for shard in self.shards)
 
     @property
+    def known(self) -> tuple[str, ...]:
+        """Names of all columns that the shards have, read or not."""
+        return self.header or self.cells or self.columns
+
+    @property
     def etags(self) -> dict[str, str]:
         """ETags by URI: what a checkpoint keeps, to tell which shards have changed since."""
         return {shard.uri: shard.etag for shard in self.shards}
@@ -71,21 +79,20 @@ class Manifest:
     def choose(self, columns: Sequence[str] | None = None, max_shards: int | None = None) -> "Manifest":
         """Return the manifest of these columns and of the first shards; None: of all.
 
-        Raises ConfigurationError where a column is not there, or there is no header line to choose by.
+        Raises ConfigurationError where a column is not there.
         """
         if max_shards is not None and max_shards < 1:
             raise ConfigurationError(f"max_shards is {max_shards}; it must be at least 1")
         chosen = replace(self, shards=self.shards[:max_shards])
         if columns is None or tuple(columns) == self.columns:
             return chosen
-        known = self.header if self.header is not None else self.columns
+        known = self.known
         if unknown := [column for column in columns if column not in known]:
-            raise ConfigurationError(f"columns names {unknown[0]!r}, which the shards do not have: {', '.join(known)}")
-        if self.header is None:
             raise ConfigurationError(
-                "columns cannot choose among shards without header lines: locate them with `columns`"
+                f"columns names {unknown[0]!r}, which the shards do not have: {join_names(known)}"
+                f"{suggest(unknown[0], known)}"
             )
-        return replace(chosen, columns=tuple(columns))
+        return replace(chosen, columns=tuple(columns), cells=known if self.header is None else None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; `from_dict` reads them back."""
@@ -95,6 +102,7 @@ class Manifest:
             "size": self.size,
             "columns": list(self.columns),
             "header": None if self.header is None else list(self.header),
+            **({} if self.cells is None else {"cells": list(self.cells)}),
             "notes": list(self.notes),
             "shards": [vars(shard).copy() for shard in self.shards],
         }
@@ -107,6 +115,7 @@ class Manifest:
             columns=tuple(facts["columns"]),
             notes=tuple(facts.get("notes", ())),
             header=None if facts.get("header") is None else tuple(facts["header"]),
+            cells=None if facts.get("cells") is None else tuple(facts["cells"]),
         )
         if facts.get("fingerprint", manifest.fingerprint) != manifest.fingerprint:
             raise ConfigurationError(

@@ -16,7 +16,7 @@ from dataclasses import astuple, fields, replace
 from pathlib import Path
 
 from tasks.errors import RowCountError, ShardsNotFoundError
-from tasks.streaming.formats.diagnosing import BadLine
+from tasks.streaming.formats.diagnosing import REMEDY, BadLine
 from tasks.streaming.formats.rows import CountedRows
 from tasks.streaming.loading import Loading
 from tasks.streaming.manifest import Manifest, Shard
@@ -29,7 +29,8 @@ def set_bad_rows_aside(manifest: Manifest, loading: Loading, folder: Path, threa
     Raises RowCountError where good and bad rows are not as many as stated, ShardsNotFoundError where none is good.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    identity = repr((manifest.fingerprint, manifest.columns, manifest.header, loading.dtype))
+    read = (manifest.columns, manifest.header) if manifest.cells is None else (manifest.columns, manifest.cells, None)
+    identity = repr((manifest.fingerprint, *read, loading.dtype))
     stem = hashlib.sha256(identity.encode()).hexdigest()[:16]
     side_file, note = folder / f"{stem}.csv", folder / f"{stem}.json"
     with (folder / f"{stem}.lock").open("w") as lock:
@@ -43,7 +44,8 @@ def set_bad_rows_aside(manifest: Manifest, loading: Loading, folder: Path, threa
     good = tuple(shard for shard in shards if shard.rows)
     if not good:
         raise ShardsNotFoundError(
-            f"None of the {manifest.rows} rows can be read; see {side_file} for what is wrong with each"
+            f"None of the {manifest.rows} rows can be read: {_first_reason(side_file)}, and so on in {side_file}; "
+            f"{REMEDY}"
         )
     notes = (*manifest.notes, f"{sum(bad)} bad rows set aside, listed in {side_file}") if sum(bad) else manifest.notes
     return replace(manifest, shards=good, notes=notes), sum(bad), side_file
@@ -80,6 +82,11 @@ def _write_side_file(path: Path, lines: list[BadLine]) -> None:
         writer.writerow([field.name for field in fields(BadLine)])
         writer.writerows(astuple(line) for line in lines)
     unfinished.replace(path)
+
+
+def _first_reason(side_file: Path) -> str:
+    with side_file.open(newline="", encoding="utf-8") as file:
+        return next(csv.DictReader(file))["reason"]
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import ConfigurationError
+from tasks.naming import join_names, suggest
 from tasks.tracking.client import translated
 from tasks.tracking.outbox import MODEL, REGISTRATION, MetricRow
 from tasks.tracking.scratch import ScratchFolder
@@ -196,7 +197,8 @@ class ColumnModel:
         for name in self.inputs:
             if name not in columns:
                 raise ConfigurationError(
-                    f"the model {self.uri} needs column {name!r}, and the shards have {', '.join(columns)}"
+                    f"the model {self.uri} needs column {name!r}, and the shards have {join_names(columns)}"
+                    f"{suggest(name, columns)}"
                 )
         return replace(self, columns=tuple(columns))
 

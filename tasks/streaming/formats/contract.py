@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tasks.errors import RowError
+from tasks.naming import join_names, suggest
 from tasks.streaming.manifest import Manifest
 
 Header = Literal["infer"] | int | None
@@ -19,15 +20,17 @@ class Contract:
     columns: the columns that a batch holds, in its order
     header:  the first shard's header line; None where shards have none
     drops_bad_rows: whether lines that break the contract are left out, rather than being an error
+    cells:   the names of all cells of a line, where there is no header line and not all are read
     """
 
     columns: tuple[str, ...]
     header: tuple[str, ...] | None
     drops_bad_rows: bool = False
+    cells: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, manifest: Manifest, *, drops_bad_rows: bool = False) -> "Contract":
-        return cls(manifest.columns, manifest.header, drops_bad_rows)
+        return cls(manifest.columns, manifest.header, drops_bad_rows, manifest.cells)
 
     def check_header(self, uri: str, found: Sequence[str]) -> None:
         """Raise RowError where a shard's header lacks a column, repeats one, or has one that nobody expects.
@@ -39,7 +42,8 @@ class Contract:
             if column not in found:
                 hint = "; it seems to have no header line" if is_numeric(found) else ""
                 raise RowError(
-                    f"{uri}, line 1: column {column!r} is missing; found {', '.join(found)}{hint}: {_REMEDY}"
+                    f"{uri}, line 1: column {column!r} is missing; found {join_names(found)}"
+                    f"{suggest(column, found)}{hint}: {_REMEDY}"
                 )
         repeated = sorted({name for name in found if list(found).count(name) > 1})
         if repeated:
@@ -48,7 +52,7 @@ class Contract:
             extra = [name for name in found if name not in self.columns]
             if extra:
                 raise RowError(
-                    f"{uri}, line 1: column {extra[0]!r} is not in the contract ({', '.join(self.columns)}): "
+                    f"{uri}, line 1: column {extra[0]!r} is not in the contract ({join_names(self.columns)}): "
                     "name the columns to read with `columns`, or correct the shard"
                 )
 

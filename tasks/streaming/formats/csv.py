@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import RowError
+from tasks.naming import join_names
 from tasks.streaming.formats.contract import BYTE_ORDER_MARK, Contract, name_columns, split_line
 
 if TYPE_CHECKING:
@@ -122,12 +123,13 @@ def _take_header(uri: str, data: bytes, contract: Contract) -> tuple[tuple[str, 
     end = data.find(b"\n") + 1 or len(data)
     cells = split_line(data[begin:end])
     if contract.header is None:
-        if len(cells) != len(contract.columns):
+        expected = contract.cells or contract.columns
+        if len(cells) != len(expected):
             raise RowError(
-                f"{uri}, line 1: {len(cells)} cells where {len(contract.columns)} columns are expected "
-                f"({', '.join(contract.columns)}): correct the shard, or name its columns with `columns`"
+                f"{uri}, line 1: {len(cells)} cells where {len(expected)} columns are expected "
+                f"({join_names(expected)}): correct the shard, or name its columns with `columns`"
             )
-        return contract.columns, begin, 1
+        return expected, begin, 1
     contract.check_header(uri, cells)
     return tuple(cells), end, 2
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SHOWN = 60  # characters of a cell that a message shows
+LINES_LOOKED_AT = 100  # to tell a column of text from a bad cell
+REMEDY = "read other columns: name them with --columns, or with --target and --features (in Python, `columns`)"
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,22 @@ def make_row_error(block: Block, columns: tuple[str, ...], dtype: str) -> RowErr
     lines = bytes(block.data).split(b"\n")
     for index in find_bad_lines(lines, block.names, columns, dtype):
         bad = describe_bad_line(block, index, lines[index], columns, dtype)
+        if index == 0 and bad.column and (looked_at := _count_without_number(block, lines, bad.column, dtype)) > 1:
+            return RowError(
+                f"{bad.uri}, line {bad.line}: {bad.reason}, and neither is any of {looked_at} lines there; {REMEDY}"
+            )
         return RowError(
             f"{bad.uri}, line {bad.line}: {bad.reason}; correct the shard, or drop and count such lines "
-            'with on_bad_rows="quarantine".'
+            'with on_bad_rows="quarantine"'
         )
     return RowError(f"{block.uri}: the lines from {block.line} on cannot be decoded together; correct the shard")
+
+
+def _count_without_number(block: Block, lines: list[bytes], column: str, dtype: str) -> int:
+    """Return how many of the first lines were looked at, if a column has no number in any of them; else 0."""
+    at = block.names.index(column)
+    rows = [cells for line in lines[:LINES_LOOKED_AT] if len(cells := split_line(line)) == len(block.names)]
+    return len(rows) if all(_find_problem(cells[at], dtype) for cells in rows) else 0
 
 
 def drop_bad_lines(block: Block, columns: tuple[str, ...], dtype: str) -> "tuple[list[NDArray[Any]], list[BadLine]]":

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from tasks.errors import RowError
 from tasks.streaming.formats.contract import Contract
-from tasks.streaming.formats.diagnosing import BadLine
+from tasks.streaming.formats.diagnosing import REMEDY, BadLine
 from tasks.streaming.formats.rows import Rows, append_columns
 
 if TYPE_CHECKING:
@@ -115,6 +115,6 @@ def _to_numbers(uri: str, name: str, column: Any, dtype: str) -> "NDArray[Any]":
 
     kind = column.type
     if not (types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)):
-        raise RowError(f"{uri}: column {name!r} is of type {kind}, not of numbers; choose other columns with `columns`")
+        raise RowError(f"{uri}: column {name!r} is of type {kind}, not of numbers; {REMEDY}")
     with np.errstate(over="ignore"):
         return column.cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False).astype(dtype, copy=False)  # type: ignore[no-any-return]

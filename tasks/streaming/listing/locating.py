@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.errors import ConfigurationError, RowError, ShardsNotFoundError
+from tasks.naming import join_names, suggest
 from tasks.streaming.formats import parquet
 from tasks.streaming.formats.contract import Contract, Header, is_numeric, name_columns, split_line
 from tasks.streaming.listing.counting import count_rows, hash_content, read_first_line
@@ -27,6 +28,7 @@ def locate(
     meta_shards: str | None = None,
     header: Header = "infer",
     columns: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
     max_shards: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
     retry: RetryPolicy = RetryPolicy(),
@@ -36,8 +38,8 @@ def locate(
     meta_shards: where Spark's `.meta/shards` CSV (id,count) lies; None: beside the shards, and where there is none,
         every object is read once to count its rows
     header: "infer" (a first line of numbers only is data), 0 (the first line names columns) or None (no header lines)
-    columns: the columns to read, in the order wanted; None: all, in the first shard's order. Where shards have no
-        header line: the names to give to all their columns
+    columns: the columns to read, in the order wanted; None: all, in the first shard's order
+    names: the names to give to all columns of shards that have no header line; None: those in `columns`
     max_shards: the first so many shards with rows, in order
     storage_options: as fsspec's implementation of the scheme (s3fs for s3) names them
     retry: how long one listing, or one object, may take in all, with every attempt
@@ -56,10 +58,10 @@ def locate(
     if counts is not None:
         paired = pair(store, listed, patterns, counts, retry, notes)
         first = next((entry for entry, rows in paired if rows), listed[0])
-        names, header_line = _name_columns(store, first, header, columns, retry)
+        read, unread, header_line = _name_columns(store, first, header, columns, names or columns, retry)
     else:
         first = next((entry for entry in listed if entry.size), listed[0])
-        names, header_line = _name_columns(store, first, header, columns, retry)
+        read, unread, header_line = _name_columns(store, first, header, columns, names or columns, retry)
         paired = count_rows(store, listed, has_header=header_line is not None, limit=max_shards, retry=retry)
         notes.append("no .meta/shards beside the shards: rows counted by reading every shard once")
     found = [(entry, rows) for entry, rows in paired if rows][:max_shards]
@@ -68,7 +70,7 @@ def locate(
     if empty := sum(not rows for _, rows in paired):
         notes.append(f"{empty} {'shard' if empty == 1 else 'shards'} without rows skipped")
     complete = [Shard(e.uri, e.size, e.etag or hash_content(store, e, retry), rows) for e, rows in found]
-    return Manifest(tuple(complete), names, tuple(notes), header_line)
+    return Manifest(tuple(complete), read, tuple(notes), header_line, unread)
 
 
 def natural_key(uri: str) -> list[tuple[int, int, str]]:
@@ -106,20 +108,35 @@ def _is_by_product(uri: str) -> bool:
 
 
 def _name_columns(
-    store: Store, entry: Listed, header: Header, columns: Sequence[str] | None, retry: RetryPolicy
-) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-    """Return the columns of a batch, and the first shard's header line; None where it has none."""
+    store: Store,
+    entry: Listed,
+    header: Header,
+    columns: Sequence[str] | None,
+    names: Sequence[str] | None,
+    retry: RetryPolicy,
+) -> tuple[tuple[str, ...], tuple[str, ...] | None, tuple[str, ...] | None]:
+    """Return columns, cells and header of the manifest (see there), as the first shard shows them."""
     if parquet.is_parquet(entry.uri):
         cells = parquet.read_footer(entry.uri, ObjectFile(store, entry, retry))[0]
     else:
         cells = tuple(split_line(read_first_line(store, entry, retry)))
         if header is None or (header == "infer" and is_numeric(cells)):
-            names = tuple(columns) if columns is not None else name_columns(len(cells))
-            if len(names) != len(cells):
-                raise RowError(
-                    f"{entry.uri}, line 1: {len(cells)} cells, but columns names {len(names)}; name them all"
-                )
-            return names, None
+            return *_choose_unnamed(entry.uri, len(cells), columns, names), None
     contract = Contract(tuple(columns) if columns is not None else cells, cells)
     contract.check_header(entry.uri, cells)
-    return contract.columns, cells
+    return contract.columns, None, cells
+
+
+def _choose_unnamed(
+    uri: str, width: int, columns: Sequence[str] | None, names: Sequence[str] | None
+) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """Return columns and cells of the manifest (see there) of shards without a header line, `width` cells wide."""
+    named = tuple(names) if names is not None else name_columns(width)
+    if len(named) != width:
+        raise RowError(f"{uri}, line 1: {width} cells, but columns names {len(named)}; name them all")
+    read = tuple(columns) if columns is not None else named
+    if unknown := [name for name in read if name not in named]:
+        raise ConfigurationError(
+            f"columns names {unknown[0]!r}, which is none of {join_names(named)}{suggest(unknown[0], named)}"
+        )
+    return read, None if read == named else named

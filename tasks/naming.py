@@ -1,0 +1,46 @@
+"""Names that others gave, in text: read from a command line, and written into messages.
+
+In both a list of names is a line of CSV: a name with a comma, a quote, or a space at its end stands in quotes.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable
+
+CELL = re.compile(r'\s*(?:"((?:[^"]|"")*)"\s*|([^",][^,]*|))(?:,|$)')
+MOST_LISTED = 40
+
+
+def split_names(text: str) -> list[str]:
+    """Return the names in a line of CSV; empty ones are left out. Raises ValueError for a quote that does not end."""
+    names, at = [], 0
+    while at < len(text):
+        found = CELL.match(text, at)
+        if found is None:
+            raise ValueError(f"the quotes in {text[at:].strip()!r} do not enclose a name")
+        quoted, plain = found.groups()
+        names.append(plain.strip() if quoted is None else quoted.replace('""', '"'))
+        at = found.end()
+    return [name for name in names if name]
+
+
+def join_names(names: Iterable[str], separator: str = ", ") -> str:
+    """Return the names as `split_names` reads them; of very many the first ones, and how many more there are."""
+    written = [_quote(name) for name in names]
+    more = len(written) - MOST_LISTED
+    return separator.join(written[:MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return "; the nearest name is 'price'" where a name that is not known is like one that is, else ""."""
+    by_letters = {each.casefold().strip(): each for each in known}
+    nearest = difflib.get_close_matches(name.casefold().strip(), by_letters, n=1)
+    return f"; the nearest name is {by_letters[nearest[0]]!r}" if nearest else ""
+
+
+def _quote(name: str) -> str:
+    if not name.isprintable():
+        return repr(name)
+    if not name or name != name.strip() or any(sign in name for sign in ',"'):
+        return '"' + name.replace('"', '""') + '"'
+    return name
