@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tasks.streaming import Manifest
+    from tasks.streaming.formats.contract import Header
 
 MOST_SHARDS_IN_A_TABLE = 100
 PREVIEWED_ROWS = 1000
 SHOWN_ROWS = 5
+HEADERS: dict[str, Header] = {"infer": "infer", "first": 0, "none": None}
 SMALLEST_SHARE, LARGEST_SHARE = 0.1, 0.5  # of the rows, that are held out
 
 
@@ -44,7 +46,7 @@ def locate_shards(
     manifest = locate(
         uri,
         meta_shards=None if role == "test" else given.meta_shards,
-        header="infer" if given.header == "infer" else None,
+        header=HEADERS[given.header],
         columns=given.columns,
         names=names,
         max_shards=given.max_shards,
@@ -159,6 +161,8 @@ def preview_batch(data: TrainingData, sources: Sources, given: TrainingParameter
     A markdown artifact shows the shape and dtype of the training batch, each column's range and five rows, and warns
     where a column leaves the range that `.meta/stats` states.
     """
+    from tasks.streaming.listing.locating import NUMBERS_FIRST
+
     columns = data.train.columns
     dataset = open_dataset(data.train, sources, given, batch_size=min(PREVIEWED_ROWS, data.train.rows), epochs=1)
     batch = next(iter(dataset))
@@ -174,7 +178,10 @@ def preview_batch(data: TrainingData, sources: Sources, given: TrainingParameter
             for name, (low, high) in ranges.items()
             if (stated := data.statistics.get(name)) and not stated.min <= low <= high <= stated.max
         ),
+        doubts=tuple(note for note in data.train.notes if note.startswith(NUMBERS_FIRST)),
     )
+    for doubt in preview.doubts:
+        get_run_logger().warning("%s", doubt)
     for fault in preview.outside:
         get_run_logger().warning("The statistics are of other data: %s", fault)
     held = ", and within those of `.meta/stats`" if data.statistics and not preview.outside else ""
@@ -197,7 +204,7 @@ def show_preview(preview: Preview, rows: Tensor, held: str) -> None:
             [
                 f"Training batches are **{height:,} × {width}** tensors of **{preview.dtype}**. "
                 f"Ranges are of the first {preview.rows:,} rows{held}.",
-                *(f"- ⚠ {fault}" for fault in preview.outside),
+                *(f"- ⚠ {fault}" for fault in (*preview.doubts, *preview.outside)),
                 "",
                 "| column | min | max | " + " | ".join(f"row {i}" for i in range(len(rows))) + " |",
                 "|---|---:|---:|" + "---:|" * len(rows),

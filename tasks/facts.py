@@ -51,7 +51,7 @@ class Preview:
     """The shape and dtype of the training's batches, and what the first rows show of each column.
 
     `ranges` are (least, most) by column of the first `rows` rows; `outside` has a sentence for each column that leaves
-    the range that `.meta/stats` states.
+    the range that `.meta/stats` states; `doubts` are of how the first line was taken.
     """
 
     batch_shape: tuple[int, int]
@@ -59,6 +59,7 @@ class Preview:
     rows: int
     ranges: Mapping[str, tuple[float, float]]
     outside: tuple[str, ...]
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,11 @@
 """Columns that are not asked for may hold anything; one that is asked for and holds text is named, with a remedy."""
 
 import datetime
+import gzip
 import json
+import multiprocessing
+import resource
+import signal
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ import torch
 from tasks.errors import ConfigurationError, RowError, ShardsNotFoundError
 from tasks.naming import join_names, split_names, suggest
 from tasks.streaming import CacheSettings, Manifest, ObjectStorageDataset, locate
+from tests.shards import write_metadata
 
 HOUSES = "price,city,area,sold,rooms\n" + "".join(
     f'{100 + n},"Berlin, {n}",{20 + n},2024-01-{n + 1:02d},{n % 4}\n' for n in range(20)
@@ -125,3 +130,127 @@ def test_what_cannot_be_seen_in_a_name_is_written_out():
 def test_only_what_is_near_is_suggested():
     assert suggest("PRICE", ["area", "price"]) == "; the nearest name is 'price'"
     assert suggest("xyz", ["area", "price"]) == ""
+
+
+YEARS = "2019,2020,2021\n" + "".join(f"{3 * n + 2 * n * n},{n},{n * n}\n" for n in range(20))
+
+
+@pytest.fixture
+def years(tmp_path):
+    (tmp_path / "part.csv").write_text(YEARS)
+    return f"{tmp_path}/part.csv"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"columns": ["2019", "2020", "2021"]},
+        {"columns": ["2021", "2019", "2020"]},
+        {"columns": ["2019", "2021"]},
+        {"header": 0},
+    ],
+)
+def test_a_header_line_of_numbers_is_no_row_where_it_is_named(options, years):
+    manifest = locate(years, **options)
+    assert manifest.rows == 20
+    assert manifest.header == ("2019", "2020", "2021")
+    assert manifest.columns == tuple(options.get("columns", manifest.header))
+    assert not [note for note in manifest.notes if "numbers only" in note]
+
+
+def test_a_first_line_of_numbers_is_a_row_where_nothing_names_it_and_a_note_says_so(years):
+    manifest = locate(years)
+    assert (manifest.rows, manifest.columns) == (21, ("column_0", "column_1", "column_2"))
+    (note,) = [note for note in manifest.notes if "numbers only" in note]
+    assert "2019,2020,2021" in note and "--header first" in note
+    named = ["2019", "2020", "2021"]
+    for stated in (
+        locate(years, header=None),
+        locate(years, header=None, columns=named),
+        locate(years, columns=["a", "b", "c"]),
+    ):
+        assert (stated.rows, stated.header) == (21, None)
+        assert not [note for note in stated.notes if "numbers only" in note]
+
+
+BLANK_FIRST = {
+    "a blank line": b"\na,b\n1,2\n3,4\n",
+    "many, with carriage returns": b"\r\n\r\n\r\na,b\r\n1,2\r\n3,4\r\n",
+    "behind a byte order mark": b"\xef\xbb\xbf\n\na,b\n1,2\n3,4\n",
+    "without a header line": b"\n\n1,2\n3,4\n",
+    "more than a piece": b"\n" * 2**19 + b"a,b\n1,2\n3,4\n",
+}
+
+
+@pytest.mark.parametrize("case", BLANK_FIRST)
+@pytest.mark.parametrize("packed", [False, True])
+def test_blank_lines_before_the_first_are_no_fault(case, packed, tmp_path):
+    data = BLANK_FIRST[case]
+    (tmp_path / "part.csv").write_bytes(gzip.compress(data) if packed else data)
+    assert read(f"{tmp_path}/part.csv") == [[1.0, 2.0], [3.0, 4.0]]
+
+
+def test_lines_are_counted_from_the_first_one_though_it_is_blank(tmp_path):
+    (tmp_path / "part.csv").write_bytes(b"\n\na,b\n1,2\n3,x\n")
+    with pytest.raises(RowError, match="line 5: column 'b' is 'x'"):
+        read(f"{tmp_path}/part.csv")
+
+
+@pytest.mark.parametrize("first", [b"", gzip.compress(b""), gzip.compress(b"\n"), b"\n", b"\r\n\n"])
+def test_a_first_shard_without_a_line_is_skipped(first, tmp_path):
+    (tmp_path / "part-0.csv").write_bytes(first)
+    with pytest.raises(ShardsNotFoundError, match="matches 1 shards, but all of them are empty"):
+        locate(f"{tmp_path}/part-*.csv", columns=["a", "b"])
+    (tmp_path / "part-1.csv").write_bytes(b"a,b\n1,2\n")
+    manifest = locate(f"{tmp_path}/part-*.csv")
+    assert (manifest.columns, manifest.counts) == (("a", "b"), (1,))
+    write_metadata(tmp_path, {1: 1})
+    assert locate(f"{tmp_path}/part-*.csv").counts == (1,)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_header_line_of_many_kilobytes_is_read_whole(packed, tmp_path):
+    names = [f"column number {n}, of many ".ljust(40, "x") for n in range(4000)]
+    text = ",".join(f'"{name}"' for name in names) + "\n" + ",".join(str(n) for n in range(4000)) + "\n"
+    (tmp_path / "part.csv").write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    assert locate(f"{tmp_path}/part.csv").columns == tuple(names)
+    assert read(f"{tmp_path}/part.csv", columns=names[-2:]) == [[3998.0, 3999.0]]
+
+
+def test_a_first_line_without_an_end_is_named(tmp_path):
+    (tmp_path / "part.csv").write_bytes(b"x" * (2**24 + 2**18))
+    with pytest.raises(RowError, match=r"part.csv, line 1: no line end in \d+ bytes; is this CSV\?"):
+        locate(f"{tmp_path}/part.csv")
+
+
+def test_a_folder_in_which_bad_rows_cannot_be_listed_is_named(houses, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        ConfigurationError, match=rf"rows cannot be listed in {tmp_path}/file/quarantine: .*--cache-dir"
+    ):
+        read(houses, columns=["area"], on_bad_rows="quarantine", cache=CacheSettings(folder=tmp_path / "file"))
+
+
+def quarantine_with_little_disk(shards, folder, queue):
+    """In a process whose files may not grow: as on a full disk, a write fails."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+    try:
+        read(shards, columns=["area"], on_bad_rows="quarantine", cache=CacheSettings(folder=folder, enabled=False))
+    except Exception as error:
+        queue.put(f"{type(error).__name__}: {error}")
+
+
+def test_a_full_disk_on_which_bad_rows_cannot_be_listed_is_named_and_does_no_harm_later(houses, tmp_path):
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    process = context.Process(target=quarantine_with_little_disk, args=(houses, tmp_path / "cache", queue))
+    process.start()
+    found = queue.get()
+    process.join()
+    assert found.startswith(f"ConfigurationError: bad rows cannot be listed in {tmp_path}/cache/quarantine: [Errno 27]")
+    for path in (tmp_path / "cache" / "quarantine").iterdir():
+        if path.suffix in (".json", ".csv"):
+            path.write_bytes(b"")  # as where the machine lost its power before they were on the disk
+    rows = read(houses, columns=["area"], on_bad_rows="quarantine", cache=CacheSettings(folder=tmp_path / "cache"))
+    assert len(rows) == 20

@@ -60,8 +60,10 @@ class Listing(Access):
         description="Glob of the CSV with each shard's row count (id,count); null: .meta/shards beside the shards, "
         "else the rows are counted.",
     )
-    header: Annotated[Literal["infer", "none"], CURVE] = Field(
-        "infer", description="Whether each shard begins with a header line (infer) or with data (none)."
+    header: Annotated[Literal["infer", "first", "none"], CURVE] = Field(
+        "infer",
+        description="Whether each shard begins with a header line (first) or with data (none); infer: with data where "
+        "all of the first line is numbers, and columns does not name them.",
     )
     columns: Annotated[list[str] | None, CURVE] = Field(
         None,

@@ -11,11 +11,14 @@ import hashlib
 import json
 import os
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import astuple, fields, replace
 from pathlib import Path
+from typing import IO
 
-from tasks.errors import RowCountError, ShardsNotFoundError
+from tasks.errors import ConfigurationError, RowCountError, ShardsNotFoundError
 from tasks.streaming.formats.diagnosing import REMEDY, BadLine
 from tasks.streaming.formats.rows import CountedRows
 from tasks.streaming.loading import Loading
@@ -26,20 +29,21 @@ from tasks.streaming.progress import ProgressBar
 def set_bad_rows_aside(manifest: Manifest, loading: Loading, folder: Path, threads: int) -> tuple[Manifest, int, Path]:
     """Return the manifest of the good rows alone, the number of bad ones, and the CSV file that names each of them.
 
-    Raises RowCountError where good and bad rows are not as many as stated, ShardsNotFoundError where none is good.
+    Raises RowCountError where good and bad rows are not as many as stated, ShardsNotFoundError where none is good, and
+    ConfigurationError where the folder cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     read = (manifest.columns, manifest.header) if manifest.cells is None else (manifest.columns, manifest.cells, None)
     identity = repr((manifest.fingerprint, *read, loading.dtype))
     stem = hashlib.sha256(identity.encode()).hexdigest()[:16]
     side_file, note = folder / f"{stem}.csv", folder / f"{stem}.json"
-    with (folder / f"{stem}.lock").open("w") as lock:
+    with _open_lock(folder, stem) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (note.exists() and side_file.exists()):
+        if _read_note(note) is None or not side_file.exists():
             found = _survey(manifest, loading, threads)
-            _write_side_file(side_file, [line for lines in found for line in lines])
-            _write_whole(note, json.dumps([len(lines) for lines in found]))
-        bad = json.loads(note.read_text())
+            with _explained(folder):
+                _write_side_file(side_file, [line for lines in found for line in lines])
+                _write_whole(note, json.dumps([len(lines) for lines in found]))
+        bad = _read_note(note) or []
     shards = [replace(shard, rows=shard.rows - count) for shard, count in zip(manifest.shards, bad, strict=True)]
     good = tuple(shard for shard in shards if shard.rows)
     if not good:
@@ -49,6 +53,31 @@ def set_bad_rows_aside(manifest: Manifest, loading: Loading, folder: Path, threa
         )
     notes = (*manifest.notes, f"{sum(bad)} bad rows set aside, listed in {side_file}") if sum(bad) else manifest.notes
     return replace(manifest, shards=good, notes=notes), sum(bad), side_file
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(
+            f"bad rows cannot be listed in {folder}: {error}; make room there or make it writable, or name another "
+            "folder with --cache-dir (in Python, CacheSettings(folder=…))"
+        ) from error
+
+
+def _open_lock(folder: Path, stem: str) -> IO[str]:
+    with _explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder / f"{stem}.lock").open("w")
+
+
+def _read_note(path: Path) -> list[int] | None:
+    """Return the number of bad rows of each shard; None where there is no whole note of them."""
+    try:
+        return [int(count) for count in json.loads(path.read_text())]
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
 
 
 def _survey(manifest: Manifest, loading: Loading, threads: int) -> list[list[BadLine]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.errors import RowError
 from tasks.naming import join_names
-from tasks.streaming.formats.contract import BYTE_ORDER_MARK, Contract, name_columns, split_line
+from tasks.streaming.formats.contract import Contract, name_columns, split_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,6 +25,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 GZIP_AT_ONCE = 2**14  # bytes; they hold 16 MiB at most
 LONGEST_LINE = 2**24
 BLANK = re.compile(rb"[\r\n]*")
+BEFORE_FIRST_LINE = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n]*")
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,22 @@ def cut_blocks(uri: str, pieces: Iterable[bytes], contract: Contract) -> Iterato
             raise RowError(f"{uri}, line {line + _count_lines(data)}: no line end in {length} bytes; is this CSV?")
         start = 0
         if not names and end:
-            names, start, line = _take_header(uri, data, contract)
-            before = data[:start]
+            start = find_first_line(data)
+            line += data.count(b"\n", 0, start)
+            if start < end:
+                names, start, line = _take_header(uri, data, start, line, contract)
+            before += data[:start]
         if start < end:
             block = Block(uri, line, names, memoryview(data)[start:end], before)
             yield block
             before = b""
             line += _count_lines(block.data)
+
+
+def find_first_line(data: bytes) -> int:
+    """Return where the first line begins that is not empty: behind a byte order mark and empty lines."""
+    found = BEFORE_FIRST_LINE.match(data)
+    return found.end() if found else 0
 
 
 def _count_lines(data: bytes | memoryview) -> int:
@@ -117,21 +127,20 @@ def _count_lines(data: bytes | memoryview) -> int:
     return int(np.count_nonzero(np.frombuffer(data, dtype=np.uint8) == ord("\n")))
 
 
-def _take_header(uri: str, data: bytes, contract: Contract) -> tuple[tuple[str, ...], int, int]:
+def _take_header(uri: str, data: bytes, begin: int, line: int, contract: Contract) -> tuple[tuple[str, ...], int, int]:
     """Return the shard's own column names, where its rows begin, and the number of their first line."""
-    begin = len(BYTE_ORDER_MARK) if data.startswith(BYTE_ORDER_MARK) else 0
-    end = data.find(b"\n") + 1 or len(data)
+    end = data.find(b"\n", begin) + 1 or len(data)
     cells = split_line(data[begin:end])
     if contract.header is None:
         expected = contract.cells or contract.columns
         if len(cells) != len(expected):
             raise RowError(
-                f"{uri}, line 1: {len(cells)} cells where {len(expected)} columns are expected "
+                f"{uri}, line {line}: {len(cells)} cells where {len(expected)} columns are expected "
                 f"({join_names(expected)}): correct the shard, or name its columns with `columns`"
             )
-        return expected, begin, 1
+        return expected, begin, line
     contract.check_header(uri, cells)
-    return tuple(cells), end, 2
+    return tuple(cells), end, line + 1
 
 
 def parse_lines(

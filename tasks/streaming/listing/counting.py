@@ -4,15 +4,17 @@ import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from tasks.errors import RowError
 from tasks.streaming.formats import parquet
-from tasks.streaming.formats.csv import decompress
+from tasks.streaming.formats.contract import BYTE_ORDER_MARK
+from tasks.streaming.formats.csv import LONGEST_LINE, decompress, find_first_line
 from tasks.streaming.objects.ranges import ObjectFile
 from tasks.streaming.objects.retrying import RetryPolicy
 from tasks.streaming.objects.store import Listed, Store
 from tasks.streaming.objects.transfer import read_object
 from tasks.streaming.progress import ProgressBar, watch
 
-FIRST_BYTES = 2**16  # enough for any header line
+FIRST_BYTES = 2**16  # enough for most header lines
 READERS = 8
 
 
@@ -48,13 +50,22 @@ def count_rows(
 
 
 def read_first_line(store: Store, entry: Listed, retry: RetryPolicy) -> bytes:
-    """Return the first line of a shard, of which 64 KiB are read at most; b"" where it is empty."""
-    head = b""
-    for data in _without_ending(decompress(entry.uri, read_object(store, entry, retry, end=FIRST_BYTES))):
-        head += data
-        if b"\n" in data:
-            break
-    return head[: head.find(b"\n") + 1] or head
+    """Return the first line of a shard that is not empty; b"" where there is none.
+
+    No more of the shard is read than that takes, 64 KiB at first. Raises RowError where the line is without an end.
+    """
+    end = FIRST_BYTES
+    while True:
+        head = b""
+        for data in _without_ending(decompress(entry.uri, read_object(store, entry, retry, end=end))):
+            head = (head + data)[find_first_line(head + data) :]
+            if b"\n" in head:
+                return head[: head.index(b"\n") + 1]
+            if len(head) > LONGEST_LINE:
+                raise RowError(f"{entry.uri}, line 1: no line end in {len(head)} bytes; is this CSV?")
+        if end >= entry.size:
+            return head
+        end *= 16
 
 
 def hash_content(store: Store, entry: Listed, retry: RetryPolicy) -> str:
@@ -67,8 +78,6 @@ def hash_content(store: Store, entry: Listed, retry: RetryPolicy) -> str:
 
 def _without_ending(pieces: Iterator[bytes]) -> Iterator[bytes]:
     """Yield the pieces as far as they go: the first bytes of a gzip file are no whole gzip file."""
-    from tasks.errors import RowError
-
     try:
         yield from pieces
     except RowError:
@@ -84,9 +93,9 @@ def _hash(pieces: Iterator[bytes], digest: "hashlib._Hash") -> Iterator[bytes]:
 def _count_lines(uri: str, pieces: Iterator[bytes]) -> int:
     """Count the lines that are not empty; a last line without a line end counts."""
     lines = 0
-    before = b"\n"
+    before, mark = b"\n", BYTE_ORDER_MARK
     for data in decompress(uri, pieces):
-        data = data.replace(b"\r", b"")
+        data, mark = data.removeprefix(mark).replace(b"\r", b""), b""
         lines += data.count(b"\n") - _count_pairs(before, data)
         before = data[-1:] or before
     return lines + (before != b"\n")

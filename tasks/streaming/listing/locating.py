@@ -21,6 +21,9 @@ from tasks.streaming.objects.schemes import open_store
 from tasks.streaming.objects.store import Listed, Store
 from tasks.streaming.objects.transfer import list_objects
 
+NUMBERS_FIRST = "The first line is of numbers only, and is read as a row"  # how the note begins that says so
+SHOWN = 200  # characters of that line
+
 
 def locate(
     shards: str | Sequence[str],
@@ -37,7 +40,8 @@ def locate(
 
     meta_shards: where Spark's `.meta/shards` CSV (id,count) lies; None: beside the shards, and where there is none,
         every object is read once to count its rows
-    header: "infer" (a first line of numbers only is data), 0 (the first line names columns) or None (no header lines)
+    header: "infer" (a first line of numbers only is data, unless `columns` names some of them), 0 (the first line names
+        columns) or None (no header lines)
     columns: the columns to read, in the order wanted; None: all, in the first shard's order
     names: the names to give to all columns of shards that have no header line; None: those in `columns`
     max_shards: the first so many shards with rows, in order
@@ -55,15 +59,16 @@ def locate(
     notes: list[str] = []
     listed = _list_shards(store, patterns, retry, notes)
     counts = find_counts(store, listed, meta_shards, retry)
-    if counts is not None:
-        paired = pair(store, listed, patterns, counts, retry, notes)
-        first = next((entry for entry, rows in paired if rows), listed[0])
-        read, unread, header_line = _name_columns(store, first, header, columns, names or columns, retry)
-    else:
-        first = next((entry for entry in listed if entry.size), listed[0])
-        read, unread, header_line = _name_columns(store, first, header, columns, names or columns, retry)
+    paired = [] if counts is None else pair(store, listed, patterns, counts, retry, notes)
+    first, line = _find_first(store, [entry for entry, rows in paired if rows] or listed, retry)
+    if first is None:
+        raise ShardsNotFoundError(f"{', '.join(patterns)} matches {len(listed)} shards, but all of them are empty")
+    read, unread, header_line = _name_columns(store, first, line, header, columns, names or columns, retry)
+    if counts is None:
         paired = count_rows(store, listed, has_header=header_line is not None, limit=max_shards, retry=retry)
         notes.append("no .meta/shards beside the shards: rows counted by reading every shard once")
+    if header == "infer" and header_line is None and read == name_columns(len(read)):
+        notes.append(f"{NUMBERS_FIRST} ({first.uri}: {_shorten(line)}); if it names columns, give --header first")
     found = [(entry, rows) for entry, rows in paired if rows][:max_shards]
     if not found:
         raise ShardsNotFoundError(f"{', '.join(patterns)} matches {len(listed)} shards, but none of them has rows")
@@ -107,20 +112,37 @@ def _is_by_product(uri: str) -> bool:
     return name.startswith(("_", ".")) or name.endswith(".crc") or "/.meta/" in uri or not name
 
 
+def _find_first(store: Store, listed: list[Listed], retry: RetryPolicy) -> tuple[Listed | None, bytes]:
+    """Return the first shard that is not empty, and its first line, which of Parquet is none."""
+    for entry in listed:
+        if parquet.is_parquet(entry.uri):
+            return entry, b""
+        if entry.size and (line := read_first_line(store, entry, retry)):
+            return entry, line
+    return None, b""
+
+
+def _shorten(line: bytes) -> str:
+    text = line.rstrip(b"\r\n").decode("utf-8", errors="replace")
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
 def _name_columns(
     store: Store,
     entry: Listed,
+    line: bytes,
     header: Header,
     columns: Sequence[str] | None,
     names: Sequence[str] | None,
     retry: RetryPolicy,
 ) -> tuple[tuple[str, ...], tuple[str, ...] | None, tuple[str, ...] | None]:
-    """Return columns, cells and header of the manifest (see there), as the first shard shows them."""
+    """Return columns, cells and header of the manifest (see there), as the first shard and its first line show them."""
     if parquet.is_parquet(entry.uri):
         cells = parquet.read_footer(entry.uri, ObjectFile(store, entry, retry))[0]
     else:
-        cells = tuple(split_line(read_first_line(store, entry, retry)))
-        if header is None or (header == "infer" and is_numeric(cells)):
+        cells = tuple(split_line(line))
+        is_named = bool(columns) and set(columns or ()) <= set(cells)
+        if header is None or (header == "infer" and is_numeric(cells) and not is_named):
             return *_choose_unnamed(entry.uri, len(cells), columns, names), None
     contract = Contract(tuple(columns) if columns is not None else cells, cells)
     contract.check_header(entry.uri, cells)
