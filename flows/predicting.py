@@ -40,6 +40,7 @@ def predict(**parameters: Any) -> str:
     sources, identity = verify_sources(sources, given, output)
     manifest = locate_shards(sources, given, role="input").manifest
     model = choose_model(given, manifest.columns)
+    manifest = manifest.choose([name for name in manifest.columns if name in (*model.inputs, model.target)])
     settings = given.model_dump() | {"shards": sources.shards, "output": output, "model": model.uri}
     tags = {
         "aws.account": identity.account or "none",

@@ -146,11 +146,12 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenModel:
-    """A model to predict with: its URI by version, the run that made it where MLflow knows, and what it predicts."""
+    """A model to predict with: its URI by version, the run that made it where MLflow knows, what it predicts of what."""
 
     uri: str
     run_id: str
     target: str | None
+    inputs: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

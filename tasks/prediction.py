@@ -52,7 +52,7 @@ def choose_model(given: PredictionParameters, columns: Sequence[str]) -> ChosenM
     uri = given.model or f"models:/{name_of_model(given.experiment)}@champion"
     model = load_model(connect(), uri).on(columns)
     get_run_logger().info("Predicting with %s (%s)", model.uri, uri)
-    return ChosenModel(uri=model.uri, run_id=model.run_id, target=model.target)
+    return ChosenModel(uri=model.uri, run_id=model.run_id, target=model.target, inputs=model.inputs)
 
 
 @step("predict", pauses=STREAMING)

@@ -58,7 +58,7 @@ EXAMPLES = [
         promotion=PROMOTION,
         train_mse={"trained": 1 / 3},
     ),
-    facts.ChosenModel(uri="models:/m/1", run_id="0" * 32, target=None),
+    facts.ChosenModel(uri="models:/m/1", run_id="0" * 32, target=None, inputs=("a", "b")),
     facts.Predicted(model="models:/m/1", rows=3, shards=2, seconds=0.1, bad_rows=0, bad_rows_file=None, rmse=None),
 ]
 

@@ -146,9 +146,11 @@ def as_text(path, rows):
     path.write_bytes("\r\n".join(lines).encode())
 
 
-def test_lines_with_ids_and_text_are_as_they_were_but_for_the_prediction(rows, champion, tmp_path):
+@pytest.mark.parametrize("columns", [None, ["fare", "hour", "latitude"]])
+def test_lines_with_ids_and_text_are_as_they_were_but_for_the_prediction(columns, rows, champion, tmp_path):
+    """Only what the model needs, and its target, is read as numbers, whether columns are named or not."""
     as_text(tmp_path / "part-0.csv", rows)
-    state = run_flow(shards=f"{tmp_path}/part*.csv", columns=["fare", "hour", "latitude"], batch_size=71)
+    state = run_flow(shards=f"{tmp_path}/part*.csv", columns=columns, batch_size=71)
     assert state.is_completed(), state.message
     lines = (tmp_path / "predictions" / "part-0.csv").read_bytes().split(b"\r\n")
     assert b"\r\n".join(line.rpartition(b",")[0] for line in lines) == (tmp_path / "part-0.csv").read_bytes()

@@ -85,6 +85,14 @@ def test_without_its_last_column_the_output_is_the_input_byte_for_byte(
     assert found == [[*row, cell] for row, cell in zip(expected, cells, strict=True)]
 
 
+@pytest.mark.parametrize("header", [("a", "b"), None])
+def test_blank_lines_before_the_first_come_through(header):
+    data = b"\xef\xbb\xbf\n\r\n" + (b"a,b\r\n" if header else b"") + b"1,2\r\n\n3,4\n"
+    written, numbers = beside(data, ("a", "b"), header, pieces=2)
+    assert written == b"\xef\xbb\xbf\n\r\n" + (b"a,b,prediction\r\n" if header else b"") + b"1,2,0.0\r\n\n3,4,1.0\n"
+    assert numbers == [[1.0, 2.0], [3.0, 4.0]]
+
+
 def test_a_file_with_dates_that_came_with_matplotlib_comes_through():
     data = (Path(mpl.get_data_path()) / "sample_data" / "msft.csv").read_bytes()
     names = tuple(data.split(b"\n", 1)[0].decode().strip().split(","))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.errors import RowError
 from tasks.streaming.formats.contract import Contract, name_columns
-from tasks.streaming.formats.csv import Block, cut_blocks
+from tasks.streaming.formats.csv import Block, cut_blocks, find_first_line
 from tasks.streaming.formats.diagnosing import decode_block
 from tasks.streaming.formats.parquet import is_parquet, read_batches, take_numbers
 from tasks.streaming.formats.rows import CountedRows
@@ -158,9 +158,9 @@ def _put_beside_each(lines: Sequence[str], cells: Iterable[str]) -> Iterator[str
 
 
 def _name_in_header(before: bytes, name: str) -> bytes:
-    """Return what a shard begins with, a name added to its header line; a byte order mark alone as it is."""
+    """Return what a shard begins with, a name added to its header line; as it is where no line is among it."""
     body = before.rstrip(b"\r\n")
-    return body + b"," + name.encode() + before[len(body) :] if len(body) < len(before) else before
+    return body + b"," + name.encode() + before[len(body) :] if find_first_line(before) < len(body) else before
 
 
 def _read_records(uri: str, pieces: Iterable[bytes], contract: Contract) -> Iterator[Records]:
