@@ -146,7 +146,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenModel:
-    """A model to predict with: its URI by version, the run that made it where MLflow knows, what it predicts of what."""
+    """A model to predict with: its URI by version, the run that made it where known, and what it predicts from what."""
 
     uri: str
     run_id: str
