@@ -243,15 +243,17 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(iteration, job, place, undi
 
 DIES_AT_THE_END = """
 import os, runpy, signal
-import tasks.reporting
-tasks.reporting.where_time_went = lambda trained: os.kill(os.getpid(), signal.SIGKILL)
+from unittest import mock
+mock.patch('tasks.reporting.write_times', lambda fit: os.kill(os.getpid(), signal.SIGKILL)).start()
 runpy.run_module('flows.training', run_name='__main__')
 """
 
 
 @pytest.mark.long
 def test_a_run_killed_after_its_last_iteration_ends_as_if_nothing_had_been(job, place, undisturbed):
-    job("killed at the end", script=DIES_AT_THE_END).communicate()
+    first = job("killed at the end", script=DIES_AT_THE_END)
+    first.communicate()
+    assert first.returncode == -signal.SIGKILL
     assert f"Going on at iteration {ITERATIONS}" in finish(job("killed at the end"))
     assert_went_on_as_undisturbed(place, "killed at the end", undisturbed)
 
