@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -202,6 +203,33 @@ def test_resident_data_takes_the_stream_once_only(trips):
     assert len(taken) == 11
 
 
+@pytest.mark.parametrize("size", [1, 100, 300, 1003, 1500])
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+def test_what_a_rank_keeps_equals_its_stream_to_the_last_bit(trips, size, world_size):
+    rows, features = trips[:1000], Features.choose(TAXI)
+    preparation = Preparation(features=features, scaling=Scaling.of(features.of(rows)), dtype=torch.float64, device=CPU)
+    for rank in range(world_size):
+        first, last = rank * size // world_size, (rank + 1) * size // world_size
+        parts = [
+            preparation.stream(batch[first:last] for batch in endless(rows, size)),
+            stay_resident(
+                preparation.stream(batch[first:last] for batch in endless(rows, size)), 1000, 2**30, batch_rows=size
+            ),
+        ]
+        for streamed, kept in itertools.islice(zip(*parts, strict=True), 30):
+            assert torch.equal(streamed.x, kept.x)
+            assert torch.equal(streamed.y, kept.y)
+
+
+def test_a_rank_keeps_only_the_rows_that_it_sees(trips):
+    preparation = Preparation(features=Features.choose(TAXI), scaling=Scaling.none(8), dtype=torch.float64, device=CPU)
+    needed = 250 * 9 * 8  # a fourth of each batch of 500, of 1,000 rows
+    for allowed, is_kept in ((needed, True), (needed - 1, False)):
+        parts = preparation.stream(batch[125:250] for batch in endless(trips[:1000], 500))
+        batches = stay_resident(parts, 1000, allowed, batch_rows=500)
+        assert [batch.next_is_ready for batch in itertools.islice(batches, 4)] == [False, *[is_kept] * 3]
+
+
 def test_data_that_does_not_fit_is_streamed(trips):
     preparation = Preparation(features=Features.choose(TAXI), scaling=Scaling.none(8), dtype=torch.float64, device=CPU)
     needed = len(trips) * 9 * 8
@@ -209,6 +237,37 @@ def test_data_that_does_not_fit_is_streamed(trips):
         batches = stay_resident(preparation.stream(endless(trips, 1003)), len(trips), allowed)
         _, second = next(batches), next(batches)
         assert (second.wait_seconds > 0) == waits
+
+
+def test_waiting_copying_and_computing_add_up_to_the_time_that_passed(trips):
+    def slow():
+        for batch in endless(trips, 100):
+            time.sleep(0.01)
+            yield batch
+
+    features = Features.choose(TAXI)
+    preparation = Preparation(features=features, scaling=Scaling.none(8), dtype=torch.float64, device=CPU)
+    trainer = Trainer(features, Scaling.none(8), DEFAULT, CPU)
+    began = time.perf_counter()
+    iterations = list(train(trainer, stay_resident(preparation.stream(slow(), waited=5), len(trips), 2**30)))
+    passed = time.perf_counter() - began + 5
+    times = [(each.wait_seconds, each.copy_seconds, each.compute_seconds) for each in iterations]
+    assert sum(map(sum, times)) == pytest.approx(passed, abs=0.01)
+    assert min(map(min, times)) >= 0
+    assert sum(wait for wait, _, _ in times) > 5.1
+
+
+def test_an_iteration_is_told_before_the_next_batch_is_waited_for(trips):
+    features, asked = Features.choose(TAXI), []
+
+    def counted():
+        for number, batch in enumerate(endless(trips, 100)):
+            asked.append(number)
+            yield batch
+
+    preparation = Preparation(features=features, scaling=Scaling.none(8), dtype=torch.float64, device=CPU)
+    for iteration in train(Trainer(features, Scaling.none(8), DEFAULT, CPU), preparation.stream(counted())):
+        assert asked[-1] == iteration.iteration
 
 
 def test_a_stream_that_ends_early_is_an_error(trips):

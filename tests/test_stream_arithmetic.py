@@ -1,5 +1,7 @@
 """Rows are arithmetic: for any counts, batch size, ranks, seed and iteration, the formula says what a batch holds."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -58,6 +60,16 @@ def test_ranks_differ_by_one_row_at_most(length, world_size):
     parts = [split_batch(length, rank, world_size) for rank in range(world_size)]
     lengths = [last - first for first, last in parts]
     assert sum(lengths) == length and max(lengths) - min(lengths) <= 1
+
+
+@given(st.integers(0, 10_000), worlds, st.integers(1, 700))
+def test_ranks_take_whole_slices_in_their_order_and_differ_by_one_slice_at_most(length, world_size, slice_rows):
+    parts = [split_batch(length, rank, world_size, slice_rows) for rank in range(world_size)]
+    assert [parts[0][0], parts[-1][1]] == [0, length]
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(parts))
+    assert all(first % slice_rows == 0 or first == length for first, _ in parts)
+    slices = [-(-(last - first) // slice_rows) for first, last in parts]
+    assert max(slices) - min(slices) <= 1
 
 
 def read_epoch(sequencing, epoch):

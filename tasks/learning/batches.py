@@ -6,6 +6,7 @@ Preparation (choosing, deriving, standardising, converting) happens once for eac
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -37,13 +38,19 @@ class Copy:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Standardised features x [rows, features] and target y [rows, 1] on the device, and what they cost in seconds."""
+    """Standardised features x [rows, features] and target y [rows, 1] on the device, and what they cost in seconds.
+
+    earlier_seconds: how many of the `wait_seconds` had passed before the batch was asked for
+    next_is_ready: whether the batch after it can be had without waiting
+    """
 
     x: Tensor
     y: Tensor
     wait_seconds: float = 0.0
     copy_seconds: float = 0.0
     prepare_seconds: float = 0.0
+    earlier_seconds: float = 0.0
+    next_is_ready: bool = False
     copy: Copy | None = None
 
     def await_copy(self) -> None:
@@ -66,19 +73,25 @@ class Preparation:
 
     def stream(self, batches: Iterator[Tensor], waited: float = 0.0) -> Iterator[Prepared]:
         """Prepare [rows, columns] batches as they come; `waited` seconds passed before, for the first of them."""
-        first = True
+        first, earlier = True, waited
         while True:
-            began, waited = time.perf_counter() - waited, 0.0
+            began = time.perf_counter()
             batch = next(batches, None)
             if batch is None:
                 return
-            if first:
+            if first and len(batch):
                 self.features.refuse_overflow(batch)
-            first = False
             arrived = time.perf_counter()
             x, y = self._choose(batch)
-            prepared = Prepared(x, y, arrived - began, 0.0, time.perf_counter() - arrived)
+            prepared = Prepared(
+                x,
+                y,
+                wait_seconds=arrived - began + earlier,
+                prepare_seconds=time.perf_counter() - arrived,
+                earlier_seconds=earlier,
+            )
             yield self._copied(prepared) if self.device.type == "cuda" else prepared
+            first, earlier = False, 0.0
 
     def _choose(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Return features and target in tensors of their own, whose alignment does not depend on the batch's."""
@@ -88,53 +101,115 @@ class Preparation:
 
     def _copied(self, batch: Prepared) -> Prepared:
         """Send the batch on its way to the GPU: pinned, and copied on a stream of its own, beside the step before."""
+        pinning = time.perf_counter()
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         source = batch.x.pin_memory(), batch.y.pin_memory()
         with torch.cuda.stream(self._copier):
             began.record(self._copier)
             x, y = (values.to(self.device, non_blocking=True) for values in source)
             ended.record(self._copier)
-        return replace(batch, x=x, y=y, copy=Copy(began, ended, source))
+        prepare = batch.prepare_seconds + time.perf_counter() - pinning
+        return replace(batch, x=x, y=y, prepare_seconds=prepare, copy=Copy(began, ended, source))
 
     @cached_property
     def _copier(self) -> torch.cuda.Stream:
         return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
 
-def stay_resident(prepared: Iterator[Prepared], rows: int, resident_bytes: int) -> Iterator[Prepared]:
-    """Yield endless batches over `rows` rows in their fixed order, without the stream once all rows were seen.
+def stay_resident(
+    prepared: Iterator[Prepared], rows: int, resident_bytes: int, *, batch_rows: int | None = None
+) -> Iterator[Prepared]:
+    """Yield the endless stream's batches over `rows` rows in fixed order, without the stream once all rows were seen.
 
-    The batches equal the stream's to the last bit. Where the rows take more than `resident_bytes`, or the stream has
-    none, it is passed on as it is.
+    batch_rows: rows of a batch over all ranks, of which this one streams the same part of each; None: it has them all
+
+    The batches equal the stream's to the last bit. Where the rows that this rank ever sees take more than
+    `resident_bytes`, or the stream has none, it is passed on as it is.
     """
     first = next(prepared, None)
     if first is None:
         return
-    needed = rows * (first.x.shape[1] + 1) * first.x.element_size()
-    if needed > resident_bytes:
+    table = Table(first, rows, batch_rows or len(first.x))
+    if table.bytes > resident_bytes:
         yield first
         yield from prepared
         return
-    x, y = first.x.new_empty(rows, first.x.shape[1]), first.y.new_empty(rows, 1)
-    size, at = len(first.x), 0
+    table.allocate()
+    iteration = 0
     with closing(prepared):  # type: ignore[type-var]
         batch: Prepared | None = first
         while batch is not None:
             batch.await_copy()
-            new = min(size, rows - at)
-            x[at : at + new], y[at : at + new] = batch.x[:new], batch.y[:new]
-            yield batch
-            at += size
-            if at >= rows:
+            began = time.perf_counter()
+            table.keep(iteration, batch)
+            yield replace(batch, copy_seconds=time.perf_counter() - began, next_is_ready=table.is_full)
+            iteration += 1
+            if table.is_full:
                 break
             batch = next(prepared, None)
         else:
             return
     while True:
         began = time.perf_counter()
-        batch_x, batch_y = _wrapped(x, at % rows, size), _wrapped(y, at % rows, size)
-        yield Prepared(batch_x, batch_y, copy_seconds=time.perf_counter() - began)
-        at += size
+        x, y = table.take(iteration)
+        yield Prepared(x, y, copy_seconds=time.perf_counter() - began, next_is_ready=True)
+        iteration += 1
+
+
+class Table:
+    """The prepared rows that one rank ever sees of `rows` rows which are gone through in batches, again and again.
+
+    A rank sees the same part of every batch. Batches begin at multiples of the greatest common divisor of their rows
+    and all rows: parts that are no longer than that never overlap, and are kept one by one; else all rows are kept.
+    """
+
+    def __init__(self, first: Prepared, rows: int, batch_rows: int) -> None:
+        self._first, self._size = first, len(first.x)
+        self._rows, self._batch_rows = rows, batch_rows
+        self._between = math.gcd(rows, batch_rows)
+        self._apart = self._size <= self._between
+        self._length = rows // self._between * self._size if self._apart else rows
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes it takes."""
+        return self._length * (self._first.x.shape[1] + 1) * self._first.x.element_size()
+
+    def allocate(self) -> None:
+        """Take the memory."""
+        self._x = self._first.x.new_empty(self._length, self._first.x.shape[1])
+        self._y = self._first.y.new_empty(self._length, 1)
+        self._seen = torch.zeros(self._length, 1, dtype=torch.bool)
+        del self._first
+
+    @property
+    def is_full(self) -> bool:
+        """Whether each of its rows was kept."""
+        return bool(self._seen.all())
+
+    def keep(self, iteration: int, batch: Prepared) -> None:
+        """Put a batch in; iterations count from the first one that was streamed."""
+        start = self._start_of(iteration)
+        _put(self._x, start, batch.x)
+        _put(self._y, start, batch.y)
+        _put(self._seen, start, torch.ones(self._size, 1, dtype=torch.bool))
+
+    def take(self, iteration: int) -> tuple[Tensor, Tensor]:
+        """Return a batch's features and target."""
+        start = self._start_of(iteration)
+        return _wrapped(self._x, start, self._size), _wrapped(self._y, start, self._size)
+
+    def _start_of(self, iteration: int) -> int:
+        at = iteration * self._batch_rows % self._rows
+        return at // self._between * self._size if self._apart else at
+
+
+def _put(table: Tensor, start: int, values: Tensor) -> None:
+    """Copy the first values into a table from row `start` on, going on at its beginning behind its end."""
+    values = values[: len(table)]
+    until_end = values[: len(table) - start]
+    table[start : start + len(until_end)] = until_end
+    table[: len(values) - len(until_end)] = values[len(until_end) :]
 
 
 def _wrapped(table: Tensor, start: int, size: int) -> Tensor:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from tasks.learning.checkpoints import Checkpoint
 from tasks.learning.conditioning import Preconditioner
 from tasks.learning.features import Features
 from tasks.learning.linear import LinearModel, initial_weights
+from tasks.learning.loss import differentiate
+from tasks.learning.reduction import ALONE, Reduction, by_slice, count_rows
 from tasks.learning.scaling import Scaling
 
 
@@ -41,7 +43,10 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Iteration:
-    """One iteration's facts, times in seconds, and the state after it, from which the next one can go on."""
+    """One iteration's facts: its rows over all ranks, and where this process's time went, in seconds.
+
+    On a CPU, waiting, copying and computing add up to the time that passed.
+    """
 
     iteration: int
     mse: float
@@ -49,7 +54,6 @@ class Iteration:
     wait_seconds: float
     copy_seconds: float
     compute_seconds: float
-    after: Checkpoint = field(repr=False, compare=False)
 
     @property
     def seconds(self) -> float:
@@ -63,37 +67,45 @@ class Iteration:
 class Trainer:
     """A linear model in training: weights, optimiser and the number of the next iteration."""
 
-    def __init__(self, features: Features, scaling: Scaling, settings: Settings, device: torch.device) -> None:
+    def __init__(
+        self,
+        features: Features,
+        scaling: Scaling,
+        settings: Settings,
+        device: torch.device,
+        reduction: Reduction = ALONE,
+    ) -> None:
         w, b = initial_weights(len(features.names), settings.seed, settings.dtype)
         self.features, self.scaling = features, scaling
         self.settings, self.device = settings, device
-        self.w, self.b = w.to(device).requires_grad_(), b.to(device).requires_grad_()
+        self.reduction = reduction
+        self.w, self.b = w.to(device), b.to(device)
         self.learning_rate = settings.learning_rate
         self.preconditioner: Preconditioner | None = None
         self.iteration = 0
+        self.is_whole = True
         make = getattr(torch.optim, settings.optimizer)
         chosen = {"lr": settings.learning_rate} if settings.learning_rate else {}
         self._optimizer: torch.optim.Optimizer = make([self.w, self.b], **chosen)
         if settings.optimizer != "SGD":
             self.learning_rate = self._optimizer.param_groups[0]["lr"]
 
+    @torch.no_grad()
     def step(self, batch: Prepared) -> Tensor:
         """Take one iteration on a prepared batch; return its mean squared error, a scalar perhaps not computed yet."""
-        batch.await_copy()
         if self.learning_rate is None:
-            self.preconditioner = Preconditioner.of(batch.x)  # CPU and GPU synchronise here, once
+            self.preconditioner = Preconditioner.of(batch.x, self.reduction)  # CPU and GPU synchronise here, once
             self._optimizer.param_groups[0]["lr"] = self.learning_rate = 1.0
-        estimate = batch.x @ self.w + self.b
-        mse = torch.nn.functional.mse_loss(estimate, batch.y)
-        self._optimizer.zero_grad()
-        mse.backward()  # type: ignore[no-untyped-call]
+        mse, self.w.grad, self.b.grad = differentiate(self.w, self.b, batch.x, batch.y, self.reduction)
         if self.settings.gradient_norm:
             torch.nn.utils.clip_grad_norm_([self.w, self.b], self.settings.gradient_norm)
         if self.preconditioner:
-            self.preconditioner.turn(self.w, self.b, batch.x)
+            self.preconditioner.turn(self.w, self.b, batch.x, self.reduction)
+        self.is_whole = False  # what stops the process in the next two lines leaves no state to go on from
         self._optimizer.step()
         self.iteration += 1
-        return mse.detach()
+        self.is_whole = True
+        return mse
 
     def state(self) -> Checkpoint:
         """Copy all that the next iteration depends on, beside the batches; taken without waiting for a GPU."""
@@ -136,79 +148,90 @@ class Trainer:
         return LinearModel(self.features, *self.scaling.fold(self.w, self.b))
 
 
-def train(trainer: Trainer, batches: Iterable[Prepared]) -> Iterator[Iteration]:
+def train(
+    trainer: Trainer, batches: Iterable[Prepared], keep: Callable[[Trainer], None] | None = None
+) -> Iterator[Iteration]:
     """Run the iterations that are left, yielding each one's facts when its loss is known.
 
-    Raises NonFiniteLossError at the first loss that is not a finite number, and TrainingError where the batches end
-    before the iterations do.
+    `keep` is called after each step with the trainer, whose state is then the one after that step. On a GPU facts come
+    an iteration late while the next batch is at hand, never while one is waited for. Raises NonFiniteLossError at the
+    first loss that is not a finite number, and TrainingError where the batches end before the iterations do.
     """
-    stream, late = iter(batches), trainer.device.type == "cuda"
-    launched: list[Launched] = []
+    stream = iter(batches)
+    late: Launched | None = None
     while trainer.iteration < trainer.settings.iterations:
+        began = time.perf_counter()
         batch = next(stream, None)
         if batch is None:
             raise TrainingError(
                 f"the stream ended before iteration {trainer.iteration} of {trainer.settings.iterations}"
             )
-        launched.append(Launched(trainer, batch))
-        if len(launched) > late:
-            yield launched.pop(0).facts()
-    for last in launched:
-        yield last.facts()
+        launched = Launched(trainer, batch, began)
+        if keep:
+            keep(trainer)
+        if late:
+            yield late.facts()
+        late = launched if trainer.device.type == "cuda" and batch.next_is_ready else None
+        if not late:
+            yield launched.facts()
+    if late:
+        yield late.facts()
 
 
 class Launched:
-    """An iteration whose step was started; on a GPU its loss is fetched while the next one runs."""
+    """An iteration whose step was started; on a GPU its loss may be fetched while the next one runs."""
 
-    def __init__(self, trainer: Trainer, batch: Prepared) -> None:
-        self.trainer, self.batch = trainer, batch
+    def __init__(self, trainer: Trainer, batch: Prepared, began: float) -> None:
+        self.trainer, self.batch, self.began = trainer, batch, began
         self.iteration = trainer.iteration
-        self.began = self._mark()
-        self.loss = trainer.step(batch)
-        self.ended = self._mark()
-        if isinstance(self.ended, torch.cuda.Event):  # fetched on its way, so that the next step is not waited for
-            self.loss = torch.empty((), dtype=self.loss.dtype, pin_memory=True).copy_(self.loss, non_blocking=True)
-            self.fetched = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self.fetched.record()
-        self.after = trainer.state()
-
-    def _mark(self) -> float | torch.cuda.Event:
-        if self.trainer.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
+        batch.await_copy()
+        if trainer.device.type != "cuda":
+            self.loss = trainer.step(batch).item()
+            self.ended = time.perf_counter()
+            return
+        stream = torch.cuda.current_stream(trainer.device)
+        self.started, self.stepped = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        self.started.record(stream)
+        loss = trainer.step(batch)
+        self.stepped.record(stream)
+        self.fetched_loss = torch.empty((), dtype=loss.dtype, pin_memory=True).copy_(loss, non_blocking=True)
+        self.fetched = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self.fetched.record(stream)
 
     def facts(self) -> Iteration:
-        """Wait for the step's end, and return what is known then."""
-        if isinstance(self.began, float) and isinstance(self.ended, float):
-            seconds, copying = self.ended - self.began, 0.0
+        """Return what is known when the step has ended; waits for that."""
+        batch = self.batch
+        copying = batch.copy_seconds
+        if self.trainer.device.type != "cuda":
+            mse = self.loss
+            computing = self.ended - self.began + batch.earlier_seconds - batch.wait_seconds - batch.copy_seconds
         else:
-            self.fetched.synchronize()  # CPU and GPU synchronise here: the GPU runs the next step already
-            seconds = self.began.elapsed_time(self.ended) / 1000  # type: ignore[union-attr, arg-type]
-            copying = self.batch.copy.seconds() if self.batch.copy else 0.0
-        mse = self.loss.item()
+            self.fetched.synchronize()  # CPU and GPU synchronise here: the GPU may run the next step already
+            mse = self.fetched_loss.item()
+            computing = batch.prepare_seconds + self.started.elapsed_time(self.stepped) / 1000
+            copying += batch.copy.seconds() if batch.copy else 0.0
         return Iteration(
             iteration=self.iteration,
-            mse=_finite(mse, self.iteration, self.batch, self.trainer),
-            rows=len(self.batch.x),
-            wait_seconds=self.batch.wait_seconds,
-            copy_seconds=self.batch.copy_seconds + copying,
-            compute_seconds=self.batch.prepare_seconds + seconds,
-            after=self.after,
+            mse=_finite(mse, self.iteration, batch, self.trainer),
+            rows=count_rows(batch.x, self.trainer.reduction),
+            wait_seconds=batch.wait_seconds,
+            copy_seconds=copying,
+            compute_seconds=computing,
         )
 
 
 def _finite(mse: float, iteration: int, batch: Prepared, trainer: Trainer) -> float:
+    """Return the loss; raise NonFiniteLossError, on every rank alike, where it is none."""
     if math.isfinite(mse):
         return mse
-    first, place = iteration * len(batch.x), f"the mean squared error of iteration {iteration}"
+    rows = count_rows(batch.x, trainer.reduction)
+    first, place = iteration * rows, f"the mean squared error of iteration {iteration}"
     columns = (*trainer.features.names, trainer.features.target)
-    largest = torch.cat([batch.x.abs().amax(dim=0), batch.y.abs().amax(dim=0)])
+    largest = by_slice(_find_largest, batch.x, batch.y, reduction=trainer.reduction).amax(dim=0)
     value, at = largest.max(dim=0)
-    overflows = float(value) > math.sqrt(torch.finfo(batch.x.dtype).max / len(batch.x))
+    overflows = float(value) > math.sqrt(torch.finfo(batch.x.dtype).max / rows)
     raise NonFiniteLossError(
-        f"{place} (rows {first} to {first + len(batch.x) - 1} of the endless stream) is {mse}: "
+        f"{place} (rows {first} to {first + rows - 1} of the endless stream) is {mse}: "
         + (
             f"column {columns[int(at)]!r} reaches {float(value):g} there, whose squares do not fit this dtype; divide "
             "it by a power of ten, or leave it out"
@@ -217,3 +240,8 @@ def _finite(mse: float, iteration: int, batch: Prepared, trainer: Trainer) -> fl
             "learning_rate, standardise=true, or a gradient_norm"
         )
     )
+
+
+def _find_largest(x: Tensor, y: Tensor) -> Tensor:
+    """Return the largest magnitude in each column of slices: [slices, features + 1]."""
+    return torch.cat([x.abs().amax(dim=1), y.abs().amax(dim=1)], dim=1)

@@ -9,6 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from tasks.learning.reduction import ALONE, Reduction, add_up, count_rows
+
 
 @dataclass(frozen=True)
 class Scaling:
@@ -23,12 +25,17 @@ class Scaling:
         return cls(torch.zeros(features, dtype=torch.float64), torch.ones(features, dtype=torch.float64))
 
     @classmethod
-    def of(cls, x: Tensor, known: Mapping[int, tuple[float, float]] | None = None) -> Self:
+    def of(
+        cls, x: Tensor, known: Mapping[int, tuple[float, float]] | None = None, reduction: Reduction = ALONE
+    ) -> Self:
         """Take mean and standard deviation of the columns of x [rows, features]; a constant one gets scale 1.
 
         `known` replaces columns by index with (mean, standard deviation) of the whole data.
         """
-        mean, scale = x.double().mean(dim=0), x.double().std(dim=0, correction=0)
+        x = x.double().contiguous()
+        rows = count_rows(x, reduction)
+        mean = add_up(lambda x: x.sum(dim=1), x, reduction=reduction) / rows
+        scale = (add_up(lambda x: (x - mean).square_().sum(dim=1), x, reduction=reduction) / rows).sqrt_()
         for index, (known_mean, known_scale) in (known or {}).items():
             mean[index], scale[index] = known_mean, known_scale
         # a constant column's deviation is rounding noise of its mean, not always exactly zero

@@ -2,7 +2,8 @@
 
 Positions are counted over an endless sequence of epochs, N rows each. Batch i of B rows covers the positions
 [i·B, (i+1)·B); rank r of W takes the rows [r·b/W, (r+1)·b/W), rounded down, of a batch of b rows (b < B only in the
-last batch of a finite number of epochs). This is the row formula of kaen 1.0.1.31 with shard_size = B/W.
+last batch of a finite number of epochs). This is the row formula of kaen 1.0.1.31 with shard_size = B/W. Where ranks
+are to take whole slices of a batch, b counts slices.
 
 Shuffled, an epoch's shards are permuted, and its rows are permuted inside consecutive windows of a fixed number of
 rows. The permutations come from Philox's raw bits, which NumPy promises not to change (NEP 19), seeded by (seed, epoch,
@@ -53,13 +54,25 @@ def count_batches(rows: int, batch_size: int, epochs: int) -> int:
     return -(-epochs * rows // batch_size)
 
 
-def split_batch(length: int, rank: int, world_size: int) -> tuple[int, int]:
-    """Return the rows [first, last) of a batch of `length` rows that rank `rank` of `world_size` takes."""
-    return rank * length // world_size, (rank + 1) * length // world_size
+def split_batch(length: int, rank: int, world_size: int, slice_rows: int = 1) -> tuple[int, int]:
+    """Return the rows [first, last) of a batch of `length` rows that rank `rank` of `world_size` takes.
+
+    They are whole slices of `slice_rows` rows, of which the batch's last one may be shorter.
+    """
+    slices = -(-length // slice_rows)
+    first, last = (number * slices // world_size * slice_rows for number in (rank, rank + 1))
+    return min(first, length), min(last, length)
 
 
 def batch_spans(
-    rows: int, batch_size: int, iteration: int, *, rank: int = 0, world_size: int = 1, epochs: int | None = None
+    rows: int,
+    batch_size: int,
+    iteration: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    slice_rows: int = 1,
+    epochs: int | None = None,
 ) -> list[Span]:
     """Return one rank's rows of batch `iteration`, as spans of epochs, in order; none past the last epoch's end."""
     first = iteration * batch_size
@@ -68,7 +81,7 @@ def batch_spans(
         last = min(last, epochs * rows)
     if first >= last:
         return []
-    low, high = split_batch(last - first, rank, world_size)
+    low, high = split_batch(last - first, rank, world_size, slice_rows)
     return list(_cut_at_epochs(rows, first + low, first + high))
 
 

@@ -101,6 +101,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
     ) -> None:
         super().__init__()
         self.rank, self.world_size = placement.resolve()
+        self.slice_rows = placement.slice_rows
         self.batch_size = batch_size
         self.epochs = epochs
         self.shuffle = shuffle
@@ -204,7 +205,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         worker = get_worker_info()
         first, step = (self.start, 1) if worker is None else (self.start + worker.id, worker.num_workers)
         window = max(2 * self.batch_size, SMALLEST_WINDOW) if self.shuffle else None
-        request = Request(first, step, self.rank, self.world_size, self.batch_size, self.epochs)
+        request = Request(first, step, self.rank, self.world_size, self.batch_size, self.epochs, self.slice_rows)
         sequencing = Sequencing(self.manifest.counts, window=window, seed=self.seed)
         dtype, cache = NUMPY_NAMES[self.dtype], None
         if self._cache.enabled:

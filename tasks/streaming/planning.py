@@ -8,7 +8,7 @@ from tasks.streaming.arithmetic import Piece, Sequencing, Span, batch_spans
 
 @dataclass(frozen=True)
 class Request:
-    """Which batches one consumer gets: iterations first, first + step, … of one rank."""
+    """Which batches one consumer gets: iterations first, first + step, … of one rank, in whole slices."""
 
     first: int
     step: int
@@ -16,6 +16,7 @@ class Request:
     world_size: int
     batch_size: int
     epochs: int | None
+    slice_rows: int = 1
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def plan_batches(sequencing: Sequencing, request: Request) -> Iterator[BatchPlan
             iteration,
             rank=request.rank,
             world_size=request.world_size,
+            slice_rows=request.slice_rows,
             epochs=request.epochs,
         )
         windows = [(span.epoch, number) for span in spans for number, _ in sequencing.windows(span)]

@@ -23,7 +23,7 @@ from tasks.training.start import Started, start_trainer
 
 if TYPE_CHECKING:
     from tasks.learning.checkpoints import Checkpoint, Checkpoints
-    from tasks.learning.loop import Iteration
+    from tasks.learning.loop import Iteration, Trainer
     from tasks.tracking.outbox import Outbox
 
 TIMES = ("wait_seconds", "copy_seconds", "compute_seconds")
@@ -49,15 +49,17 @@ def train_model(job: TrainingJob) -> Fit:
     recorded = next(number for number in itertools.count() if number not in earlier["mse"])
     kept = checkpoints.latest(at_most=recorded)  # after a later one, the record would have a gap
     started = start_trainer(job, kept)
-    saver = Saver(checkpoints, job)
+    if kept:
+        logger.info("Going on at iteration %d, from a checkpoint", kept.iteration)
+    saver = Saver(checkpoints, job, started.trainer)
     progress = ProgressArtifact(started.trainer.settings.iterations)
     began = time.perf_counter()
     with sending_in_background(client, outbox), saver:
-        for iteration in train(started.trainer, started.batches):
+        for iteration in train(started.trainer, started.batches, saver.keep):
             if iteration.iteration not in earlier["mse"]:
                 outbox.log(iteration.iteration, name_metrics(iteration))
             logger.info("%s", iteration)
-            saver.keep(iteration.after)
+            saver.save(iteration.iteration)
             progress.show(iteration.iteration + 1)
     keep_model(outbox, started)
     return conclude(started, earlier, outbox, time.perf_counter() - began)
@@ -124,13 +126,17 @@ def name_metrics(iteration: Iteration) -> dict[str, float]:
 class Saver:
     """Writes checkpoints as a loop goes, and the last state when it is stopped by anything but a loss that is lost.
 
-    A checkpoint that cannot be written is warned of once, and does not stop the training.
+    Where it is stopped between an iteration's step and its record, the one written before is the last. A checkpoint
+    that cannot be written is warned of once, and does not stop the training.
     """
 
-    def __init__(self, checkpoints: Checkpoints, job: TrainingJob) -> None:
+    def __init__(self, checkpoints: Checkpoints, job: TrainingJob, trainer: Trainer) -> None:
         self.checkpoints = checkpoints
         self.every = job.parameters.checkpoint_every
-        self.saved_at = 0.0
+        self.trainer = trainer
+        self.told: int | None = None
+        self.kept: Checkpoint | None = None
+        self.kept_at = 0.0
         self.warned = False
         self.facts = {
             "shards": job.data.train.etags,
@@ -138,28 +144,33 @@ class Saver:
             "seed": job.parameters.seed,
             "settings": job.parameters.model_dump(mode="json"),
         }
-        self.state: Checkpoint | None = None
 
     def __enter__(self) -> Saver:
         return self
 
-    def keep(self, state: Checkpoint) -> None:
-        """Take the state after an iteration, and write it where it is time to: after the first one, always."""
-        self.state = replace(state, facts={**state.facts, **self.facts})
+    def keep(self, trainer: Trainer) -> None:
+        """Copy the state after a step where it is time to: after the first one, always."""
         number, unit = int(self.every.removesuffix("s")), self.every[-1:]
-        since = time.monotonic() - self.saved_at
-        if not self.saved_at or (since >= number if unit == "s" else state.iteration % number == 0):
-            self._write(self.state)
+        since = time.monotonic() - self.kept_at
+        if not self.kept_at or (since >= number if unit == "s" else trainer.iteration % number == 0):
+            self.kept, self.kept_at = trainer.state(), time.monotonic()
+
+    def save(self, iteration: int) -> None:
+        """Write the state that was kept after an iteration, if any; the iteration is in the record now."""
+        self.told = iteration + 1
+        if self.kept and self.kept.iteration <= self.told:
+            self._write(self.kept)
+            self.kept = None
 
     def _write(self, state: Checkpoint) -> None:
-        self.saved_at = time.monotonic()
         try:
-            self.checkpoints.write(state)
+            self.checkpoints.write(replace(state, facts={**state.facts, **self.facts}))
         except CheckpointError as error:
             if not self.warned:
                 get_run_logger().warning("%s; the training goes on without", error)
             self.warned = True
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if error is not None and self.state is not None and not isinstance(error, NonFiniteLossError):
-            self._write(self.state)
+        recorded = self.trainer.is_whole and self.trainer.iteration == self.told
+        if error is not None and recorded and not isinstance(error, NonFiniteLossError):
+            self._write(self.trainer.state())

@@ -1,15 +1,18 @@
-"""Where a training starts: trainer, scaling and the stream of batches, from the beginning or from a checkpoint."""
+"""Where a training starts: trainer, scaling and the stream of batches, from the beginning or from a checkpoint.
+
+Where torch.distributed is initialised, each of its processes starts so, as a rank of one training; nothing here needs
+Prefect.
+"""
 
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from prefect.logging import get_run_logger
 
 from tasks.errors import CheckpointError, ConfigurationError, ShardlineError
 from tasks.facts import StreamTimes, TrainingJob
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from tasks.learning.checkpoints import Checkpoint
     from tasks.learning.features import Features
     from tasks.learning.loop import Trainer
+    from tasks.learning.reduction import Reduction
     from tasks.learning.scaling import Scaling
     from tasks.streaming import ColumnStatistics, ObjectStorageDataset
 
@@ -44,13 +48,16 @@ class Started:
 def start_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
     """Return a trainer at its first iteration, or at that of a checkpoint, and the batches from there on.
 
-    Raises CheckpointError where the checkpoint was made from other shards than those that were listed.
+    A rank's batches are its slices of the whole ones. Raises CheckpointError where the checkpoint was made from other
+    shards than those that were listed.
     """
     import torch
 
     from tasks.learning.batches import Preparation, stay_resident
     from tasks.learning.loop import Settings, Trainer
+    from tasks.learning.reduction import find_reduction, slice_rows
     from tasks.learning.scaling import Scaling
+    from tasks.streaming import Placement
 
     given = job.parameters
     features = job.features
@@ -68,7 +75,16 @@ def start_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
     if kept and kept.facts["shards"] != job.data.train.etags:
         raise CheckpointError("the checkpoints of this run are of other shards: start anew with resume=never")
     first = kept.iteration if kept else 0
-    dataset = open_dataset(job.data.train, job.sources, given, start=first, shuffle=given.shuffle, seed=given.seed)
+    dataset = open_dataset(
+        job.data.train,
+        job.sources,
+        given,
+        start=first,
+        shuffle=given.shuffle,
+        seed=given.seed,
+        placement=Placement(slice_rows=slice_rows(given.batch_size)),
+    )
+    reduction = find_reduction(dataset.batch_size)
     clock = StageClock()
     stream = stream_batches(dataset, given.num_workers, clock)
     waited = 0.0
@@ -77,17 +93,18 @@ def start_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
         asked = time.perf_counter()
         batch = next(stream)
         waited = time.perf_counter() - asked
-        stream, scaling = itertools.chain([batch], stream), choose_scaling(batch, features, statistics)
-    trainer = Trainer(features, scaling, settings, device)
+        stream, scaling = itertools.chain([batch], stream), choose_scaling(batch, features, statistics, reduction)
+    trainer = Trainer(features, scaling, settings, device, reduction)
     if kept:
         trainer.restore(kept)
-        get_run_logger().info("Going on at iteration %d, from a checkpoint", kept.iteration)
     preparation = Preparation(features=features, scaling=trainer.scaling, dtype=settings.dtype, device=device)
     # with shuffling, each epoch has a new order, and only the stream knows it
     fits = 0 if given.shuffle else most_resident(given, device)
     return Started(
         trainer=trainer,
-        batches=stay_resident(preparation.stream(stream, waited), dataset.manifest.rows, fits),
+        batches=stay_resident(
+            preparation.stream(stream, waited), dataset.manifest.rows, fits, batch_rows=dataset.batch_size
+        ),
         dataset=dataset,
         clock=clock,
         scaled_by=dict.fromkeys(statistics, ".meta/stats") if resolved.standardise else {},
@@ -104,7 +121,10 @@ def find_device(asked: str) -> torch.device:
 
 
 def most_resident(given: TrainingParameters, device: torch.device) -> int:
-    """Return how many bytes of prepared data may stay: as the parameter says, else a quarter of what is free."""
+    """Return how many bytes of prepared data may stay: as the parameter says, else a quarter of what is free.
+
+    Ranks of one machine share that quarter, where who starts them says how many they are.
+    """
     if given.resident_bytes is not None:
         return given.resident_bytes
     if device.type == "cuda":
@@ -113,7 +133,7 @@ def most_resident(given: TrainingParameters, device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0]) // RESIDENT_SHARE
     from tasks.devices import describe_memory
 
-    return describe_memory().available // RESIDENT_SHARE
+    return describe_memory().available // RESIDENT_SHARE // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 class StageClock:
@@ -150,11 +170,13 @@ def stream_batches(dataset: ObjectStorageDataset, workers: int, clock: StageCloc
         raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
 
 
-def choose_scaling(first: Tensor, features: Features, stated: Mapping[str, ColumnStatistics]) -> Scaling:
+def choose_scaling(
+    first: Tensor, features: Features, stated: Mapping[str, ColumnStatistics], reduction: Reduction
+) -> Scaling:
     """Return how features are scaled: as `.meta/stats` states, else as the first batch shows."""
     from tasks.learning.scaling import Scaling
 
     known = {
         index: (stated[name].mean, stated[name].stddev) for index, name in enumerate(features.names) if name in stated
     }
-    return Scaling.of(features.of(first), known)
+    return Scaling.of(features.of(first), known, reduction)

@@ -1,0 +1,46 @@
+"""The mean squared error of a linear model over a batch, its gradient and its curvature, in closed form."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tasks.learning.reduction import Reduction, add_up, count_rows, multiply
+
+
+def differentiate(w: Tensor, b: Tensor, x: Tensor, y: Tensor, reduction: Reduction) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the mean squared error of x · w + b, a scalar of float64, and its gradients by w and by b.
+
+    w [features, 1] and b [1, 1] are the model, x [rows, features] and y [rows, 1] this process's rows of the batch.
+    """
+
+    def add_errors(x: Tensor, y: Tensor) -> Tensor:
+        slices, rows, features = x.shape
+        errors = torch.addmm(y.view(-1, 1), x.view(-1, features), w, beta=-1).add_(b).view(slices, 1, rows)
+        along = multiply(errors, x).view(slices, features)
+        return torch.cat([along, errors.sum(2), errors.square_().sum(2)], dim=1)
+
+    sums = add_up(add_errors, x, y, reduction=reduction).div_(count_rows(x, reduction))
+    gradient = (2 * sums[:-1, None]).to(w.dtype)
+    return sums[-1], gradient[:-1], gradient[-1:]
+
+
+def curve_along(w: Tensor, b: Tensor, x: Tensor, reduction: Reduction) -> Tensor:
+    """Return the second derivative of the mean squared error along the direction (w, b), a scalar of float64."""
+
+    def add_changes(x: Tensor) -> Tensor:
+        slices, rows, features = x.shape
+        return torch.addmm(b, x.view(-1, features), w).square_().view(slices, rows).sum(1, keepdim=True)
+
+    return 2 * add_up(add_changes, x, reduction=reduction)[0] / count_rows(x, reduction)
+
+
+def take_hessian(x: Tensor, reduction: Reduction) -> Tensor:
+    """Return the Hessian 2/rows · [x, 1]ᵀ[x, 1] of the mean squared error, [features + 1, features + 1] in float64."""
+
+    def add_products(x: Tensor) -> Tensor:
+        return torch.cat([multiply(x.transpose(1, 2), x), x.sum(dim=1, keepdim=True)], dim=1)
+
+    products = 2 * add_up(add_products, x.double(), reduction=reduction) / count_rows(x, reduction)
+    last = torch.cat([products[-1], products.new_full((1,), 2.0)])
+    return torch.cat([products, last[:, None]], dim=1)

@@ -1,0 +1,46 @@
+"""Ranks of torch.distributed as processes of this machine, all of which train the same jobs."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from torch.multiprocessing.spawn import spawn
+
+from tasks.facts import TrainingJob
+from tasks.training.ranks import train_rank
+
+ALONE = 0
+Result = dict[str, list[str]]
+
+
+def run_ranks(sizes: list[int], jobs: list[TrainingJob], folder: Path) -> dict[int, list[list[Result]]]:
+    """Train the jobs alone and on 1, 2, … ranks; what each rank got from each job, by number of ranks (ALONE: none)."""
+    spawn(train_as, (sizes, jobs, folder), nprocs=max(sizes))
+    return {
+        size: [json.loads((folder / f"{size}-{rank}.json").read_text()) for rank in range(max(size, 1))]
+        for size in (ALONE, *sizes)
+    }
+
+
+def train_as(number: int, sizes: list[int], jobs: list[TrainingJob], folder: Path) -> None:
+    """Be a rank wherever this process's number is one."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    for size in (ALONE, *sizes):
+        if number >= max(size, 1):
+            continue
+        if size != ALONE:
+            meeting = f"file://{folder}/meeting-{size}"
+            torch.distributed.init_process_group("gloo", init_method=meeting, rank=number, world_size=size)
+        results = [train_job(job) for job in jobs]
+        (folder / f"{size}-{number}.json").write_text(json.dumps(results))
+        if size != ALONE:
+            torch.distributed.destroy_process_group()
+
+
+def train_job(job: TrainingJob) -> Result:
+    """Return every iteration's loss and the weights, to the last bit."""
+    curve: list[str] = []
+    model = train_rank(job, None, lambda iteration: curve.append(iteration.mse.hex()))
+    return {"curve": curve, "weights": [value.hex() for value in (*model.w.flatten().tolist(), model.b.item())]}
