@@ -215,7 +215,7 @@ def _put(table: Tensor, start: int, values: Tensor) -> None:
 def _wrapped(table: Tensor, start: int, size: int) -> Tensor:
     """`size` rows of a table from `start`, wrapping at its end; a view where that is bit for bit safe."""
     part = table[start : start + size]
-    if len(part) == size:
+    if part.size(0) == size:
         return part if part.data_ptr() % ALIGNMENT == 0 else part.clone()
     parts, left = [part], size - len(part)
     while left > 0:

@@ -17,12 +17,12 @@ def differentiate(w: Tensor, b: Tensor, x: Tensor, y: Tensor, reduction: Reducti
     def add_errors(x: Tensor, y: Tensor) -> Tensor:
         slices, rows, features = x.shape
         errors = torch.addmm(y.view(-1, 1), x.view(-1, features), w, beta=-1).add_(b).view(slices, 1, rows)
-        along = multiply(errors, x).view(slices, features)
-        return torch.cat([along, errors.sum(2), errors.square_().sum(2)], dim=1)
+        along = multiply(errors, x)
+        return torch.cat([along, errors.sum(2, keepdim=True), errors.square_().sum(2, keepdim=True)], dim=2)
 
-    sums = add_up(add_errors, x, y, reduction=reduction).div_(count_rows(x, reduction))
-    gradient = (2 * sums[:-1, None]).to(w.dtype)
-    return sums[-1], gradient[:-1], gradient[-1:]
+    sums = add_up(add_errors, x, y, reduction=reduction).div_(count_rows(x, reduction)).view(-1, 1)
+    gradient = (2 * sums).to(w.dtype)
+    return sums[-1, 0], gradient[:-2], gradient[-2:-1]
 
 
 def curve_along(w: Tensor, b: Tensor, x: Tensor, reduction: Reduction) -> Tensor:

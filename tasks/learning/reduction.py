@@ -89,7 +89,7 @@ def find_reduction(batch_size: int) -> Reduction:
 
 def count_rows(part: Tensor, reduction: Reduction) -> int:
     """Return the rows, over all processes, of the batch of which `part` [rows, …] is this one's."""
-    return reduction.batch_size or len(part)
+    return reduction.batch_size or part.size(0)  # len() of a tensor costs as much as adding a small one up
 
 
 def by_slice(partial: Callable[..., Tensor], *tables: Tensor, reduction: Reduction = ALONE) -> Tensor:
@@ -99,16 +99,17 @@ def by_slice(partial: Callable[..., Tensor], *tables: Tensor, reduction: Reducti
     partial: takes them cut, as [slices, rows, columns] each, and returns [slices, …]; what it makes of one slice may
         not depend on how many there are
     """
-    own = len(tables[0])
+    own = tables[0].size(0)
     rows = slice_rows(count_rows(tables[0], reduction))
     whole = own // rows
     cut = whole * rows
-    parts = []
-    if whole or not own:
-        parts.append(partial(*(table[:cut].view(whole, rows, table.shape[1]) for table in tables)))
-    if cut < own:
-        parts.append(partial(*(table[cut:].unsqueeze(0) for table in tables)))
-    return reduction.gather(parts[0] if len(parts) == 1 else torch.cat(parts))
+    if cut == own:
+        return reduction.gather(partial(*[table.view(whole, rows, table.size(1)) for table in tables]))
+    last = partial(*[table[cut:].unsqueeze(0) for table in tables])
+    if not whole:
+        return reduction.gather(last)
+    first = partial(*[table[:cut].view(whole, rows, table.size(1)) for table in tables])
+    return reduction.gather(torch.cat([first, last]))
 
 
 def add_up(partial: Callable[..., Tensor], *tables: Tensor, reduction: Reduction = ALONE) -> Tensor:
@@ -121,6 +122,6 @@ def multiply(a: Tensor, b: Tensor) -> Tensor:
 
     A single product would be taken by another routine, with other last bits: it is taken twice.
     """
-    if len(a) == 1:
+    if a.size(0) == 1:
         return torch.bmm(a.expand(2, -1, -1), b.expand(2, -1, -1))[:1]
     return torch.bmm(a, b)
