@@ -18,7 +18,7 @@ from tasks.facts import ChosenModel, Predicted
 from tasks.parameters import PredictionParameters
 from tasks.policy import STREAMING, step
 from tasks.runs.lifecycle import Run
-from tasks.sources import Sources, open_dataset
+from tasks.sources import Sources, open_shards
 from tasks.streaming.writing import PREDICTION, OutputFolder, ShardWriter, name_shards
 from tasks.tracking.registry import ColumnModel, load_model, name_of_model
 from tasks.tracking.scratch import ScratchFolder
@@ -72,7 +72,7 @@ def predict_shards(
     from tasks.tracking.client import connect
     from tasks.tracking.outbox import Outbox
 
-    dataset = open_dataset(manifest, sources, given)
+    dataset = open_shards(manifest, sources, given)
     columns, shards = dataset.manifest.columns, dataset.manifest.shards
     names = name_shards([shard.uri for shard in shards], given.format)
     predictor = Predictor(load_model(connect(), model.uri).on(columns), given.batch_size)
@@ -115,6 +115,8 @@ class Predictor:
         """Return a prediction for each of [rows, columns]."""
         import torch
 
+        if not len(numbers):
+            return []  # of lines that are all empty, or bad
         rows = torch.from_numpy(numbers)
         predictions = torch.cat([self._model.predict(some) for some in torch.split(rows, self._most)])
         if self._at is not None:

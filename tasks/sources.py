@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from tasks.errors import ConfigurationError
 from tasks.learning.features import Features
-from tasks.parameters import Reading, Shards, Source
+from tasks.parameters import Reading, Rows, Shards, Source
 from tasks.state import STATE
 
 if TYPE_CHECKING:
@@ -134,6 +134,18 @@ def open_dataset(
         "storage_options": sources.storage_options(manifest.shards[0].uri),
     }
     return ObjectStorageDataset.from_manifest(manifest, **(chosen | options))
+
+
+def open_shards(manifest: Manifest, sources: Sources, given: Rows) -> ObjectStorageDataset:
+    """Return the dataset over a manifest's shards whose rows are read as they stand there, see `originals`."""
+    from tasks.streaming import CacheSettings, ObjectStorageDataset
+
+    return ObjectStorageDataset.from_manifest(
+        manifest,
+        on_bad_rows=given.on_bad_rows,
+        cache=CacheSettings(enabled=False, folder=given.cache_dir or STATE / "cache"),
+        storage_options=sources.storage_options(manifest.shards[0].uri),
+    )
 
 
 def read_only_used(manifest: Manifest, given: Shards, derive: Sequence[str]) -> Manifest:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import boto3
@@ -21,6 +22,7 @@ from mlflow import MlflowClient
 from flows.predicting import predict
 from flows.training import train
 from tasks.errors import ConfigurationError
+from tasks.prediction import Predictor
 from tasks.streaming.writing import OutputFolder, name_shards
 from tasks.tracking import client as record
 from tasks.tracking.registry import load_model
@@ -177,6 +179,7 @@ def test_rows_that_were_left_out_are_counted_and_the_report_says_where_they_are_
 
 DIES_WHILE_WRITING = """
 import os, runpy, signal
+from tasks.prediction import Predictor
 from tasks.streaming.writing import OutputFolder
 OutputFolder.put = lambda self, file, name: os.kill(os.getpid(), signal.SIGKILL)
 runpy.run_module("flows.predicting", run_name="__main__")
@@ -224,6 +227,23 @@ def test_a_folder_with_files_that_would_stay_there_is_refused(tmp_path):
     (tmp_path / "part-9.csv").touch()
     with pytest.raises(ConfigurationError, match=r"where part-9.csv is, which these shards would not replace"):
         OutputFolder(str(tmp_path), {}).begin(["part-0.csv"], ["s3://b/part-0.csv"])
+
+
+@pytest.mark.parametrize("most", [1, 7, 99])
+def test_a_model_gets_no_more_rows_at_once_than_are_asked_for(most, rows, champion):
+    asked: list[int] = []
+
+    class Watched:
+        def predict(self, table):
+            asked.append(len(table))
+            return champion.model.predict(table)
+
+    watched = replace(champion.on(COLUMNS), model=Watched())
+    predictor, numbers = Predictor(watched, most), rows[list(COLUMNS)].to_numpy(np.float64)
+    found = predictor.predict(numbers[:50]) + predictor.predict(numbers[:0]) + predictor.predict(numbers[50:])
+    assert np.allclose(found, champion.on(COLUMNS).predict(torch.from_numpy(numbers)).flatten(), rtol=1e-12, atol=0)
+    assert (max(asked), min(asked) > 0, sum(asked)) == (min(most, max(50, len(rows) - 50)), True, len(rows))
+    assert predictor.rmse == pytest.approx(np.sqrt(np.mean((found - rows["fare"]) ** 2)))
 
 
 def test_shards_are_named_after_those_they_are_of():

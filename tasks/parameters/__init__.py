@@ -6,7 +6,7 @@ is frozen and knows its own cross-field rules; what needs the environment to be 
 in `tasks.sources`.
 """
 
-from tasks.parameters.data import Access, Listing, Reading, Shards, Source, Stream
+from tasks.parameters.data import Access, Listing, Reading, Rows, Shards, Source, Stream
 from tasks.parameters.flows import BenchmarkParameters, PredictionParameters, ReplayParameters
 from tasks.parameters.marks import Mark, Parameters
 from tasks.parameters.training import (
@@ -35,6 +35,7 @@ __all__ = [
     "Reading",
     "ReplayParameters",
     "Resuming",
+    "Rows",
     "Shards",
     "Source",
     "Stream",

@@ -119,23 +119,32 @@ class Source(Shards):
     )
 
 
-class Reading(Parameters):
-    """How rows are read."""
+class Rows(Parameters):
+    """Which rows are read, and how many at once."""
 
     group: ClassVar[str] = "Stream"
 
     batch_size: Annotated[int, CURVE] = Field(2**20, ge=1, description="Rows in a batch, over all ranks together.")
-    prefetch: Annotated[int, SPEED] = Field(2, ge=1, le=64, description="Batches made ready ahead of the one in use.")
     on_bad_rows: Annotated[Literal["error", "quarantine"], CURVE] = Field(
         "error",
         description="A row that breaks the contract: error stops the run and names it; quarantine leaves it out, "
         "counts it and lists it in a side file.",
     )
+    cache_dir: Annotated[str | None, SPEED] = Field(
+        None,
+        min_length=1,
+        description=f"Folder of decoded shards and of lists of bad rows, shared by runs; null: {STATE}/cache.",
+    )
+
+
+class Reading(Rows):
+    """How rows are read ahead, and kept."""
+
+    group: ClassVar[str] = "Stream"
+
+    prefetch: Annotated[int, SPEED] = Field(2, ge=1, le=64, description="Batches made ready ahead of the one in use.")
     cache: Annotated[bool, SPEED] = Field(
         True, description="Keep decoded shards on local disk, so that they are fetched once."
-    )
-    cache_dir: Annotated[str | None, SPEED] = Field(
-        None, min_length=1, description=f"Folder of that cache, shared by runs; null: {STATE}/cache."
     )
     cache_bytes: Annotated[int | None, SPEED] = Field(
         None, ge=0, description="Most bytes that the cache may hold; null: four fifths of what the disk has free."

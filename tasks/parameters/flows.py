@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from tasks.parameters.data import Listing, Reading, Shards
-from tasks.parameters.marks import SPEED, Parameters
+from tasks.parameters.data import Listing, Rows, Shards
+from tasks.parameters.marks import Parameters
 from tasks.parameters.training import Device, Tracking
 
 
@@ -37,12 +37,11 @@ class BenchmarkParameters(Tracking, Device, Shards):
     )
 
 
-class PredictionParameters(Tracking, Reading, Listing):
+class PredictionParameters(Tracking, Rows, Listing):
     """All parameters of the predicting flow, flat, in the order of its form."""
 
     group: ClassVar[str] = "Prediction"
 
-    cache: Annotated[bool, SPEED] = Field(False, description=Reading.model_fields["cache"].description)
     model: str | None = Field(
         None,
         pattern="^(models|runs):/.+",
