@@ -1,5 +1,6 @@
 """`ObjectStorageDataset`: an iterable-style torch dataset over CSV shards in object storage."""
 
+import hashlib
 import os
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from tasks.streaming.passing import pass_shards
 from tasks.streaming.pipeline import Pipeline
 from tasks.streaming.placement import Placement
 from tasks.streaming.planning import Request, plan_batches
+from tasks.streaming.position import Position
 from tasks.streaming.prefetching import Prefetcher
 from tasks.streaming.progress import ProgressBar
 from tasks.streaming.quarantine import set_bad_rows_aside
@@ -77,7 +79,13 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
     retry: how long one object may take in all, with every attempt
     progress: whether a line in the terminal shows how far the stream is; never where standard error is no terminal
 
-    Under a DataLoader with K workers, worker k yields the whole batches k, k+K, …: no row twice, the order kept.
+    Under a DataLoader with K workers, worker k yields the whole batches k, k+K, …: no row twice, the order kept. Every
+    rank has the same number of batches; of a short last one a rank may get no row.
+
+    `state_dict()` is where it stands, whatever the number of ranks and workers; after `load_state_dict()` the next
+    iteration, once, begins there. It counts what this process was handed out: of a DataLoader's worker processes
+    torchdata's StatefulDataLoader keeps the states.
+
     Raises ConfigurationError at once; errors of tasks/errors.py when located or read.
     """
 
@@ -125,6 +133,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
             self.manifest, self.bad_rows, self.bad_rows_file = set_bad_rows_aside(
                 shards, self._loading(None), cache.path / "quarantine", LOADERS
             )
+        self._position = Position(start, self._count_batches(), self._fingerprint(), has_epochs=epochs == 1)
 
     @classmethod
     def from_url(
@@ -163,10 +172,32 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         return cls(manifest.choose(columns, max_shards), **options)
 
     def __len__(self) -> int:
-        """Return how many batches an iteration yields: ceil(epochs · rows / batch_size), less those before `start`."""
-        if self.epochs is None:
+        """Return how many batches the next iteration yields: ceil(epochs · rows / batch_size), less those before it."""
+        batches = self._count_batches()
+        if batches is None:
             raise TypeError("an endless ObjectStorageDataset has no len(); set epochs")
-        return max(0, count_batches(self.manifest.rows, self.batch_size, self.epochs) - self.start)
+        return max(0, batches - self._position.first)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iterations go through epoch `epoch`, as torch's DistributedSampler does; shuffled, in its order.
+
+        Raises ConfigurationError unless `epochs` is 1.
+        """
+        self._position.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the stream stands: the next iteration, and the fingerprint of what decides its rows.
+
+        Where `epochs` is 1, the epoch too. It is small and plain: JSON, or torch.distributed.checkpoint, keep it.
+        """
+        return self._position.to_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Let the next iteration begin where `state_dict` stood, with any number of ranks and workers.
+
+        Raises ConfigurationError where it is the state of other shards, columns, batches or another order.
+        """
+        self._position.restore(state_dict)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         with closing(self.batches()) as batches:
@@ -174,7 +205,9 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
 
     def batches(self) -> Generator[Batch, None, None]:
         """Yield the batches with their iterations and times. Closing the generator ends every thread."""
-        pipeline = iter(self._pipeline())
+        worker = get_worker_info()
+        number, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        pipeline = iter(self._pipeline(self._position.begin() + number, step))
         total = None if self.epochs is None else self.epochs * self.manifest.rows // self.world_size
         progress = ProgressBar("streaming", total, "rows") if self._progress else None
         try:
@@ -187,6 +220,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
                 self.times = Times(waited, item.fetch_seconds, item.decode_seconds, item.assemble_seconds)
                 if progress:
                     progress.advance(len(item.rows))
+                self._position.reached = item.iteration - number + step
                 yield Batch(torch.from_numpy(item.rows), item.iteration, self.times)
                 del item  # or it would hold the last batch while the next one is waited for
         finally:
@@ -201,11 +235,26 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         """
         return pass_shards(self._loading(None), self.manifest.shards, LOADERS)
 
-    def _pipeline(self) -> Pipeline:
-        worker = get_worker_info()
-        first, step = (self.start, 1) if worker is None else (self.start + worker.id, worker.num_workers)
+    def _count_batches(self) -> int | None:
+        return None if self.epochs is None else count_batches(self.manifest.rows, self.batch_size, self.epochs)
+
+    def _fingerprint(self) -> str:
+        """SHA-256 (hex) of all that decides which rows a batch holds, but for the dtype they are handed out in."""
+        order = (self.manifest.fingerprint, self.manifest.columns, self.batch_size, self.shuffle, self.seed)
+        return hashlib.sha256(repr(order).encode()).hexdigest()
+
+    def _pipeline(self, first: int, step: int) -> Pipeline:
         window = max(2 * self.batch_size, SMALLEST_WINDOW) if self.shuffle else None
-        request = Request(first, step, self.rank, self.world_size, self.batch_size, self.epochs, self.slice_rows)
+        request = Request(
+            first=first,
+            step=step,
+            rank=self.rank,
+            world_size=self.world_size,
+            batch_size=self.batch_size,
+            epochs=self.epochs,
+            epoch=self._position.epoch,
+            slice_rows=self.slice_rows,
+        )
         sequencing = Sequencing(self.manifest.counts, window=window, seed=self.seed)
         dtype, cache = NUMPY_NAMES[self.dtype], None
         if self._cache.enabled:

@@ -1,14 +1,17 @@
 """What each batch of one consumer needs, batch by batch: spans of rows, windows, shards. Pure, like `arithmetic.py`."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tasks.streaming.arithmetic import Piece, Sequencing, Span, batch_spans
 
 
 @dataclass(frozen=True)
 class Request:
-    """Which batches one consumer gets: iterations first, first + step, … of one rank, in whole slices."""
+    """Which batches one consumer gets: iterations first, first + step, … of one rank, in whole slices.
+
+    epoch: the number of the first epoch
+    """
 
     first: int
     step: int
@@ -17,6 +20,7 @@ class Request:
     batch_size: int
     epochs: int | None
     slice_rows: int = 1
+    epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ def plan_batches(sequencing: Sequencing, request: Request) -> Iterator[BatchPlan
             slice_rows=request.slice_rows,
             epochs=request.epochs,
         )
+        spans = [replace(span, epoch=request.epoch + span.epoch) for span in spans]
         windows = [(span.epoch, number) for span in spans for number, _ in sequencing.windows(span)]
         needed = [sequencing.window_span(*window) for window in windows] or spans
         pieces: list[Piece] = [piece for span in needed for piece in sequencing.pieces(span)]
