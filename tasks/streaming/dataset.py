@@ -185,14 +185,14 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         """
         self._position.set_epoch(epoch)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, int | str]:
         """Return where the stream stands: the next iteration, and the fingerprint of what decides its rows.
 
         Where `epochs` is 1, the epoch too. It is small and plain: JSON, or torch.distributed.checkpoint, keep it.
         """
         return self._position.to_dict()
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, int | str]) -> None:
         """Let the next iteration begin where `state_dict` stood, with any number of ranks and workers.
 
         Raises ConfigurationError where it is the state of other shards, columns, batches or another order.

@@ -1,7 +1,6 @@
 """Where a stream stands: which batch comes next, kept and restored as plain facts."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -58,13 +57,13 @@ class Position:
             self._resumed = None
             self.reached = self.first
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, int | str]:
         """Return plain facts, from which `restore` goes on."""
         reached = self.reached if self._batches is None else min(self.reached, self._batches)
-        facts: dict[str, Any] = {"iteration": reached, "fingerprint": self._fingerprint}
+        facts: dict[str, int | str] = {"iteration": reached, "fingerprint": self._fingerprint}
         return facts if self._epoch is None else facts | {"epoch": self.epoch}
 
-    def restore(self, facts: Mapping[str, Any]) -> None:
+    def restore(self, facts: Mapping[str, int | str]) -> None:
         """Let the next iteration begin where `to_dict` stood. Raises ConfigurationError for the state of other data."""
         missing = {"iteration", "fingerprint"} - set(facts)
         if missing:
