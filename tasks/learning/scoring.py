@@ -14,6 +14,7 @@ from torch import Tensor
 from tasks.errors import ConfigurationError, TrainingError
 from tasks.learning.features import Features
 from tasks.learning.linear import LinearModel
+from tasks.learning.reduction import ALONE, Reduction, add_up, count_rows, multiply
 from tasks.learning.scores import Score, Scores, Slice
 
 MOST_TARGET_RANGES = 5
@@ -35,16 +36,17 @@ class Moments:
         self._sum = torch.zeros(size, dtype=torch.float64)
         self._products = torch.zeros(size, size, dtype=torch.float64)
 
-    def add(self, batch: Tensor) -> None:
-        """Take in a [rows, columns] batch."""
+    def add(self, batch: Tensor, reduction: Reduction = ALONE) -> None:
+        """Take in a [rows, columns] batch, or this rank's slices of it."""
         batch = batch.double()
         rows = torch.cat([self.features.of(batch), self.features.target_of(batch)], dim=1)
+        count = count_rows(rows, reduction)
         if self._shift is None:
-            self._shift = rows.mean(dim=0)
-        rows = rows - self._shift
-        self._sum += rows.sum(dim=0)
-        self._products += rows.T @ rows
-        self.rows += len(rows)
+            self._shift = add_up(lambda rows: rows.sum(dim=1), rows, reduction=reduction) / count
+        sums = add_up(_add_products, rows - self._shift, reduction=reduction)
+        self._sum += sums[0]
+        self._products += sums[1:]
+        self.rows += count
 
     @property
     def mean(self) -> Tensor:
@@ -92,37 +94,44 @@ class Moments:
         return float(direction.T @ self.covariance @ direction + offset**2)
 
 
+def _add_products(rows: Tensor) -> Tensor:
+    """Return the sums of slices' rows, and below them the sums of the products of their columns."""
+    return torch.cat([rows.sum(dim=1, keepdim=True), multiply(rows.transpose(1, 2), rows)], dim=1)
+
+
 @dataclass
 class ErrorSums:
-    """Sums over rows from which a model's errors follow, for each group of rows; tensors are [groups] of float64."""
+    """Sums over rows from which a model's errors follow, for each group of rows: `sums` is [5, groups] of float64."""
 
     groups: int
-    rows: Tensor = field(init=False)
-    squared: Tensor = field(init=False)
-    absolute: Tensor = field(init=False)
-    target: Tensor = field(init=False)
-    target_squared: Tensor = field(init=False)
+    sums: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        for name in ("rows", "squared", "absolute", "target", "target_squared"):
-            setattr(self, name, torch.zeros(self.groups, dtype=torch.float64))
+        self.sums = torch.zeros(5, self.groups, dtype=torch.float64)
 
-    def add(self, error: Tensor, shifted_target: Tensor, group: Tensor) -> None:
-        """Take in rows: errors, targets less a constant near their mean, and group numbers; each [rows]."""
-        for name, values in (
-            ("rows", None),
-            ("squared", error**2),
-            ("absolute", error.abs()),
-            ("target", shifted_target),
-            ("target_squared", shifted_target**2),
-        ):
-            getattr(self, name).add_(torch.bincount(group, values, minlength=self.groups))
+    def add(self, error: Tensor, shifted_target: Tensor, group: Tensor, reduction: Reduction = ALONE) -> None:
+        """Take in rows, or this rank's slices of them.
+
+        They are errors, targets less a constant near their mean, and group numbers; each [rows].
+        """
+        tables = (values[:, None] for values in (error, shifted_target, group))
+        self.sums += add_up(self._add_slices, *tables, reduction=reduction)
+
+    def _add_slices(self, error: Tensor, target: Tensor, group: Tensor) -> Tensor:
+        """Return the rows, squared and absolute errors, targets and squared targets of slices: [slices, 5, groups]."""
+        slices = len(error)
+        place = (group + self.groups * torch.arange(slices)[:, None, None]).flatten()
+        columns = (None, error**2, error.abs(), target, target**2)
+        sums = [
+            torch.bincount(place, None if values is None else values.flatten(), minlength=slices * self.groups)
+            for values in columns
+        ]
+        return torch.stack([each.double().view(slices, self.groups) for each in sums], dim=1)
 
     def score(self, group: int | None = None) -> Score | None:
         """Return the score over one group's rows, or over all; None where there are none."""
         rows, squared, absolute, target, target_squared = (
-            float(values.sum() if group is None else values[group])
-            for values in (self.rows, self.squared, self.absolute, self.target, self.target_squared)
+            float(values.sum() if group is None else values[group]) for values in self.sums
         )
         if not rows:
             return None
