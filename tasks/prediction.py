@@ -82,7 +82,7 @@ def predict_shards(
     with ScratchFolder("shardline-predictions-") as scratch, closing(dataset.originals()) as originals:
         path = Path(scratch) / "shard"
         for name, (_, parts) in zip(names, originals, strict=True):
-            with closing(ShardWriter(path, given.format)) as writer:
+            with ShardWriter(path, given.format) as writer:
                 for part in parts:
                     writer.write(part, predictor.predict(part.numbers))
             folder.put(path, name)

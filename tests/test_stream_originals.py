@@ -3,6 +3,10 @@
 import csv
 import gzip
 import io
+import multiprocessing
+import re
+import resource
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -18,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from tasks.errors import RowCountError, RowError, ShardChangedError
+from tasks.errors import ConfigurationError, RowCountError, RowError, ShardChangedError
 from tasks.streaming import CacheSettings, ObjectStorageDataset, RetryPolicy, locate, passing
 from tasks.streaming.formats import csv as csv_format
 from tasks.streaming.formats.contract import Contract
@@ -146,10 +150,9 @@ def open_shards(tmp_path, files, **options):
 def write_all(dataset, folder, form):
     written = []
     for index, (_, parts) in enumerate(dataset.originals()):
-        writer = ShardWriter(folder / f"out-{index}", form)
-        for part in parts:
-            writer.write(part, part.numbers[:, 0].tolist())
-        writer.close()
+        with ShardWriter(folder / f"out-{index}", form) as writer:
+            for part in parts:
+                writer.write(part, part.numbers[:, 0].tolist())
         written.append((folder / f"out-{index}").read_bytes())
     return written
 
@@ -174,6 +177,47 @@ def test_from_csv_to_parquet_what_is_not_read_is_strings(tmp_path):
         "name": ["a,b", "", 'say "yes"'],
         "prediction": [1.5, 2.0, 3.0],
     }
+
+
+@settings(max_examples=100, deadline=None)
+@given(records=RECORDS, block=st.sampled_from([1, 40, 2**20]))
+def test_from_csv_to_parquet_every_cell_that_is_not_read_is_the_text_in_it(records, block):
+    data = ("id,x,text\n" + "".join(f"{first},{number!r},{last}{end}" for first, number, last, end in records)).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(csv_format, "BLOCK_SIZE", block)
+        contract = Contract(("x",), ("id", "x", "text"))
+        batches = [part.to_batch() for part in read_originals("file:///part.csv", [data], contract)]
+    found = [row for batch in batches for row in batch.to_pylist()]
+    expected = [row for row in csv.reader(io.StringIO(data.decode(), newline="")) if row][1:]
+    assert [[row["id"], row["text"]] for row in found] == [[first, last] for first, _, last in expected]
+    assert [row["x"] for row in found] == [number for _, number, _, _ in records]
+
+
+def write_with_little_disk(dataset, folder, form, queue):
+    """In a process whose files may not grow: as on a full disk, a write fails midway."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+    try:
+        write_all(dataset, folder, form)
+    except ConfigurationError as error:
+        queue.put(str(error))
+    else:
+        queue.put("nothing was raised")
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_full_disk_is_named(form, tmp_path):
+    (tmp_path / "in").mkdir()
+    data = b"x,name\n" + b"".join(b"%d,%d\n" % (row, row) for row in range(50_000))
+    dataset = open_shards(tmp_path / "in", {"a.csv": data}, columns=["x"])
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    process = context.Process(target=write_with_little_disk, args=(dataset, tmp_path, form, queue))
+    process.start()
+    assert re.fullmatch(
+        r"A shard could not be staged in .*File too large.*; make room there, or set TMPDIR", queue.get()
+    )
+    process.join()
 
 
 RICH = pyarrow.table(

@@ -7,12 +7,13 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from tasks.errors import BucketError, ConfigurationError, RowError, TransferError
 from tasks.streaming.formats.originals import Lines, Originals
+from tasks.streaming.staging import explain_full_disk
 
 if TYPE_CHECKING:
     from pyarrow import Schema
@@ -90,6 +91,8 @@ class ShardWriter:
 
     From CSV to CSV each line is as it was, but for the cell that is added. Parquet keeps the types that columns have;
     from CSV it gets strings, but for the columns that were read. `form` is csv or parquet.
+
+    The file is whole where the context ends without an error. Raises ConfigurationError where the disk is full.
     """
 
     def __init__(self, path: Path, form: str) -> None:
@@ -101,10 +104,11 @@ class ShardWriter:
         """Append rows. Raises RowError where they have a column `prediction`, or the form cannot hold a column."""
         if PREDICTION in part.names:
             raise RowError(f"{part.uri} has a column {PREDICTION!r} already: give it another name")
-        if self._form == "csv" and isinstance(part, Lines):
-            self._file.write(part.append(PREDICTION, map(repr, predictions)))
-        else:
-            self._write_batch(part, predictions)
+        with _naming_full_disk():
+            if self._form == "csv" and isinstance(part, Lines):
+                self._file.write(part.append(PREDICTION, map(repr, predictions)))
+            else:
+                self._write_batch(part, predictions)
 
     def _write_batch(self, part: Originals, predictions: Sequence[float]) -> None:
         import pyarrow
@@ -130,11 +134,25 @@ class ShardWriter:
         self._file.write(header.getvalue().encode())
         return arrow_csv.CSVWriter(self._file, schema, write_options=arrow_csv.WriteOptions(include_header=False))
 
-    def close(self) -> None:
-        """End the file."""
-        if self._writer:
-            self._writer.close()
-        self._file.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            with suppress(OSError):  # what is not yet written is of no use
+                self._file.close()
+            return
+        with _naming_full_disk(), self._file:
+            if self._writer:
+                self._writer.close()
+
+
+@contextmanager
+def _naming_full_disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise explain_full_disk(error) from error
 
 
 def name_shards(uris: Sequence[str], form: str) -> list[str]:
