@@ -104,10 +104,10 @@ def keep_scores(outbox: Outbox, scores: Scores, prefix: str, iteration: int) -> 
             if key != "rows" and value is not None and math.isfinite(value)
         },
     )
-    outbox.file("evaluation/scores.json").write_text(json.dumps(plain, indent=1), encoding="utf-8")
+    outbox.keep("evaluation/scores.json", json.dumps(plain, indent=1))
     slices = plain["slices"]
     table = {"columns": list(slices[0]), "data": [list(each.values()) for each in slices]}
-    outbox.file(SLICES).write_text(json.dumps(table), encoding="utf-8")
+    outbox.keep(SLICES, json.dumps(table))
     outbox.tag({"mlflow.loggedArtifacts": json.dumps([{"path": SLICES, "type": "table"}])})
 
 

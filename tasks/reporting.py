@@ -26,9 +26,9 @@ def report_run(
     from tasks.tracking.outbox import Outbox
 
     outbox = Outbox(run.run_id)
-    draw_curve(fit.curve, evaluation.train_mse, outbox.file("figures/curve.png"))
-    small = draw_curve(fit.curve, evaluation.train_mse, None, small=True)
-    outbox.file("manifest.json").write_text(json.dumps(job.data.train.to_dict(), indent=1), encoding="utf-8")
+    outbox.keep("figures/curve.png", draw_curve(fit.curve, evaluation.train_mse))
+    small = draw_curve(fit.curve, evaluation.train_mse, small=True)
+    outbox.keep("manifest.json", json.dumps(job.data.train.to_dict(), indent=1))
     text = "\n\n".join(
         [
             f"**{evaluation.verdict}**",
@@ -41,7 +41,7 @@ def report_run(
     )
     outbox.tag({"mlflow.note.content": text, "shardline.verdict": evaluation.verdict})
     outbox.tag({"shardline.gate": evaluation.promotion.verdict})
-    outbox.file("report.md").write_text(text, encoding="utf-8")
+    outbox.keep("report.md", text)
     picture = f"![MSE by iteration](data:image/png;base64,{base64.b64encode(small).decode()})"
     create_markdown_artifact(
         key="report",

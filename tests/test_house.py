@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LIBRARIES = ("tasks.tracking", "tasks.aws", "tasks.streaming", "tasks.learning", "tasks.devices")
-LOWEST = ("tasks.errors", "tasks.naming")  # what every room may import
+LOWEST = ("tasks.errors", "tasks.files", "tasks.naming", "tasks.state")  # what every room may import
 ALLOWED = {"tasks.streaming.objects.s3": ("tasks.aws.codes",)}  # a library that needs a table of another
 MODULES = sorted(path for folder in ("flows", "tasks", "deployments") for path in (ROOT / folder).rglob("*.py"))
 
@@ -45,14 +45,14 @@ def test_imports_only_go_down(path):
     assert f"{module}.".startswith("tasks.tracking.") or not names(imports, "mlflow")
     library = next((library for library in LIBRARIES if f"{module}.".startswith(f"{library}.")), None)
     if library:
-        allowed = (library, *LOWEST, "tasks.state", *ALLOWED.get(module, ()))
+        allowed = (library, *LOWEST, *ALLOWED.get(module, ()))
         assert not names(imports, "flows", "deployments", "prefect")
         assert names(imports, "tasks") <= names(imports, *allowed)
     elif module.startswith("tasks"):
         assert not names(imports, "flows", "deployments")
         assert module != "tasks.errors" or not imports
-        assert module != "tasks.naming" or not names(imports, "tasks")
         assert module != "tasks.state" or imports == {"pathlib", "pathlib.Path"}
+        assert module not in LOWEST or not names(imports, "tasks")
     elif module.startswith("flows"):
         assert not names(imports, "deployments")
 

@@ -79,7 +79,7 @@ def log_all(outbox, between=lambda step: None):
 
 def test_a_record_is_whole_and_its_outbox_gone(server):
     client, outbox = begin()
-    outbox.file("weights/weights.txt").write_text("w")
+    outbox.keep("weights/weights.txt", "w")
     outbox.tag({"verdict": "good"})
     with sending_in_background(client, outbox):
         log_all(outbox)

@@ -60,7 +60,7 @@ def report_benchmark(run: Run, benchmark: Benchmark, against: Benchmark | None =
     changes = compare_runs(benchmark.figures, against.figures) if against else []
     plots = {name: render(drawing) for name, drawing in draw_all(benchmark, changes)}
     for name, image in plots.items():
-        outbox.file(f"plots/{name}.png").write_bytes(image)
+        outbox.keep(f"plots/{name}.png", image)
     for size, metrics in collect_metrics(benchmark):
         outbox.log(size, metrics)
     tables = {
@@ -70,8 +70,8 @@ def report_benchmark(run: Run, benchmark: Benchmark, against: Benchmark | None =
     }
     verdict = write_verdict(benchmark)
     text = write_report(benchmark, changes, against)
-    outbox.file(FILE).write_text(benchmark.to_json(), encoding="utf-8")
-    outbox.file("report.md").write_text(text, encoding="utf-8")
+    outbox.keep(FILE, benchmark.to_json())
+    outbox.keep("report.md", text)
     shown = [keep_table(outbox, name, rows) for name, rows in tables.items() if rows]
     outbox.tag({"mlflow.note.content": text, "shardline.verdict": verdict, "mlflow.loggedArtifacts": json.dumps(shown)})
     pictures = [embed(name, shrink(image, SMALL)) for name, image in plots.items()]
@@ -129,7 +129,7 @@ def collect_metrics(benchmark: Benchmark) -> Iterator[tuple[int, dict[str, float
 def keep_table(outbox: Outbox, name: str, rows: Sequence[Row]) -> dict[str, str]:
     """Write rows in the form that MLflow's page shows as a table, and return the entry of the tag that says so."""
     table = {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}
-    outbox.file(f"{name}.json").write_text(json.dumps(table), encoding="utf-8")
+    outbox.keep(f"{name}.json", json.dumps(table))
     return {"path": f"{name}.json", "type": "table"}
 
 

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -20,6 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from tasks.errors import CheckpointError
+from tasks.files import write_whole
 
 KEPT = 2
 DAMAGE = (FileNotFoundError, ValueError, KeyError, SafetensorError)  # of one checkpoint, not of the store
@@ -78,8 +80,7 @@ class Checkpoints:
         if "file" not in self._files.protocol:
             self._files.pipe_file(path, data)
             return
-        self._files.pipe_file(f"{path}.part", data)
-        self._files.mv(f"{path}.part", path)
+        write_whole(Path(path), data)
 
     def _names(self) -> list[str]:
         """Return the names of checkpoints with a JSON, oldest first."""

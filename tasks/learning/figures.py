@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 NAMES = {"exact": "exact least squares", "mean": "always the mean"}
 INK, PAPER = "#1f2937", "#ffffff"
 
 
-def draw_curve(
-    mse: Sequence[float], reference: Mapping[str, float], path: Path | None, *, small: bool = False
-) -> bytes:
+def draw_curve(mse: Sequence[float], reference: Mapping[str, float], *, small: bool = False) -> bytes:
     """Draw the mean squared error by iteration on a log axis, the reference models' as lines; return a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -43,6 +40,4 @@ def draw_curve(
     figure.tight_layout()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    if path is not None:
-        path.write_bytes(buffer.getvalue())
     return buffer.getvalue()

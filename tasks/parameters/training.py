@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from tasks.parameters.data import Source, Stream
-from tasks.parameters.marks import CURVE, OWN, RECORD, SPEED, Parameters
+from tasks.parameters.marks import CURVE, LATER, OWN, RECORD, SPEED, Parameters
 from tasks.state import STATE
 
 MODEL_PARAMETERS = ("iterations", "learning_rate", "gradient_norm", "standardise", "derive")
@@ -147,7 +147,19 @@ class Tracking(Parameters):
     )
 
 
-class TrainingParameters(Tracking, Resuming, Model, Stream, Source):
+class Curve(Parameters):
+    """How much of the loss curve MLflow shows."""
+
+    group: ClassVar[str] = "Record"
+
+    thin_mse: Annotated[bool, RECORD, LATER] = Field(
+        False,
+        description="Beyond 500 iterations, give MLflow every n-th iteration's mse alone, as it gets their times; all "
+        "stand in the run's file metrics/iterations.csv.",
+    )
+
+
+class TrainingParameters(Curve, Tracking, Resuming, Model, Stream, Source):
     """All parameters of the training flow, flat, in the order of its form."""
 
     group: ClassVar[str] = "Run"

@@ -72,8 +72,8 @@ def tracked(
         except BaseException as error:
             # Ctrl-C, SIGTERM and a cancelled flow arrive as BaseException: somebody stopped the run
             status = "FAILED" if isinstance(error, Exception) else "KILLED"
-            outbox.tag({"shardline.error": f"{type(error).__name__}: {error}"[:5000]})
             try:
+                outbox.tag({"shardline.error": f"{type(error).__name__}: {error}"[:5000]})
                 complete_outbox(client, outbox.path, status)
             except TrackingError as incomplete:
                 get_run_logger().warning("%s", incomplete)

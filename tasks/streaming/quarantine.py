@@ -8,8 +8,8 @@ rank on the same machine, over the same data reads the note and does not look ag
 import csv
 import fcntl
 import hashlib
+import io
 import json
-import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from tasks.errors import ConfigurationError, RowCountError, ShardsNotFoundError
+from tasks.files import write_whole
 from tasks.streaming.formats.diagnosing import REMEDY, BadLine
 from tasks.streaming.formats.rows import CountedRows
 from tasks.streaming.loading import Loading
@@ -42,7 +43,7 @@ def set_bad_rows_aside(manifest: Manifest, loading: Loading, folder: Path, threa
             found = _survey(manifest, loading, threads)
             with _explained(folder):
                 _write_side_file(side_file, [line for lines in found for line in lines])
-                _write_whole(note, json.dumps([len(lines) for lines in found]))
+                write_whole(note, json.dumps([len(lines) for lines in found]))
         bad = _read_note(note) or []
     shards = [replace(shard, rows=shard.rows - count) for shard, count in zip(manifest.shards, bad, strict=True)]
     good = tuple(shard for shard in shards if shard.rows)
@@ -105,20 +106,13 @@ def _survey(manifest: Manifest, loading: Loading, threads: int) -> list[list[Bad
 
 
 def _write_side_file(path: Path, lines: list[BadLine]) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([field.name for field in fields(BadLine)])
-        writer.writerows(astuple(line) for line in lines)
-    unfinished.replace(path)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow([field.name for field in fields(BadLine)])
+    writer.writerows(astuple(line) for line in lines)
+    write_whole(path, text.getvalue())
 
 
 def _first_reason(side_file: Path) -> str:
     with side_file.open(newline="", encoding="utf-8") as file:
         return next(csv.DictReader(file))["reason"]
-
-
-def _write_whole(path: Path, text: str) -> None:
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(text)
-    unfinished.replace(path)

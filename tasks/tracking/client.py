@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from tasks.errors import TrackingError
 from tasks.state import STATE
-from tasks.tracking.outbox import outboxes
+from tasks.tracking.outbox import STATUS, keeping, outboxes
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -151,7 +151,9 @@ def reopen(client: Client, run_id: str, tags: Mapping[str, str]) -> None:
             client.set_tag(run_id, key, value)
         if "shardline.error" in client.get_run(run_id).data.tags:
             client.delete_tag(run_id, "shardline.error")
-    (outboxes() / run_id / "status").unlink(missing_ok=True)
+    outbox = outboxes() / run_id
+    with keeping(outbox):
+        (outbox / STATUS).unlink(missing_ok=True)
 
 
 def format_parameter(value: object) -> str:

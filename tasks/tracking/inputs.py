@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from tasks.tracking.outbox import INPUTS, Outbox
+from tasks.tracking.outbox import INPUTS, Outbox, read_part, write_part
 
 if TYPE_CHECKING:
     from tasks.tracking.client import Client
@@ -33,7 +33,7 @@ class DatasetFacts:
 def keep_inputs(run_id: str, data: Mapping[str, DatasetFacts]) -> None:
     """Put a run's data sets, by context (train, test, predict), into its outbox."""
     entries = [{"context": context, "dataset": describe_dataset(facts)} for context, facts in data.items()]
-    (Outbox(run_id).path / INPUTS).write_text(json.dumps(entries), encoding="utf-8")
+    write_part(Outbox(run_id).path, INPUTS, json.dumps(entries))
 
 
 def describe_dataset(facts: DatasetFacts) -> dict[str, str]:
@@ -61,8 +61,7 @@ def log_inputs(client: Client, run_id: str, outbox: Path) -> None:
     """Log a run's data sets: a list of {context, dataset}, the latter with the fields of mlflow.entities.Dataset."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    path = outbox / INPUTS
-    entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    entries = read_part(outbox, INPUTS, list) or []
     inputs = [
         DatasetInput(Dataset(**entry["dataset"]), [InputTag("mlflow.data.context", entry["context"])])
         for entry in entries

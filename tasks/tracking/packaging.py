@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks.files import UNFINISHED, move_whole
+from tasks.tracking.outbox import keeping
 from tasks.tracking.registry import OURS
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ def save_model(
     loader: str,
     requirements: Sequence[str],
 ) -> None:
-    """Write an MLflow model that needs nothing of this project but what it brings along; a folder there is replaced.
+    """Write an MLflow model that needs nothing of this project but what it brings along, whole, into an outbox.
 
     `example` are some rows of its input columns, `save_weights` writes its weights into a new folder, `modules` are
     those of this package that go along (their paths, without suffix), `loader` the one of them that loads the weights.
@@ -41,12 +43,13 @@ def save_model(
     from mlflow.types.schema import AnyType
 
     inputs = Schema([ColSpec(AnyType(), name) for name in example.columns])
-    shutil.rmtree(folder, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix="shardline-model-") as scratch:
+    made = folder.with_name(f"{folder.name}{UNFINISHED}")
+    with keeping(folder.parent), tempfile.TemporaryDirectory(prefix="shardline-model-") as scratch:
         package = ship_code(modules, Path(scratch))
         save_weights(Path(scratch) / "weights")
+        shutil.rmtree(made, ignore_errors=True)
         pyfunc.save_model(
-            folder,
+            made,
             loader_module=f"{package.name}.{loader.replace('/', '.')}",
             data_path=str(Path(scratch) / "weights"),
             code_paths=[str(package)],
@@ -55,6 +58,7 @@ def save_model(
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in requirements],
             metadata={OURS: {"target": target}},
         )
+        move_whole(made, folder)
 
 
 def ship_code(modules: Sequence[str], folder: Path) -> Path:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import ConfigurationError
+from tasks.files import write_whole
 from tasks.naming import join_names, suggest
 from tasks.tracking.client import translated
-from tasks.tracking.outbox import MODEL, REGISTRATION, MetricRow
+from tasks.tracking.outbox import MODEL, REGISTRATION, MetricRow, read_part, write_part
 from tasks.tracking.scratch import ScratchFolder
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class RegisteredVersion:
 
 def plan_registration(outbox: Path, plan: RegistrationPlan) -> None:
     """Put a plan into an outbox, for `register` to carry out."""
-    (outbox / REGISTRATION).write_text(json.dumps(asdict(plan)), encoding="utf-8")
+    write_part(outbox, REGISTRATION, json.dumps(asdict(plan)))
 
 
 def name_of_model(experiment: str) -> str:
@@ -104,7 +105,7 @@ def sign(folder: Path, model_id: str, run_id: str) -> None:
     model = Model.load(folder)
     model.model_id = model.model_uuid = model_id
     model.run_id = run_id
-    model.save(folder / MLMODEL_FILE_NAME)
+    write_whole(folder / MLMODEL_FILE_NAME, model.to_yaml())
 
 
 def register(client: Client, run_id: str, outbox: Path, logged: LoggedModel | None) -> None:
@@ -112,10 +113,10 @@ def register(client: Client, run_id: str, outbox: Path, logged: LoggedModel | No
 
     It becomes `challenger`, and where it won `champion` too, unless another than it won `against` became that since.
     """
-    path = outbox / REGISTRATION
-    if not path.exists() or logged is None:
+    planned = read_part(outbox, REGISTRATION, dict)
+    if not planned or logged is None:
         return
-    plan = RegistrationPlan(**json.loads(path.read_text(encoding="utf-8")))
+    plan = RegistrationPlan(**planned)
     name = plan.name
     ensure_registered(client, name)
     found = [each for each in client.search_model_versions(f"run_id = '{run_id}'") if each.name == name]

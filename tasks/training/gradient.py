@@ -20,13 +20,12 @@ from tasks.policy import STREAMING, step
 from tasks.runs.checkpoints import checkpoint_folder
 from tasks.training.outcome import ProgressArtifact, keep_weights, make_fit
 from tasks.training.start import Started, start_trainer
+from tasks.training.telling import TIMES, Telling
 
 if TYPE_CHECKING:
     from tasks.learning.checkpoints import Checkpoint, Checkpoints
-    from tasks.learning.loop import Iteration, Trainer
+    from tasks.learning.loop import Trainer
     from tasks.tracking.outbox import Outbox
-
-TIMES = ("wait_seconds", "copy_seconds", "compute_seconds")
 
 
 @step("train", pauses=STREAMING)
@@ -43,22 +42,21 @@ def train_model(job: TrainingJob) -> Fit:
 
     client = connect()
     outbox = Outbox(job.run_id)
-    logger = get_run_logger()
     checkpoints = Checkpoints(checkpoint_folder(job.parameters.checkpoint_url), job.run_id)
     earlier = read_histories(client, outbox, ["mse", *TIMES])
     recorded = next(number for number in itertools.count() if number not in earlier["mse"])
     kept = checkpoints.latest(at_most=recorded)  # after a later one, the record would have a gap
     started = start_trainer(job, kept)
     if kept:
-        logger.info("Going on at iteration %d, from a checkpoint", kept.iteration)
+        get_run_logger().info("Going on at iteration %d, from a checkpoint", kept.iteration)
     saver = Saver(checkpoints, job, started.trainer)
-    progress = ProgressArtifact(started.trainer.settings.iterations)
+    iterations = started.trainer.settings.iterations
+    telling = Telling(outbox, iterations, thin_mse=job.parameters.thin_mse, known=earlier["mse"])
+    progress = ProgressArtifact(iterations)
     began = time.perf_counter()
     with sending_in_background(client, outbox), saver:
         for iteration in train(started.trainer, started.batches, saver.keep):
-            if iteration.iteration not in earlier["mse"]:
-                outbox.log(iteration.iteration, name_metrics(iteration))
-            logger.info("%s", iteration)
+            telling.tell(iteration)
             saver.save(iteration.iteration)
             progress.show(iteration.iteration + 1)
     keep_model(outbox, started)
@@ -71,7 +69,7 @@ def conclude(started: Started, earlier: Mapping[str, Mapping[int, float]], outbo
     Raises TrackingError where an iteration is not in the record.
     """
     series = {name: dict(values) for name, values in earlier.items()}
-    for row in outbox.rows:
+    for row in (*outbox.rows, *outbox.only_kept):
         if row.key in series:
             series[row.key][row.step] = row.value
     trainer = started.trainer
@@ -108,19 +106,8 @@ def keep_model(outbox: Outbox, started: Started) -> None:
             trainer.features.names, trainer.scaling.mean.tolist(), trainer.scaling.scale.tolist(), strict=True
         )
     }
-    outbox.file("weights/scaling.json").write_text(json.dumps(scaling, indent=1), encoding="utf-8")
+    outbox.keep("weights/scaling.json", json.dumps(scaling, indent=1))
     outbox.tag({"device": str(trainer.device), "learning_rate": f"{trainer.learning_rate!r}"})
-
-
-def name_metrics(iteration: Iteration) -> dict[str, float]:
-    """Return an iteration's facts under the names that MLflow shows."""
-    total = iteration.wait_seconds + iteration.seconds
-    return {
-        "mse": iteration.mse,
-        "seconds_per_iteration": iteration.seconds,
-        **{name: getattr(iteration, name) for name in TIMES},
-        "rows_per_second": iteration.rows / total if total else 0.0,
-    }
 
 
 class Saver:

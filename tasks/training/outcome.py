@@ -21,10 +21,10 @@ UPDATE_SECONDS = 2.0
 
 def keep_weights(outbox: Outbox, model: LinearModel) -> None:
     """Put the weights for raw features into the outbox: safetensors with keys w and b, and the same as text."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    save_file({"w": model.w.contiguous(), "b": model.b.contiguous()}, outbox.file("weights/weights.safetensors"))
-    outbox.file("weights/weights.txt").write_text(model.describe(), encoding="utf-8")
+    outbox.keep("weights/weights.safetensors", save({"w": model.w.contiguous(), "b": model.b.contiguous()}))
+    outbox.keep("weights/weights.txt", model.describe())
 
 
 def make_fit(

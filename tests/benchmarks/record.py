@@ -22,7 +22,7 @@ from tasks.learning.loop import train
 from tasks.tracking import client as record
 from tasks.tracking import sending
 from tasks.tracking.outbox import Outbox
-from tasks.training.gradient import name_metrics
+from tasks.training.telling import name_metrics
 from tests.benchmarks.loop import ROUNDS, draw_rows, start
 from tests.benchmarks.stream_setting import describe_machine
 
