@@ -7,7 +7,6 @@ import os
 
 import pytest
 
-from tasks import files
 from tasks.errors import TrackingError
 from tasks.files import write_whole
 from tasks.state import STATE
@@ -73,16 +72,14 @@ def test_a_line_that_cannot_be_read_takes_no_other_with_it(ended):
     assert (broken.path / METRICS).read_bytes() == b"".join(lines)
 
 
-@pytest.mark.parametrize("call", ["fsync", "rename"])
+@pytest.mark.parametrize("call", ["os.fsync", "Path.replace"])
 def test_what_could_not_be_written_leaves_the_file_before_and_nothing_else(call, tmp_path, monkeypatch):
     (tmp_path / TAGS).write_text("before")
 
     def fail(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files.os, "fsync", fail) if call == "fsync" else monkeypatch.setattr(
-        files.Path, "replace", fail
-    )
+    monkeypatch.setattr(f"tasks.files.{call}", fail)
     with pytest.raises(OSError, match="No space left"):
         write_whole(tmp_path / TAGS, "after")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {TAGS: "before"}
@@ -93,7 +90,7 @@ def test_a_full_disk_is_a_clear_stop_for_every_file_of_the_outbox(ended, monkeyp
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     _, (outbox, _) = ended
-    monkeypatch.setattr(files.os, "fsync", fail)
+    monkeypatch.setattr("tasks.files.os.fsync", fail)
     for write in (lambda: outbox.tag({"a": "b"}), lambda: outbox.keep("weights/w.txt", "w")):
         with pytest.raises(TrackingError, match=r"cannot be kept in .*: No space left on device; make room there"):
             write()
