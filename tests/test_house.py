@@ -123,7 +123,14 @@ def test_the_rooms_of_streaming_know_as_little_as_they_can(path):
 
 
 STEPS = ("credentials", "data", "evaluation", "registration", "reporting", "prediction", "training", "benchmark")
-BELOW_STEPS = ("errors", "naming", "state", "parameters", "facts", "policy", "sources", "runs")
+BELOW_STEPS = (
+    *(module.removeprefix("tasks.") for module in LOWEST),
+    "parameters",
+    "facts",
+    "policy",
+    "sources",
+    "runs",
+)
 TREES = {module_of(path): ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
 
 
