@@ -7,6 +7,8 @@ import multiprocessing
 import re
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -379,3 +381,31 @@ def test_no_more_is_fetched_ahead_than_may_be_held(held, ahead, served, monkeypa
         time.sleep(0.5)
         assert proxy.gets == ahead
         shards.close()
+
+
+GOES_THROUGH = """
+import resource, sys
+from pathlib import Path
+from tasks.streaming import ObjectStorageDataset, passing
+from tasks.streaming.writing import ShardWriter
+passing.HELD = 2**22
+folder = Path(sys.argv[1])
+def go(name):
+    for _, parts in ObjectStorageDataset.from_url(str(folder / name), columns=["x"]).originals():
+        with ShardWriter(folder / "written", "csv") as writer:
+            for part in parts:
+                writer.write(part, part.numbers[:, 0].tolist())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+once = go("one.csv")
+print(once, go("ten.csv"))
+"""
+
+
+def test_memory_does_not_grow_with_a_shard(tmp_path):
+    header, rows = PLAIN.split(b"\r\n", 1)
+    (tmp_path / "one.csv").write_bytes(header + b"\r\n" + 8 * rows)
+    (tmp_path / "ten.csv").write_bytes(header + b"\r\n" + 80 * rows)
+    done = subprocess.run([sys.executable, "-c", GOES_THROUGH, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    once, ten = map(int, done.stdout.split())
+    assert ten - once < 2**14  # KiB; the larger shard has 80 MiB, the smaller one 8
