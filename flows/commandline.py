@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from tasks.aws.block import credentials_of
 from tasks.errors import ShardlineError
+from tasks.naming import split_names
 from tasks.parameters import Parameters
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -98,7 +99,7 @@ def make_parser(model: type[Parameters], prog: str, description: str) -> argpars
         if kind is bool:
             section.add_argument(option, dest=name, action=argparse.BooleanOptionalAction, help=help_text)
         elif get_origin(kind) is list:
-            section.add_argument(option, dest=name, type=_names, metavar="A,B,…", help=help_text)
+            section.add_argument(option, dest=name, type=_read_names, metavar="A,B,…", help=help_text)
         elif get_origin(kind) is Literal:
             section.add_argument(option, dest=name, metavar="|".join(get_args(kind)), help=help_text)
         else:
@@ -106,8 +107,11 @@ def make_parser(model: type[Parameters], prog: str, description: str) -> argpars
     return parser
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+def _read_names(text: str) -> list[str]:
+    try:
+        return split_names(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}: write them as CSV does, '\"a, b\",c'") from error
 
 
 def _kind(field: FieldInfo) -> Any:

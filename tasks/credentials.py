@@ -15,6 +15,7 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
 from tasks.aws.identity import Identity, ask_identity
+from tasks.naming import escape_markdown
 from tasks.parameters import Access
 from tasks.policy import step
 from tasks.sources import Sources
@@ -72,7 +73,7 @@ def _publish(identity: Identity) -> None:
         "Verified by": identity.verified_by,
         "Note": identity.note,
     }
-    lines = [f"| {name} | {value or 'not asked for'} |" for name, value in rows.items()]
+    lines = [f"| {name} | {escape_markdown(value or 'not asked for')} |" for name, value in rows.items()]
     create_markdown_artifact(
         "\n".join(["| Identity | |", "| --- | --- |", *lines]), key=ARTIFACT_KEY, description="Who reads the shards"
     )

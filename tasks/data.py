@@ -10,6 +10,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
 from tasks.facts import Located, Preview, TrainingData
+from tasks.naming import escape_markdown, write_code
 from tasks.parameters import Listing, TrainingParameters
 from tasks.policy import READING, step
 from tasks.sources import Sources, open_dataset, read_only_used
@@ -82,10 +83,10 @@ def show_shards(manifest: Manifest, uri: str, role: str) -> None:
         table=[{"shard": s.uri.rsplit("/", 1)[-1], "rows": s.rows, "bytes": s.size, "etag": s.etag} for s in first],
         description="\n".join(
             [
-                f"**{role.capitalize()} shards** of `{uri}`: {len(manifest.shards)} shards, {manifest.rows:,} rows, "
-                f"{write_bytes(manifest.size)}; fingerprint `{manifest.fingerprint}`",
+                f"**{role.capitalize()} shards** of {write_code(uri)}: {len(manifest.shards)} shards, "
+                f"{manifest.rows:,} rows, {write_bytes(manifest.size)}; fingerprint `{manifest.fingerprint}`",
                 *(["", f"The table shows the first {len(first)}."] if len(first) < len(manifest.shards) else []),
-                *(f"- {note}" for note in manifest.notes),
+                *(f"- {escape_markdown(note)}" for note in manifest.notes),
             ]
         ),
     )
@@ -194,7 +195,7 @@ def show_preview(preview: Preview, rows: Tensor, held: str) -> None:
     """Leave a markdown artifact: the training batches, the columns' ranges, the first rows, and what is amiss."""
     height, width = preview.batch_shape
     lines = [
-        f"| {name} | {least:.8g} | {most:.8g} | " + " | ".join(f"{value:g}" for value in column) + " |"
+        f"| {escape_markdown(name)} | {least:.8g} | {most:.8g} | " + " | ".join(f"{value:g}" for value in column) + " |"
         for (name, (least, most)), column in zip(preview.ranges.items(), rows.T.double().tolist(), strict=True)
     ]
     create_markdown_artifact(
@@ -204,7 +205,7 @@ def show_preview(preview: Preview, rows: Tensor, held: str) -> None:
             [
                 f"Training batches are **{height:,} × {width}** tensors of **{preview.dtype}**. "
                 f"Ranges are of the first {preview.rows:,} rows{held}.",
-                *(f"- ⚠ {fault}" for fault in (*preview.doubts, *preview.outside)),
+                *(f"- ⚠ {escape_markdown(fault)}" for fault in (*preview.doubts, *preview.outside)),
                 "",
                 "| column | min | max | " + " | ".join(f"row {i}" for i in range(len(rows))) + " |",
                 "|---|---:|---:|" + "---:|" * len(rows),

@@ -1,4 +1,4 @@
-"""Names that others gave, in text: read from a command line, and written into messages.
+"""Names that others gave, in text: read from a command line, written into messages and into Markdown.
 
 In both a list of names is a line of CSV: a name with a comma, a quote, or a space at its end stands in quotes.
 """
@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 CELL = re.compile(r'\s*(?:"((?:[^"]|"")*)"\s*|([^",][^,]*|))(?:,|$)')
 MOST_LISTED = 40
+MARKS = re.compile(r"[\\`*\[\]<>|&~!#@]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.", re.IGNORECASE)
 
 
 def split_names(text: str) -> list[str]:
@@ -36,6 +37,21 @@ def suggest(name: str, known: Iterable[str]) -> str:
     by_letters = {each.casefold().strip(): each for each in known}
     nearest = difflib.get_close_matches(name.casefold().strip(), by_letters, n=1)
     return f"; the nearest name is {by_letters[nearest[0]]!r}" if nearest else ""
+
+
+def escape_markdown(text: str) -> str:
+    """Return text that Markdown, and the HTML made of it, show letter by letter: no table, code, link or tag.
+
+    What would be a mark is written as a character reference, which no renderer takes for one, in tables neither.
+    """
+    return MARKS.sub(lambda found: f"&#{ord(found[0])};", " ".join(text.splitlines()))
+
+
+def write_code(text: str) -> str:
+    """Return Markdown that shows text letter by letter, as code."""
+    if any(sign in text for sign in "`|\n\r") or text != text.strip() or not text:
+        return f"<code>{escape_markdown(text)}</code>"
+    return f"`{text}`"
 
 
 def _quote(name: str) -> str:

@@ -15,6 +15,7 @@ from prefect.logging import get_run_logger
 
 from tasks.errors import ConfigurationError
 from tasks.facts import ChosenModel, Predicted
+from tasks.naming import escape_markdown
 from tasks.parameters import PredictionParameters
 from tasks.policy import STREAMING, step
 from tasks.runs.lifecycle import Run
@@ -147,7 +148,7 @@ def report_predictions(run: Run, model: ChosenModel, predicted: Predicted, outpu
     )
     Outbox(run.run_id).tag(
         {
-            "mlflow.note.content": verdict,
+            "mlflow.note.content": escape_markdown(verdict),
             "shardline.verdict": verdict,
             "shardline.model": model.uri,
             "shardline.model_run": model.run_id,
@@ -157,6 +158,7 @@ def report_predictions(run: Run, model: ChosenModel, predicted: Predicted, outpu
     create_markdown_artifact(
         key="predictions",
         description="What was predicted, by which model, and where it is",
-        markdown=f"{verdict}\n\n[This run in MLflow]({run.url}); the model was made by run `{model.run_id}`.",
+        markdown=f"{escape_markdown(verdict)}\n\n"
+        f"[This run in MLflow]({run.url}); the model was made by run `{model.run_id}`.",
     )
     return verdict

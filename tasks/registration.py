@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from prefect.logging import get_run_logger
 
 from tasks.facts import Evaluation, Fit, TrainingJob
+from tasks.naming import escape_markdown
 from tasks.policy import READING, step
 from tasks.sources import open_dataset
 from tasks.tracking.outbox import MODEL, Outbox
@@ -55,7 +56,7 @@ def register_model(job: TrainingJob, fit: Fit, evaluation: Evaluation) -> None:
     promotion = evaluation.promotion
     plan = RegistrationPlan(
         name=name_of_model(job.parameters.experiment),
-        description=evaluation.verdict,
+        description=escape_markdown(evaluation.verdict),
         tags={"shardline.gate": promotion.verdict, "shardline.fingerprint": manifest.fingerprint},
         wins=promotion.wins,
         against=promotion.against,

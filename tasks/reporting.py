@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from prefect.artifacts import create_markdown_artifact
 
 from tasks.facts import ROWS_OF, Evaluation, Fit, TrainingJob
+from tasks.naming import escape_markdown, write_code
 from tasks.policy import step
 from tasks.runs.lifecycle import Run
 
@@ -31,8 +32,8 @@ def report_run(
     outbox.keep("manifest.json", json.dumps(job.data.train.to_dict(), indent=1))
     text = "\n\n".join(
         [
-            f"**{evaluation.verdict}**",
-            evaluation.promotion.verdict,
+            f"**{escape_markdown(evaluation.verdict)}**",
+            escape_markdown(evaluation.promotion.verdict),
             write_scores(evaluation),
             write_times(fit),
             *write_bad_rows(fit),
@@ -55,14 +56,14 @@ def write_circumstances(job: TrainingJob, fit: Fit, identity: Identity, hardware
     """Return a list of what was read, as whom, on what, and how the model was found."""
     manifest, given = job.data.train, job.parameters
     lines = {
-        "Shards": f"`{job.sources.shards}`: {len(manifest.shards)}, {manifest.rows:,} rows, "
+        "Shards": f"{write_code(job.sources.shards)}: {len(manifest.shards)}, {manifest.rows:,} rows, "
         f"fingerprint `{manifest.fingerprint[:12]}`",
-        "Account": identity.account or identity.note,
+        "Account": escape_markdown(identity.account or identity.note),
         "Batches": f"{[given.batch_size, len(manifest.columns)]} of {given.dtype}",
         "Hardware": f"{hardware.cpu.model}, {hardware.cpu.usable:g} cores"
         + "".join(f", {device.name}" for device in hardware.cuda),
         "Learning rate": f"{fit.learning_rate:.6g}" if fit.learning_rate else "none: solved exactly",
-        "Judged on": job.data.judged_on,
+        "Judged on": escape_markdown(job.data.judged_on),
     }
     return "\n".join(f"- **{name}**: {value}" for name, value in lines.items())
 
@@ -71,7 +72,7 @@ def write_bad_rows(fit: Fit) -> list[str]:
     """Return a sentence on the rows that were left out, where there are any."""
     if not fit.bad_rows:
         return []
-    return [f"**{fit.bad_rows:,} bad rows were left out**; `{fit.bad_rows_file}` lists them."]
+    return [f"**{fit.bad_rows:,} bad rows were left out**; {write_code(str(fit.bad_rows_file))} lists them."]
 
 
 def write_scores(evaluation: Evaluation) -> str:

@@ -27,6 +27,11 @@ def test_options_become_parameters_with_their_types():
     )
 
 
+def test_names_with_commas_and_spaces_are_written_as_csv_does():
+    assert parsed("--features", '"a, b",c d').features == ["a, b", "c d"]
+    assert parsed("--columns", 'y," a"', "--target", "y").columns == ["y", " a"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -49,6 +54,11 @@ def test_options_become_parameters_with_their_types():
             ["--columns", "a,b", "--target", "c"],
             "column 'c' is used as target or feature and is not among columns: add it there",
         ),
+        (
+            ["--features", '"a, b'],
+            """argument --features: the quotes in '"a, b' do not enclose a name: write them as CSV does, '"a, b",c'""",
+        ),
+        (["--columns", '"a, b",c,"a, b"'], 'columns names a column twice: "a, b",c,"a, b"'),
         (["--header", "none"], "header is none, so nothing names the columns: list them in columns"),
         (
             ["--bucket-id", "0" * 32, "--shards", "x*.csv"],

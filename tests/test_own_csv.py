@@ -1,5 +1,6 @@
 """One's own CSV, by the real command: columns that nobody asked for may hold text, and data made by others trains."""
 
+import csv
 import json
 import os
 import subprocess
@@ -43,9 +44,9 @@ def command(*words):
     )
 
 
-def read_artifact(name):
+def read_artifact(name, experiment="shardline"):
     client = record.connect()
-    (run, *_) = client.search_runs([client.get_experiment_by_name("shardline").experiment_id])
+    (run, *_) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
     return Path(client.download_artifacts(run.info.run_id, name)).read_text()
 
 
@@ -98,6 +99,36 @@ def test_test_shards_may_have_their_columns_in_another_order_and_others_besides(
     state = ended(train, **given, test_shards=f"{place}/test.csv")
     assert state.is_completed(), state.message
     assert json.loads(read_artifact("evaluation/scores.json"))["all"]["trained"]["rmse"] < 1e-9
+
+
+NASTY = ("price", "a|b", "`c`", "<script>alert(1)</script>", "![d](http://127.0.0.1/d.png)", "e, f", "[g](http://h)")
+NAMED = "x|<b>`y`"
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_what_others_named_is_shown_letter_by_letter_and_is_no_table_code_link_or_tag(place):
+    from markdown_it import MarkdownIt
+    from prefect.client.orchestration import get_client
+
+    folder = place / "a`b|c <img src=x>"
+    folder.mkdir()
+    rows = np.random.default_rng(0).normal(size=(200, len(NASTY)))
+    for part in range(2):
+        with (folder / f"part-{part}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([NASTY, *rows[part * 100 :][:100].tolist()])
+    features = ",".join(f'"{name}"' for name in NASTY[1:])
+    done = command("--shards", f"{folder}/*.csv", "--target", "price", "--features", features, "--experiment", NAMED)
+    assert done.returncode == 0, done.stderr
+    with get_client(sync_client=True) as client:
+        artifacts = [artifact for artifact in client.read_artifacts(limit=50) if str(folder) in str(artifact)]
+    texts = {str(artifact.key): str(artifact.data) for artifact in artifacts if artifact.type == "markdown"}
+    described = [str(artifact.description) for artifact in artifacts if artifact.key == "training-shards"]
+    assert set(texts) >= {"report"} and described
+    found = read_artifact("report.md", NAMED)
+    for text in (*texts.values(), *described, found):
+        html = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+        assert "<script" not in html and "<img src=x" not in html and "http://h" not in html
+        assert "a`b|c &lt;img src=x&gt;" in html
 
 
 @pytest.mark.long

@@ -11,6 +11,7 @@ from tasks.devices.comparison import Ratio, find_win
 from tasks.devices.description import CudaDevice, Hardware
 from tasks.devices.measurement import Figure
 from tasks.devices.prediction import Data, Prediction, limit_speedup
+from tasks.naming import escape_markdown
 
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"), (1e-6, "µ"))
 
@@ -54,7 +55,7 @@ def write_report(benchmark: Benchmark, changes: Sequence[Ratio] = (), against: B
         *(_write_prediction(each) for each in benchmark.predictions),
     ]
     noisy = sum(figure.noisy for figure in benchmark.figures)
-    left_out = "\n".join(f"- {sentence}" for sentence in (*benchmark.notes, *benchmark.left_out))
+    left_out = "\n".join(f"- {escape_markdown(sentence)}" for sentence in (*benchmark.notes, *benchmark.left_out))
     parts = [
         f"**{write_verdict(benchmark)}**",
         "\n".join(predictions),

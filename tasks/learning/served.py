@@ -19,6 +19,7 @@ from safetensors.torch import load, save
 from tasks.errors import ConfigurationError
 from tasks.learning.features import Features
 from tasks.learning.linear import LinearModel
+from tasks.naming import join_names, suggest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,7 +58,10 @@ class ServedModel:
 
     def _column(self, table: Mapping[str, Any], name: str) -> torch.Tensor:
         if name not in table:
-            raise ConfigurationError(f"column {name!r} is missing: the rows have {', '.join(map(str, table))}")
+            there = list(map(str, table))
+            raise ConfigurationError(
+                f"column {name!r} is missing: the rows have {join_names(there)}{suggest(name, there)}"
+            )
         try:
             return torch.from_numpy(np.array(table[name], dtype=np.float64))
         except (TypeError, ValueError) as error:

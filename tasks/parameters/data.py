@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from tasks.naming import join_names
 from tasks.parameters.marks import CURVE, OWN, PLACE, SPEED, Parameters
 from tasks.state import STATE
 
@@ -80,7 +81,7 @@ class Listing(Access):
         if self.shards and self.bucket_id:
             raise ValueError("shards and bucket_id both say where the data is: leave one out")
         if self.columns and len(set(self.columns)) < len(self.columns):
-            raise ValueError(f"columns names a column twice: {','.join(self.columns)}")
+            raise ValueError(f"columns names a column twice: {join_names(self.columns, ',')}")
         if self.header == "none" and not self.columns:
             raise ValueError("header is none, so nothing names the columns: list them in columns")
         return self
@@ -99,7 +100,7 @@ class Shards(Listing):
     @model_validator(mode="after")
     def _columns_agree(self) -> Self:
         if self.features and len(set(self.features)) < len(self.features):
-            raise ValueError(f"features names a column twice: {','.join(self.features)}")
+            raise ValueError(f"features names a column twice: {join_names(self.features, ',')}")
         if self.target and self.features and self.target in self.features:
             raise ValueError(f"target {self.target!r} is among the features: leave it out of one of them")
         for used in [self.target, *(self.features or [])]:

@@ -17,6 +17,7 @@ from prefect.states import Completed
 from pydantic import JsonValue
 
 from tasks.errors import CheckpointError, ConfigurationError
+from tasks.naming import escape_markdown
 from tasks.parameters import MODEL_PARAMETERS, Mark, TrainingParameters
 from tasks.runs.checkpoints import describe_change
 from tasks.runs.events import announce_data
@@ -175,6 +176,6 @@ def compare_with_last_success(experiment: str, tags: Mapping[str, str], *, skip:
         get_run_logger().info("Not the same as run %s, the last success: %s", last.run_id, names)
         return None
     page = page_of(tracking_uri(), last.experiment_id, last.run_id)
-    create_link_artifact(page, link_text=f"MLflow run {last.name}", key="unchanged", description=SAME)
+    create_link_artifact(page, link_text=escape_markdown(f"MLflow run {last.name}"), key="unchanged", description=SAME)
     message = f"{SAME}: MLflow run {last.run_id}, {page}"
     return Completed(name="Unchanged", message=message, data=message)
