@@ -101,7 +101,8 @@ class Fit:
     """A fitted model for raw features, and how it came about.
 
     `curve` is the mean squared error of each iteration; `rows` are those of all iterations together; `learning_rate` is
-    None for a model that was solved exactly; `bad_rows` were left out, and `bad_rows_file` lists them.
+    None for a model that was solved exactly; `bad_rows` were left out, and `bad_rows_file` lists them; so many
+    shards of the cache were found `damaged` meanwhile, and fetched again.
     """
 
     weights: tuple[float, ...]
@@ -113,6 +114,7 @@ class Fit:
     times: FitTimes
     bad_rows: int
     bad_rows_file: str | None
+    damaged: int = 0
 
     @property
     def iterations(self) -> int:

@@ -37,6 +37,7 @@ def report_run(
             write_scores(evaluation),
             write_times(fit),
             *write_bad_rows(fit),
+            *write_damage(fit),
             write_circumstances(job, fit, identity, hardware),
         ]
     )
@@ -73,6 +74,16 @@ def write_bad_rows(fit: Fit) -> list[str]:
     if not fit.bad_rows:
         return []
     return [f"**{fit.bad_rows:,} bad rows were left out**; {write_code(str(fit.bad_rows_file))} lists them."]
+
+
+def write_damage(fit: Fit) -> list[str]:
+    """Return a sentence on the shards whose files in the cache were damaged, where there are any."""
+    if not fit.damaged:
+        return []
+    shards = "one shard was" if fit.damaged == 1 else f"{fit.damaged} shards were"
+    return [
+        f"**In the cache {shards} found damaged**, and fetched again; no damaged row was trained on: check the disk"
+    ]
 
 
 def write_scores(evaluation: Evaluation) -> str:

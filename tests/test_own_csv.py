@@ -120,7 +120,7 @@ def test_what_others_named_is_shown_letter_by_letter_and_is_no_table_code_link_o
     done = command("--shards", f"{folder}/*.csv", "--target", "price", "--features", features, "--experiment", NAMED)
     assert done.returncode == 0, done.stderr
     with get_client(sync_client=True) as client:
-        artifacts = [artifact for artifact in client.read_artifacts(limit=50) if str(folder) in str(artifact)]
+        artifacts = [artifact for artifact in client.read_artifacts(limit=50) if place.name in str(artifact)]
     texts = {str(artifact.key): str(artifact.data) for artifact in artifacts if artifact.type == "markdown"}
     described = [str(artifact.description) for artifact in artifacts if artifact.key == "training-shards"]
     assert set(texts) >= {"report"} and described

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import resource
 import signal
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,61 @@ def test_a_damaged_file_is_noticed_and_fetched_again(how, data, caplog):
     caplog.clear()
     spoil_shards(glob)
     assert hash_rows(dataset) == expected and not caplog.text
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 4
+    with path.open("r+b") as file:
+        file.write(content)
+
+
+def flip_unseen(path):
+    """As a disk does it: the time of change stays."""
+    found = path.stat()
+    flip(path)
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+SPOILING = {
+    "flipped bit": flip,
+    "flipped bit, time of change kept": flip_unseen,
+    "zeroed": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "cut to a half": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "cut to nothing": lambda path: os.truncate(path, 0),
+    "removed": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("how", SPOILING)
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_file_that_is_spoilt_while_the_stream_is_open_never_reaches_a_batch(how, shuffle, tmp_path, caplog):
+    """No signal ends the process either, as it would if files were mapped."""
+    write_shards(tmp_path / "data", [20_000] * 6)
+    given = {"batch_size": 3000, "epochs": 3, "shuffle": shuffle, "cache": CacheSettings(folder=tmp_path / "cache")}
+    dataset = ObjectStorageDataset(f"{tmp_path}/data/part*.csv", **given)
+    expected = hash_rows(dataset)
+    with closing(dataset.batches()) as batches:
+        streamed = [next(batches).tensor.clone()]
+        for path in files(tmp_path / "cache"):
+            SPOILING[how](path)
+        streamed += [batch.tensor.clone() for batch in batches]
+    assert hash_rows(streamed) == expected
+    assert bool(dataset.damaged) == (how != "removed")
+    assert ("is damaged and will be fetched again" in caplog.text) == bool(dataset.damaged)
+    assert hash_rows(dataset) == expected
+    assert len(files(tmp_path / "cache")) == 6
+
+
+def test_many_small_files_are_not_all_open_at_once(tmp_path):
+    rows = write_shards(tmp_path / "data", [3] * 200)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    read(f"{tmp_path}/data/part*.csv", tmp_path / "cache")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 60, hard))
+    try:
+        assert np.array_equal(read(f"{tmp_path}/data/part*.csv", tmp_path / "cache"), rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize(("limit", "stored"), [(0, 0), (FILE - 1, 0), (FILE, 1), (3 * FILE + 100, 3), (5 * FILE, 5)])

@@ -1,10 +1,11 @@
-"""Decoded shards on local disk: read again by mapping, without fetching or decoding.
+"""Decoded shards on local disk: read again without fetching or decoding.
 
 A file is named after the SHA-256 of everything that its rows depend on: the shard's URI, size, ETag and rows, the
 contract and the dtype. It begins with one page that repeats this and holds the CRC-32 of the rows that follow; both are
-compared when a stream first opens it, and again when it was written to since. It is written under another name, with a
-lock that is gone when its process is, and renamed when the shard was verified: several processes share the folder, and
-only one of them fetches each shard.
+compared when a stream first opens it, and again where its time of change is another after some of it was read: what was
+written to or cut short meanwhile reaches no batch. A file that is found damaged goes, and its shard is fetched again.
+It is written under another name, with a lock that is gone when its process is, and renamed when the shard was verified:
+several processes share the folder, and only one of them fetches each shard.
 
 The folder is kept below `limit` bytes. Files of other data sets are evicted, the longest unused first. What the present
 data set itself stored is not evicted for the sake of its other shards: read in turn, each would go just before it is
@@ -20,10 +21,11 @@ import os
 import shutil
 import threading
 import time
-import zlib
 from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from io import FileIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -31,12 +33,12 @@ from tasks.errors import ConfigurationError
 from tasks.streaming.formats.contract import Contract
 from tasks.streaming.manifest import Shard
 from tasks.streaming.objects.retrying import ClosedError
-from tasks.streaming.staging import FileStaging, map_rows
+from tasks.streaming.staging import FileStaging
+from tasks.streaming.stored import FileRows, compute_crc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.typing import NDArray
 
 FORMAT = "shardline-rows-1"
 PAGE = 4096
@@ -77,9 +79,14 @@ NO_CACHE = CacheSettings(enabled=False)
 
 
 class Cache:
-    """The decoded shards of one data set (`shards`), in a folder that others use too."""
+    """The decoded shards of one data set (`shards`), in a folder that others use too.
 
-    def __init__(self, settings: CacheSettings, shards: Iterable[Shard], contract: Contract, dtype: str) -> None:
+    damaged: where the URI of a shard is noted each time that its file is found damaged
+    """
+
+    def __init__(
+        self, settings: CacheSettings, shards: Iterable[Shard], contract: Contract, dtype: str, damaged: list[str]
+    ) -> None:
         import numpy as np
 
         self.folder = settings.path
@@ -89,30 +96,34 @@ class Cache:
         self._row_bytes = len(contract.columns) * np.dtype(dtype).itemsize
         self._own = {self._path(shard).name for shard in shards}
         self._refused: str | None = None
-        self._checked: dict[str, tuple[tuple[int, int], NDArray[Any]]] = {}  # identity of each checked file, its rows
+        self._checked: dict[str, tuple[int, int]] = {}  # identity of each file when it was checked
+        self._damaged = damaged
         self._lock = threading.Lock()
 
-    def open(self, shard: Shard) -> "NDArray[Any] | None":
-        """Return the shard's rows, [rows, columns], mapped; None where they are not there, or were damaged."""
+    def open(self, shard: Shard) -> FileRows | None:
+        """Return the shard's rows; None where they are not there, or were damaged."""
         path = self._path(shard)
         try:
-            identity, rows = self._checked.get(shard.uri, (None, None))
-            if rows is None or _identify(path.stat()) != identity:
-                with path.open("rb") as file:
-                    rows, identity = self._read(shard, file), _identify(os.fstat(file.fileno()))
+            with path.open("rb", buffering=0) as file:
+                if self._is_whole(shard, file):
+                    return FileRows(path, PAGE, self._row_bytes, partial(self._is_whole, shard))
         except FileNotFoundError:
-            self._checked.pop(shard.uri, None)  # evicted: unmapped, its space is free
             return None
         except OSError as error:
             self._give_up(error)
             return None
-        if rows is None:
-            self._checked.pop(shard.uri, None)
-            log.warning("Cached shard %s is damaged and will be fetched again (%s)", path, shard.uri)
-            path.unlink(missing_ok=True)
-        elif identity is not None:
-            self._checked[shard.uri] = identity, rows  # mapping it anew for each epoch would cost a fault a page
-        return rows
+        self.discard(shard, "its content is not what was stored")
+        return None
+
+    def discard(self, shard: Shard, fault: str) -> None:
+        """Remove a shard's file, which was found damaged; where it is gone, another process evicted it."""
+        path = self._path(shard)
+        self._checked.pop(shard.uri, None)
+        if not path.exists():
+            return
+        log.warning("Cached shard %s is damaged and will be fetched again (%s): %s", path, shard.uri, fault)
+        self._damaged.append(shard.uri)
+        path.unlink(missing_ok=True)
 
     @contextmanager
     def reserve(self, shard: Shard, stop: threading.Event) -> "Iterator[FileStaging | None]":
@@ -174,22 +185,31 @@ class Cache:
     def _partial(self, shard: Shard) -> Path:
         return self._path(shard).with_suffix(".partial")
 
-    def _read(self, shard: Shard, file: IO[bytes]) -> "NDArray[Any] | None":
-        found = os.fstat(file.fileno())
-        if found.st_size != PAGE + shard.rows * self._row_bytes:
-            return None
+    def _is_whole(self, shard: Shard, file: FileIO) -> bool:
+        """Return whether the file holds the shard's rows; it is read for that where nobody knows it as it is now."""
+        if self._checked.get(shard.uri) == _identify(file):
+            return True
+        _touch(file)
+        identity = _identify(file)
+        try:
+            whole = self._compare(shard, file)
+        except OSError as error:  # a disk that cannot be read
+            log.warning("Cached shard %s cannot be read: %s", self._path(shard), error)
+            whole = False
+        if whole:
+            self._checked[shard.uri] = identity
+        return whole
+
+    def _compare(self, shard: Shard, file: FileIO) -> bool:
+        if os.fstat(file.fileno()).st_size != PAGE + shard.rows * self._row_bytes:
+            return False
+        file.seek(0)
         try:
             facts = json.loads(file.read(PAGE))
             checksum = facts.pop("crc32")
         except (ValueError, KeyError, AttributeError):
-            return None
-        rows = map_rows(file, shard.rows, len(self._contract.columns), self._dtype, PAGE)
-        if facts != self._facts(shard) or zlib.crc32(rows.data) != checksum:
-            return None
-        if time.time() - found.st_mtime > TOUCHED_EVERY:
-            with suppress(OSError):
-                os.utime(file.fileno())
-        return rows
+            return False
+        return bool(facts == self._facts(shard) and compute_crc(file, PAGE) == checksum)
 
     def _lock_partial(self, shard: Shard, stop: threading.Event) -> IO[bytes] | None:
         """Return the partial file, empty and locked, once no other process holds it; None to store nothing more."""
@@ -255,9 +275,17 @@ class Cache:
                     path.unlink()
 
 
-def _identify(found: os.stat_result) -> tuple[int, int]:
-    """Return inode and time of change: a file that still has them was not written to since."""
-    return found.st_ino, found.st_mtime_ns
+def _identify(file: FileIO) -> tuple[int, int]:
+    """Return inode and time of change, which nobody can set: a file that still has them was not written to since."""
+    found = os.fstat(file.fileno())
+    return found.st_ino, found.st_ctime_ns
+
+
+def _touch(file: FileIO) -> None:
+    """Note that the file is being used, where that was not noted lately."""
+    if time.time() - os.fstat(file.fileno()).st_mtime > TOUCHED_EVERY:
+        with suppress(OSError):
+            os.utime(file.fileno())
 
 
 def _open_or_create(path: str, flags: int) -> int:

@@ -123,6 +123,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
             shards = locate(shards, storage_options=storage_options, retry=retry)
         self.times: Times | None = None
         self.bad_rows, self.bad_rows_file = 0, None
+        self.damaged: list[str] = []
         self._cache = cache
         self._retry = retry
         self._progress = progress
@@ -258,7 +259,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         sequencing = Sequencing(self.manifest.counts, window=window, seed=self.seed)
         dtype, cache = NUMPY_NAMES[self.dtype], None
         if self._cache.enabled:
-            cache = Cache(self._cache, self.manifest.shards, self._contract, dtype)
+            cache = Cache(self._cache, self.manifest.shards, self._contract, dtype, self.damaged)
         prefetcher = Prefetcher(
             self._loading(cache),
             self.manifest.shards,

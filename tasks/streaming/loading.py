@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import RowCountError
@@ -17,6 +17,7 @@ from tasks.streaming.objects.retrying import RetryPolicy
 from tasks.streaming.objects.store import Listed, Store
 from tasks.streaming.objects.transfer import read_object
 from tasks.streaming.staging import MemoryStaging, PagePool, Staging, explain_full_disk, stage_in_temporary_file
+from tasks.streaming.stored import ArrayRows, FileRows, StoredRows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Decoded rows of a shard, [rows, columns] row-major, and what they took (thread-seconds)."""
+    """Decoded rows of a shard, and what they took (thread-seconds)."""
 
-    rows: "NDArray[Any]"
+    rows: StoredRows
     fetch_seconds: float
     decode_seconds: float
 
@@ -56,14 +57,20 @@ class Loading:
     def load(self, shard: Shard, stop: threading.Event) -> Loaded:
         """Return the shard's rows, from the cache or fetched, decoded and verified. Raises ShardError, ClosedError."""
         watch = _Stopwatch()
-        rows = self._load_through_cache(self.cache, shard, stop, watch) if self.cache else None
+        rows: StoredRows | None = self._load_through_cache(self.cache, shard, stop, watch) if self.cache else None
         if rows is None:
-            rows = self._load_into_staging(shard, stop, watch)
+            rows = ArrayRows(self._load_into_staging(shard, stop, watch))
         return Loaded(rows, watch.inside, time.perf_counter() - watch.began - watch.inside)
+
+    def reload(self, shard: Shard, fault: str, stop: threading.Event) -> Loaded:
+        """Return the shard's rows without the cache, whose file of it was found damaged and goes."""
+        if self.cache:
+            self.cache.discard(shard, fault)
+        return replace(self, cache=None).load(shard, stop)
 
     def _load_through_cache(
         self, cache: Cache, shard: Shard, stop: threading.Event, watch: "_Stopwatch"
-    ) -> "NDArray[Any] | None":
+    ) -> FileRows | None:
         rows = cache.open(shard)
         if rows is not None:
             return rows

@@ -16,6 +16,7 @@ from tasks.streaming.objects.retrying import ClosedError
 from tasks.streaming.planning import BatchPlan
 from tasks.streaming.prefetching import Prefetcher
 from tasks.streaming.staging import PagePool
+from tasks.streaming.stored import DamagedError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -98,8 +99,14 @@ class Pipeline:
     def _copy(self, pieces: list[Piece], target: "NDArray[Any]") -> None:
         done = 0
         for piece in pieces:
-            target[done : done + piece.rows] = self._prefetcher.rows(piece.shard)[piece.start : piece.stop]
+            self._copy_piece(piece, target[done : done + piece.rows])
             done += piece.rows
+
+    def _copy_piece(self, piece: Piece, target: "NDArray[Any]") -> None:
+        try:
+            self._prefetcher.rows(piece.shard).copy(piece.start, piece.stop, target)
+        except DamagedError as error:
+            self._prefetcher.reload(piece.shard, str(error)).copy(piece.start, piece.stop, target)
 
     def _copy_shuffled(self, span: Span, target: "NDArray[Any]") -> None:
         done = 0

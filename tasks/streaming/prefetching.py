@@ -4,15 +4,12 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
 
 from tasks.streaming.loading import Loaded, Loading
 from tasks.streaming.manifest import Shard
 from tasks.streaming.objects.retrying import ClosedError
 from tasks.streaming.planning import BatchPlan
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from tasks.streaming.stored import StoredRows
 
 PLANS_AT_ONCE = 50  # how far the look ahead grows with each batch, so that the first one does not wait for thousands
 
@@ -76,9 +73,16 @@ class Prefetcher:
                 decode += loaded.decode_seconds
         return fetch, decode
 
-    def rows(self, index: int) -> "NDArray[Any]":
+    def rows(self, index: int) -> StoredRows:
         """Return the rows of a shard that was waited for."""
         return self._futures[index].result().rows
+
+    def reload(self, index: int, fault: str) -> StoredRows:
+        """Return the rows of a shard whose file in the cache was found damaged, fetched anew."""
+        loaded = self._loading.reload(self._shards[index], fault, self.closed)
+        self._futures[index] = future = Future[Loaded]()
+        future.set_result(loaded)
+        return loaded.rows
 
     def release(self, plan: BatchPlan) -> None:
         """Let go of shards that no other plan that was taken up needs."""

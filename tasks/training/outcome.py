@@ -48,6 +48,7 @@ def make_fit(
         times=times,
         bad_rows=dataset.bad_rows,
         bad_rows_file=str(dataset.bad_rows_file) if dataset.bad_rows_file else None,
+        damaged=len(set(dataset.damaged)),
     )
 
 
