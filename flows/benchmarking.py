@@ -25,6 +25,7 @@ from tasks.policy import step
 from tasks.runs.lifecycle import tracked
 from tasks.runs.links import page_in_prefect
 from tasks.sources import Sources, configured_bucket_id, read_only_used, resolve_sources
+from tasks.tracking.views import experiment_beside
 
 load = step("load the other benchmark")(load_benchmark)
 
@@ -47,7 +48,8 @@ def benchmark(**parameters: Any) -> str:
         found = locate_shards(sources, as_source(given)).manifest
         manifest = read_only_used(found, given, PRESETS["default"].derive)
     tags = {"shardline.flow": "benchmarking"} | ({"shardline.fingerprint": manifest.fingerprint} if manifest else {})
-    with tracked(given.experiment, record_settings(given, sources), tags) as mlflow_run:
+    experiment = experiment_beside(given.experiment, "benchmarks")
+    with tracked(experiment, record_settings(given, sources), tags) as mlflow_run:
         measured = measure_hardware(given, sources, manifest)
         verdict = report_benchmark(mlflow_run, measured, against)
     get_run_logger().info(

@@ -22,6 +22,7 @@ from tasks.runs.lifecycle import note_data, tracked
 from tasks.runs.lineage import FINGERPRINT
 from tasks.runs.links import page_in_prefect
 from tasks.sources import Sources, resolve_sources
+from tasks.tracking.views import experiment_beside
 
 
 def name_run() -> str:
@@ -48,7 +49,7 @@ def predict(**parameters: Any) -> str:
         "shardline.shards": sources.shards,
         FINGERPRINT: manifest.fingerprint,
     }
-    with tracked(given.experiment, settings, tags) as mlflow_run:
+    with tracked(experiment_beside(given.experiment, "predictions"), settings, tags) as mlflow_run:
         note_data(mlflow_run.run_id, {"predict": (sources.shards, manifest)})
         predicted = predict_shards(manifest, sources, given, model, output, mlflow_run.run_id)
         verdict = report_predictions(mlflow_run, model, predicted, output)

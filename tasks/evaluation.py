@@ -49,12 +49,13 @@ def evaluate_model(job: TrainingJob, fit: Fit) -> Evaluation:
     champion = find_champion(given.experiment, job.features.target, data.judged.known)
     scores, champion = score_beside(champion, models, job)
     promotion = judge(scores.overall, data.rows_of, champion)
-    keep_scores(Outbox(job.run_id), scores, "train" if data.rows_of == "train" else "test", fit.iterations)
+    keep_scores(Outbox(job.run_id), scores, "train" if data.rows_of == "train" else "test")
     create_table_artifact(
         key="slices",
         table=tabulate_slices(scores.slices),
         description=f"The trained model by slice of the {ROWS_OF[data.rows_of]} rows, beside the exact model and the "
-        "mean",
+        "mean. R² is left out where rows were chosen by the target itself: it varies too little among them for any "
+        "model to explain much of it",
     )
     verdict = write_verdict(scores.overall, data.rows_of)
     get_run_logger().info("%s", verdict)
@@ -62,6 +63,9 @@ def evaluate_model(job: TrainingJob, fit: Fit) -> Evaluation:
     return Evaluation(
         rows_of=data.rows_of,
         scores=scores.overall,
+        slices=scores.slices,
+        profile=scores.profile,
+        standardised=moments.standardise(models["trained"]),
         verdict=verdict,
         promotion=promotion,
         train_mse={name: moments.mse(model) for name, model in models.items()},
@@ -92,11 +96,14 @@ def score_beside(champion: Champion, models: Mapping[str, LinearModel], job: Tra
     return score(open_judged(judged), models), unread
 
 
-def keep_scores(outbox: Outbox, scores: Scores, prefix: str, iteration: int) -> None:
-    """Put the scores into the run's record: metrics, all of it as JSON, and the slices as a table that MLflow shows."""
+def keep_scores(outbox: Outbox, scores: Scores, prefix: str) -> None:
+    """Put the scores into the run's record: metrics, all of it as JSON, and the slices as a table that MLflow shows.
+
+    The metrics' step is 0: of a later one MLflow would draw a curve with one point.
+    """
     plain = scores.to_dict()
     outbox.log(
-        iteration,
+        0,
         {
             f"{prefix}_{key}" if name == "trained" else f"{prefix}_{key}_{name}_model": value
             for name, facts in scores.overall.items()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tasks.learning.features import Features
-from tasks.learning.scores import Score
+from tasks.learning.scores import Profile, Score, Slice
 from tasks.parameters import TrainingParameters
 from tasks.sources import Sources
 from tasks.streaming.listing.statistics import ColumnStatistics
@@ -86,7 +86,8 @@ class StreamTimes:
 class FitTimes:
     """How long fitting took, and for which parts of it the loop waited, copied and computed, in seconds.
 
-    `stream` is None where worker processes streamed, or nothing was left to stream: nobody counted.
+    `stream` is None where worker processes streamed, or nothing was left to stream: nobody counted. `stages` has the
+    seconds of each iteration by what it did (waiting, copying, computing); it is empty for a model solved in one pass.
     """
 
     seconds: float
@@ -94,6 +95,7 @@ class FitTimes:
     copy_seconds: float
     compute_seconds: float
     stream: StreamTimes | None
+    stages: Mapping[str, tuple[float, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +103,15 @@ class Fit:
     """A fitted model for raw features, and how it came about.
 
     `curve` is the mean squared error of each iteration; `rows` are those of all iterations together; `learning_rate` is
-    None for a model that was solved exactly; `bad_rows` were left out, and `bad_rows_file` lists them; so many
-    shards of the cache were found `damaged` meanwhile, and fetched again.
+    None for a model that was solved exactly, `condition` the condition number of the first batch's Hessian where the
+    steps were made by it; `bad_rows` were left out, and `bad_rows_file` lists them; so many shards of the cache were
+    found `damaged` meanwhile, and fetched again.
     """
 
     weights: tuple[float, ...]
     bias: float
     learning_rate: float | None
+    condition: float | None
     device: str
     curve: tuple[float, ...]
     rows: int
@@ -135,12 +139,17 @@ class Promotion:
 class Evaluation:
     """What a model is worth: its score beside those of other models on the same rows, and a sentence.
 
-    `scores` are of the models trained, exact and mean, and of the champion where it was comparable; `train_mse` is the
-    mean squared error of the first three over all rows trained on.
+    `scores` are of the models trained, exact and mean, and of the champion where it was comparable; `slices` have them
+    by slice of the rows. `profile` is of the trained model, and `standardised` its weights, in deviations of the target
+    for one deviation of the feature. `train_mse` is the mean squared error over all rows trained on, without the
+    champion's.
     """
 
     rows_of: RowsOf
     scores: Mapping[str, Score]
+    slices: tuple[Slice, ...]
+    profile: Profile
+    standardised: Mapping[str, float]
     verdict: str
     promotion: Promotion
     train_mse: Mapping[str, float]

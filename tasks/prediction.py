@@ -21,8 +21,9 @@ from tasks.policy import STREAMING, step
 from tasks.runs.lifecycle import Run
 from tasks.sources import Sources, open_shards
 from tasks.streaming.writing import PREDICTION, OutputFolder, ShardWriter, name_shards
-from tasks.tracking.registry import ColumnModel, load_model, name_of_model
+from tasks.tracking.registry import ColumnModel, load_model
 from tasks.tracking.scratch import ScratchFolder
+from tasks.tracking.views import name_of_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

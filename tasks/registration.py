@@ -17,7 +17,8 @@ from tasks.policy import READING, step
 from tasks.sources import open_dataset
 from tasks.tracking.outbox import MODEL, Outbox
 from tasks.tracking.packaging import save_model
-from tasks.tracking.registry import RegistrationPlan, name_of_model, plan_registration
+from tasks.tracking.registry import RegistrationPlan, plan_registration
+from tasks.tracking.views import name_of_model
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]

@@ -1,9 +1,11 @@
-"""The last step: one artifact that a person reads, the curve, and the files that make a run repeatable."""
+"""The last step: one artifact that a person reads, the pictures, and the files that make a run repeatable."""
 
 from __future__ import annotations
 
 import base64
 import json
+import math
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from prefect.artifacts import create_markdown_artifact
@@ -16,25 +18,36 @@ from tasks.runs.lifecycle import Run
 if TYPE_CHECKING:
     from tasks.aws.identity import Identity
     from tasks.devices import Hardware
+    from tasks.learning.figures import Draw
+    from tasks.tracking.outbox import Outbox
+
+SMALLEST_SHARE = 0.01  # of the rows, from which on a slice's error is not a few rows' luck
+MOST_ITERATIONS = 100_000  # that are worth a try, where the exact solver needs one pass
+MOST_STEPS = 500  # of a metric that follows from another one
+IN_PREFECT = {"above_exact": "Error above the exact model by iteration", "predicted": "Predicted against actual"}
 
 
 @step("report")
 def report_run(
     run: Run, job: TrainingJob, fit: Fit, evaluation: Evaluation, identity: Identity, hardware: Hardware
 ) -> str:
-    """Write the report into Prefect (markdown artifact) and MLflow (description, curve, manifest); the report."""
-    from tasks.learning.figures import draw_curve
+    """Write the report into Prefect (markdown artifact) and MLflow (description, figures, manifest); the report."""
+    from tasks.learning.figures import render
     from tasks.tracking.outbox import Outbox
 
     outbox = Outbox(run.run_id)
-    outbox.keep("figures/curve.png", draw_curve(fit.curve, evaluation.train_mse))
-    small = draw_curve(fit.curve, evaluation.train_mse, small=True)
+    drawings = dict(draw_figures(job.features.target, fit, evaluation))
+    for name, draw in drawings.items():
+        outbox.keep(f"figures/{name}.png", render(draw))
+    keep_excess(outbox, fit, evaluation)
     outbox.keep("manifest.json", json.dumps(job.data.train.to_dict(), indent=1))
     text = "\n\n".join(
         [
             f"**{escape_markdown(evaluation.verdict)}**",
             escape_markdown(evaluation.promotion.verdict),
             write_scores(evaluation),
+            *write_worst(evaluation),
+            *write_condition(job.parameters.dtype, fit, evaluation.train_mse),
             write_times(fit),
             *write_bad_rows(fit),
             *write_damage(fit),
@@ -44,13 +57,99 @@ def report_run(
     outbox.tag({"mlflow.note.content": text, "shardline.verdict": evaluation.verdict})
     outbox.tag({"shardline.gate": evaluation.promotion.verdict})
     outbox.keep("report.md", text)
-    picture = f"![MSE by iteration](data:image/png;base64,{base64.b64encode(small).decode()})"
+    pictures = [
+        f"![{title}](data:image/png;base64,{base64.b64encode(render(drawings[name], small=True)).decode()})"
+        for name, title in IN_PREFECT.items()
+        if name in drawings
+    ]
     create_markdown_artifact(
         key="report",
         description="What was trained, what it is worth, and where the time went",
-        markdown=f"{text}\n\n{picture}\n\n[This run in MLflow]({run.url})",
+        markdown="\n\n".join([text, *pictures, f"[This run in MLflow]({run.url})"]),
     )
     return text
+
+
+def draw_figures(target: str, fit: Fit, evaluation: Evaluation) -> Iterator[tuple[str, Draw]]:
+    """Yield what is to be drawn, by name; a model that was solved in one pass has no iterations to draw."""
+    from tasks.learning import figures
+
+    yield "curve", figures.draw_curve(fit.curve, evaluation.train_mse)
+    if fit.iterations > 1:
+        yield "above_exact", figures.draw_excess(above_exact(fit, evaluation))
+        yield "times", figures.draw_stages(fit.times.stages)
+    yield "predicted", figures.draw_density(evaluation.profile, target)
+    yield "residuals", figures.draw_residuals(evaluation.profile, target)
+    yield "slices", figures.draw_slices(evaluation.slices, target)
+    if evaluation.standardised:
+        yield "weights", figures.draw_weights(evaluation.standardised, target)
+
+
+def above_exact(fit: Fit, evaluation: Evaluation) -> list[float]:
+    """Return each iteration's mean squared error less the exact model's over all training rows."""
+    return [mse - evaluation.train_mse["exact"] for mse in fit.curve]
+
+
+def keep_excess(outbox: Outbox, fit: Fit, evaluation: Evaluation) -> None:
+    """Put `mse_above_exact` into the record: of each iteration, or of some 500 where there are more.
+
+    A retry of this step keeps none again: they are the same.
+    """
+    if fit.iterations < 2 or any(row.key == "mse_above_exact" for row in outbox.rows):
+        return
+    excess = above_exact(fit, evaluation)
+    last, apart = len(excess) - 1, math.ceil(len(excess) / MOST_STEPS)
+    for number in (*range(0, last, apart), last):
+        outbox.log(number, {"mse_above_exact": excess[number]})
+
+
+def write_worst(evaluation: Evaluation) -> list[str]:
+    """Return one sentence that names the two slices with the largest errors, where there are three or more."""
+    least = SMALLEST_SHARE * evaluation.scores["trained"].rows
+    found = [(each.name, each.scores["trained"], each.scores["mean"]) for each in evaluation.slices]
+    large = [(name, own, mean) for name, own, mean in found if own and mean and own.rows >= least]
+    if len(large) < 3:
+        return []
+    worst = sorted(large, key=lambda each: -each[1].rmse)[:2]
+    named = " and ".join(
+        f"{escape_markdown(name)} (RMSE {own.rmse:.4g} over {own.rows:,} rows; always the mean {mean.rmse:.4g})"
+        for name, own, mean in worst
+    )
+    return [f"The errors are largest where {named}."]
+
+
+def write_condition(dtype: str, fit: Fit, train_mse: Mapping[str, float]) -> list[str]:
+    """Return a sentence where the features depend on each other more than so many iterations can cope with."""
+    import torch
+
+    from tasks.learning.conditioning import count_iterations, most_condition
+
+    if fit.condition is None:
+        return []
+    needed = count_iterations(fit.condition, getattr(torch, dtype))
+    if needed <= fit.iterations:
+        return []
+    trained, exact = train_mse["trained"], train_mse["exact"]
+    at_most = most_condition(fit.iterations, getattr(torch, dtype))
+    above = f"{trained / exact - 1:.2%}" if exact > 0 else "more than nothing"
+    more = f", or `--iterations {needed}`" if needed <= MOST_ITERATIONS else ""
+    return [
+        f"**The features nearly depend on each other**: the first batch's condition number is {fit.condition:.2g}, and "
+        f"{fit.iterations} iterations are enough up to {at_most:.2g}; over the training rows this model's MSE is "
+        f"{above} above that of the best linear model, which `--solver exact`{more} reaches."
+    ]
+
+
+def write_step(fit: Fit) -> str:
+    """Return the step size in words."""
+    if fit.learning_rate is None:
+        return "none: solved exactly"
+    if fit.condition is None:
+        return f"{fit.learning_rate:.6g}"
+    return (
+        f"{fit.learning_rate:.6g}, along gradients that are preconditioned by the first batch's Hessian (condition "
+        f"number {fit.condition:.3g})"
+    )
 
 
 def write_circumstances(job: TrainingJob, fit: Fit, identity: Identity, hardware: Hardware) -> str:
@@ -63,7 +162,7 @@ def write_circumstances(job: TrainingJob, fit: Fit, identity: Identity, hardware
         "Batches": f"{[given.batch_size, len(manifest.columns)]} of {given.dtype}",
         "Hardware": f"{hardware.cpu.model}, {hardware.cpu.usable:g} cores"
         + "".join(f", {device.name}" for device in hardware.cuda),
-        "Learning rate": f"{fit.learning_rate:.6g}" if fit.learning_rate else "none: solved exactly",
+        "Learning rate": write_step(fit),
         "Judged on": escape_markdown(job.data.judged_on),
     }
     return "\n".join(f"- **{name}**: {value}" for name, value in lines.items())

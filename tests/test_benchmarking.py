@@ -44,7 +44,7 @@ def workplace(tmp_path_factory):
 def find_run(state):
     """The MLflow run that a flow run left."""
     client = MlflowClient(tracking_uri=record.tracking_uri())
-    experiment = client.get_experiment_by_name("shardline").experiment_id
+    experiment = client.get_experiment_by_name("shardline-benchmarks").experiment_id
     (run,) = client.search_runs([experiment], f"tags.`prefect.flow_run_id` = '{state.state_details.flow_run_id}'")
     return run
 

@@ -10,7 +10,7 @@ from prefect.serializers import JSONSerializer
 
 from tasks import facts
 from tasks.learning.features import Features
-from tasks.learning.scores import Score
+from tasks.learning.scores import Profile, Score, Slice
 from tasks.parameters import TrainingParameters
 from tasks.sources import Sources
 from tasks.streaming import ColumnStatistics, Manifest, Shard
@@ -38,15 +38,23 @@ EXAMPLES = [
         run_id="0" * 32,
     ),
     TIMES,
-    facts.FitTimes(seconds=1.0, wait_seconds=0.1, copy_seconds=0.0, compute_seconds=0.9, stream=TIMES),
+    facts.FitTimes(seconds=1.0, wait_seconds=0.1, copy_seconds=0.0, compute_seconds=0.9, stream=TIMES, stages={}),
     facts.Fit(
         weights=(1 / 3, -1e-300),
         bias=0.1 + 0.2,
         learning_rate=None,
+        condition=1 / 3,
         device="cuda:0",
         curve=(4.0, 1 / 3),
         rows=16,
-        times=facts.FitTimes(seconds=1.0, wait_seconds=0.1, copy_seconds=0.0, compute_seconds=0.9, stream=None),
+        times=facts.FitTimes(
+            seconds=1.0,
+            wait_seconds=0.1,
+            copy_seconds=0.0,
+            compute_seconds=0.9,
+            stream=None,
+            stages={"waiting": (0.1, 0.0)},
+        ),
         bad_rows=0,
         bad_rows_file=None,
     ),
@@ -54,6 +62,9 @@ EXAMPLES = [
     facts.Evaluation(
         rows_of="held-out",
         scores={"trained": SCORE, "champion": SCORE},
+        slices=(Slice(name="hour 00", scores={"trained": SCORE, "mean": None}),),
+        profile=Profile(edges=(0.0, 1 / 3), counts=((3,),), residual_edges=(-1.0, 1.0), residual_counts=(3,)),
+        standardised={"a": 1 / 3},
         verdict="fine",
         promotion=PROMOTION,
         train_mse={"trained": 1 / 3},

@@ -109,7 +109,7 @@ def test_the_run_says_which_model_and_how_far_it_was_off(shards, rows, champion,
     check(found, rows, champion)
     client = MlflowClient(tracking_uri=record.tracking_uri())
     flow_run = f"tags.`prefect.flow_run_id` = '{state.state_details.flow_run_id}'"
-    (run,) = client.search_runs([client.get_experiment_by_name("shardline").experiment_id], flow_run)
+    (run,) = client.search_runs([client.get_experiment_by_name("shardline-predictions").experiment_id], flow_run)
     assert run.info.status == "FINISHED"
     assert run.data.tags["shardline.model"] == "models:/shardline/1"
     assert client.get_run(run.data.tags["shardline.model_run"]).data.tags["shardline.flow"] == "training"
@@ -161,7 +161,7 @@ def test_lines_with_ids_and_text_are_as_they_were_but_for_the_prediction(columns
     found = [float(line.rpartition(b",")[2]) for line in lines[1:]]
     assert np.allclose(found, expected, rtol=1e-12, atol=0)
     client = MlflowClient(tracking_uri=record.tracking_uri())
-    (run, *_) = client.search_runs([client.get_experiment_by_name("shardline").experiment_id])
+    (run, *_) = client.search_runs([client.get_experiment_by_name("shardline-predictions").experiment_id])
     assert run.data.metrics["rmse"] == pytest.approx(np.sqrt(np.mean((np.array(found) - rows["fare"]) ** 2)))
 
 

@@ -186,6 +186,29 @@ def test_every_iteration_has_each_metric_once(default_run):
         assert steps == list(range(50)), name
 
 
+def test_the_error_above_the_exact_model_is_a_metric_and_all_figures_are_kept(default_run, tmp_path):
+    _, client, run = default_run
+    exact = run.data.metrics["mse"] - run.data.metrics["mse_above_exact"]
+    history = client.get_metric_history(run.info.run_id, "mse_above_exact")
+    assert [mse - metric.value for mse, metric in zip(curve(client, run), history, strict=True)] == pytest.approx(
+        [exact] * 50
+    )
+    folder = Path(client.download_artifacts(run.info.run_id, "figures", str(tmp_path)))
+    names = {"curve", "above_exact", "predicted", "residuals", "slices", "weights", "times"}
+    assert {path.stem for path in folder.glob("*.png")} == names
+
+
+def test_the_report_in_prefect_shows_pictures_and_is_small_enough_for_a_page(default_run):
+    with get_client(sync_client=True) as client:
+        flow = ArtifactFilterFlowRunId(any_=[default_run[0].state_details.flow_run_id])
+        found = client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=flow))
+    (report,) = [str(artifact.data) for artifact in found if artifact.key == "report"]
+    assert report.count("](data:image/png;base64,") == 2
+    assert "The errors are largest where " in report
+    assert "**Learning rate**: 1, along gradients that are preconditioned by the first batch's Hessian" in report
+    assert len(report) < 80_000
+
+
 def test_tags_say_whose_data_which_data_and_by_what(default_run, standin):
     tags = default_run[2].data.tags
     assert tags["aws.account"] == "123456789012"
@@ -243,7 +266,8 @@ def test_repeating_a_run_is_refused_where_the_data_has_changed(default_run, aws)
 def test_the_benchmark_can_be_taken_as_a_step(aws):
     state, client, _ = run_flow(iterations=2, batch_size=512, benchmark=True, experiment="with benchmark")
     assert state.is_completed(), state.message
-    runs = client.search_runs([client.get_experiment_by_name("with benchmark").experiment_id])
+    names = ("with benchmark", "with benchmark-benchmarks")
+    runs = client.search_runs([client.get_experiment_by_name(name).experiment_id for name in names])
     assert sorted(each.data.tags["shardline.flow"] for each in runs) == ["benchmarking", "training"]
 
 

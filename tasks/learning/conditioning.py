@@ -6,6 +6,7 @@ is flat. Its inverse turns a gradient into a step that goes as far in one as in 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Self
 
@@ -16,6 +17,21 @@ from tasks.learning.loss import curve_along, take_hessian
 from tasks.learning.reduction import ALONE, Reduction
 
 FLATTEST = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the steepest curvature: below, gradients are rounding noise
+CONVERGED = 0.01  # what may be left of a weight's distance: of the error that it makes, a ten-thousandth
+
+
+def count_iterations(condition: float, dtype: torch.dtype) -> int:
+    """Return after how many steps of size 1 the model has converged along the flattest direction too.
+
+    Where its curvature was damped, to d times what it is, each step leaves 1 - 1/d of the way.
+    """
+    damped = condition * FLATTEST[dtype]
+    return 1 if damped <= 1 else math.ceil(math.log(CONVERGED) / math.log1p(-1 / damped))
+
+
+def most_condition(iterations: int, dtype: torch.dtype) -> float:
+    """Return the condition number up to which so many iterations are enough."""
+    return 1 / (FLATTEST[dtype] * -math.expm1(math.log(CONVERGED) / iterations))
 
 
 @dataclass(frozen=True)

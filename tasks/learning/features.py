@@ -5,6 +5,7 @@ Choosing them needs no torch; what computes imports it, or computes with the ten
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,16 +38,26 @@ def distance_km(latitude: Tensor, longitude: Tensor, to_latitude: Tensor, to_lon
 
 @dataclass(frozen=True)
 class Derivation:
-    """An engineered feature: the columns that it is made of, and how."""
+    """An engineered feature: the columns that it is made of, how, and the same as a formula for people."""
 
     columns: tuple[str, ...]
     compute: Callable[..., Tensor]
+    formula: str
 
 
 DERIVATIONS: dict[str, Derivation] = {
-    "distance_km": Derivation(ORIGIN_AND_DESTINATION, distance_km),
-    "hour_sine": Derivation(("hour_integer",), lambda hour: (hour * (2 * math.pi / 24)).sin()),
-    "hour_cosine": Derivation(("hour_integer",), lambda hour: (hour * (2 * math.pi / 24)).cos()),
+    "distance_km": Derivation(
+        ORIGIN_AND_DESTINATION,
+        distance_km,
+        "2 * 6371.0088 * asin(sqrt(sin((latitude_2 - latitude_1) / 2)**2 + cos(latitude_1) * cos(latitude_2) "
+        "* sin((longitude_2 - longitude_1) / 2)**2)), in radians",
+    ),
+    "hour_sine": Derivation(
+        ("hour_integer",), lambda hour: (hour * (2 * math.pi / 24)).sin(), "sin(2 * pi * hour_integer / 24)"
+    ),
+    "hour_cosine": Derivation(
+        ("hour_integer",), lambda hour: (hour * (2 * math.pi / 24)).cos(), "cos(2 * pi * hour_integer / 24)"
+    ),
 }
 
 
@@ -106,6 +117,16 @@ class Features:
         """Return the columns that predicting takes: the raw features, then those that only derived ones are made of."""
         made_of = (column for name in self.derived for column in DERIVATIONS[name].columns)
         return tuple(dict.fromkeys((*self.raw, *made_of)))
+
+    def explain(self) -> dict[str, str]:
+        """Return what weights in this order mean, as the metadata of their file: one text, of the same bytes each time.
+
+        It is JSON: the target, the features in the order of the weights, and the formulas of those that are derived.
+        """
+        derived = {
+            name: {"columns": DERIVATIONS[name].columns, "formula": DERIVATIONS[name].formula} for name in self.derived
+        }
+        return {"shardline": json.dumps({"target": self.target, "features": self.names, "derived": derived})}
 
     def target_of(self, batch: Tensor) -> Tensor:
         """Return the target of a [rows, columns] batch, as [rows, 1]."""

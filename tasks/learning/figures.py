@@ -1,43 +1,219 @@
-"""Pictures of a training run, legible on light and on dark pages."""
+"""Pictures of a training run, wide and sharp; without a ground of their own, legible on light and on dark pages.
+
+All lines and letters are of a middle tone. A picture is made by `render` from a function that draws into axes, and such
+functions are made from plain facts.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
-NAMES = {"exact": "exact least squares", "mean": "always the mean"}
-INK, PAPER = "#1f2937", "#ffffff"
+from tasks.learning.scores import Profile, Slice
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    Draw: TypeAlias = Callable[[Axes], None]
+
+INK = "#767c85"  # of letters: as far from white as from the ground of a dark page
+BLUE, GREEN, AMBER, ROSE = "#3b82f6", "#0b9a6d", "#c2740c", "#e0457b"  # of lines, in the middle too
+REFERENCES = {"exact": ("exact least squares", GREEN), "mean": ("always the mean", AMBER)}
+STAGES = {"waiting": AMBER, "copying": ROSE, "computing": BLUE}
+MOST_MARKED = 80  # values of a curve: beyond, they are a line without dots
+MOST_BARS = 150
+MOST_WEIGHTS = 25
+TALL = 1.6  # times the height below which nearly all bars are: taller ones are cut off, and said
+SMALL_COLOURS = 64
 
 
-def draw_curve(mse: Sequence[float], reference: Mapping[str, float], *, small: bool = False) -> bytes:
-    """Draw the mean squared error by iteration on a log axis, the reference models' as lines; return a PNG."""
+def plain(text: str) -> str:
+    """Return text as matplotlib is to be given it: it takes what stands between two dollars for a formula."""
+    return text.replace("$", r"\$")
+
+
+def render(draw: Draw, *, small: bool = False) -> bytes:
+    """Return a PNG of what a function draws, 1,600 pixels wide; small: 900, and in few colours."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2, 2.4) if small else (8, 4.5), dpi=72 if small else 120, facecolor=PAPER)
+    figure = Figure(figsize=(8, 3.6) if small else (10, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot(facecolor=PAPER)
-    axes.plot(
-        range(len(mse)),
-        mse,
-        color="#2563eb",
-        linewidth=1.8,
-        label="training batches",
-        marker="." if len(mse) < 80 else "",
-    )
-    for (name, label), colour in zip(NAMES.items(), ("#059669", "#b45309"), strict=True):
-        if reference.get(name):
-            axes.axhline(
-                reference[name], color=colour, linestyle="--", linewidth=1.2, label=f"{label}: {reference[name]:.4g}"
-            )
-    if min(mse) > 0:
-        axes.set_yscale("log")
-    axes.set_xlabel("iteration", color=INK)
-    axes.set_ylabel("mean squared error", color=INK)
-    axes.tick_params(colors=INK, labelsize=7 if small else 9)
-    axes.grid(True, which="major", color="#e5e7eb", linewidth=0.6)
-    axes.legend(fontsize=7 if small else 9, frameon=False, labelcolor=INK)
-    figure.tight_layout()
+    axes = figure.add_subplot()
+    draw(axes)
+    style(axes)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", dpi=112.5 if small else 160, transparent=True)
+    return reduce_colours(buffer.getvalue()) if small else buffer.getvalue()
+
+
+def style(axes: Axes) -> None:
+    """Give letters and lines of the frame their tone."""
+    axes.tick_params(which="both", colors=INK, labelsize=9)
+    for side, spine in axes.spines.items():
+        spine.set_color(INK)
+        spine.set_visible(side in ("left", "bottom"))
+    for label in (axes.xaxis.label, axes.yaxis.label, axes.title, *axes.texts):
+        label.set_color(INK)
+    axes.grid(True, which="major", color=INK, alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=9, frameon=False, labelcolor=INK, loc="best")
+
+
+def reduce_colours(png: bytes) -> bytes:
+    """Return the same picture in few colours, in a third of the bytes."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(png)).convert("RGBA")
+    buffer = io.BytesIO()
+    image.quantize(SMALL_COLOURS, method=Image.Quantize.FASTOCTREE).save(buffer, format="png", optimize=True)
     return buffer.getvalue()
+
+
+def draw_curve(mse: Sequence[float], reference: Mapping[str, float]) -> Draw:
+    """Draw the mean squared error by iteration on a log axis, the reference models' as lines."""
+
+    def draw(axes: Axes) -> None:
+        _draw_series(axes, range(len(mse)), mse, "training batches")
+        for name, (label, colour) in REFERENCES.items():
+            if reference.get(name):
+                value = reference[name]
+                axes.axhline(value, color=colour, linestyle="--", linewidth=1.4, label=f"{label}: {value:.4g}")
+        if min(mse) > 0:
+            axes.set_yscale("log")
+        axes.set_xlabel("iteration")
+        axes.set_ylabel("mean squared error")
+
+    return draw
+
+
+def draw_excess(excess: Sequence[float]) -> Draw:
+    """Draw by how much each MSE is above the exact model's, on a log axis; where it is not there are gaps."""
+    above = [value if value > 0 else math.nan for value in excess]
+    below = sum(map(math.isnan, above))
+
+    def draw(axes: Axes) -> None:
+        label = f"training batches ({below} of {len(excess)} are not above it)" if below else "training batches"
+        _draw_series(axes, range(len(above)), above, label)
+        if below < len(above):
+            axes.set_yscale("log")
+        axes.set_xlabel("iteration")
+        axes.set_ylabel("MSE above the exact model's")
+
+    return draw
+
+
+def _draw_series(axes: Axes, steps: Sequence[int], values: Sequence[float], label: str) -> None:
+    marker = "." if len(steps) < MOST_MARKED else ""
+    axes.plot(steps, values, color=BLUE, linewidth=1.8, label=label, marker=marker)
+
+
+def draw_density(profile: Profile, target: str) -> Draw:
+    """Draw how many rows lie where: predictions over the target, and the line on which they are equal."""
+    shown = [[count or math.nan for count in row] for row in zip(*profile.counts, strict=True)]
+    low, high = profile.edges[0], profile.edges[-1]
+
+    def draw(axes: Axes) -> None:
+        from matplotlib.colors import LinearSegmentedColormap, LogNorm
+
+        few_to_many = LinearSegmentedColormap.from_list("few to many", [f"{BLUE}33", BLUE, ROSE])
+        most = max(max(row) for row in profile.counts)
+        mesh = axes.pcolormesh(profile.edges, profile.edges, shown, cmap=few_to_many, norm=LogNorm(1, max(most, 2)))
+        axes.plot((low, high), (low, high), color=INK, linestyle="--", linewidth=1.2, label="as it is")
+        axes.set_xlim(low, high)
+        axes.set_ylim(low, high)
+        axes.set_xlabel(f"{plain(target)}, as it is (rows beyond the frame stand at its edge)")
+        axes.set_ylabel(f"{plain(target)}, as predicted")
+        bar = axes.get_figure().colorbar(mesh, ax=axes)  # type: ignore[union-attr]
+        bar.set_label("rows", color=INK)
+        bar.ax.tick_params(which="both", colors=INK, labelsize=9)
+        bar.outline.set_edgecolor(INK)
+
+    return draw
+
+
+def draw_residuals(profile: Profile, target: str) -> Draw:
+    """Draw the distribution of predictions less the target."""
+    edges = profile.residual_edges
+
+    def draw(axes: Axes) -> None:
+        axes.stairs(profile.residual_counts, edges, fill=True, color=BLUE, alpha=0.75)
+        axes.axvline(0, color=INK, linestyle="--", linewidth=1.2)
+        axes.set_xlim(edges[0], edges[-1])
+        axes.set_xlabel(f"{plain(target)}: predicted less actual (rows beyond the frame stand at its edge)")
+        axes.set_ylabel("rows")
+
+    return draw
+
+
+def draw_slices(slices: Sequence[Slice], target: str) -> Draw:
+    """Draw the root mean squared error in each slice, beside that of always guessing the mean."""
+    found = [each for each in slices if each.scores["trained"]]
+
+    def draw(axes: Axes) -> None:
+        for offset, (model, label, colour) in enumerate(
+            (("trained", "this model", BLUE), ("mean", "always the mean", AMBER))
+        ):
+            heights = [score.rmse for each in found if (score := each.scores[model])]
+            places = [number + 0.4 * (offset - 0.5) for number in range(len(found))]
+            axes.bar(places, heights, width=0.38, color=colour, label=label)
+        names = [each.name.replace(target, "y") for each in found]
+        axes.set_xticks(range(len(found)), names, rotation=40, ha="right")
+        axes.set_xlim(-0.6, len(found) - 0.4)
+        axes.set_xlabel(f"y: {plain(target)}")
+        axes.set_ylabel("RMSE")
+
+    return draw
+
+
+def draw_weights(standardised: Mapping[str, float], target: str) -> Draw:
+    """Draw how many deviations of the target a deviation of each feature moves the prediction, the largest first."""
+    largest = sorted(standardised.items(), key=lambda item: -abs(item[1]))[:MOST_WEIGHTS]
+    left_out = len(standardised) - len(largest)
+
+    def draw(axes: Axes) -> None:
+        names, values = [plain(name) for name, _ in largest], [value for _, value in largest]
+        axes.barh(names, values, color=[BLUE if value >= 0 else ROSE for value in values])
+        axes.axvline(0, color=INK, linewidth=1.0)
+        axes.invert_yaxis()
+        rest = f"; {left_out} smaller ones are left out" if left_out else ""
+        axes.set_xlabel(f"deviations of {plain(target)} for one deviation of the feature{rest}")
+
+    return draw
+
+
+def draw_stages(stages: Mapping[str, Sequence[float]]) -> Draw:
+    """Draw for how long each iteration waited, copied and computed, in seconds, stacked.
+
+    Where they are many, a bar is the mean of several. What is far taller than nearly all others is cut off, and said.
+    """
+    count = len(next(iter(stages.values())))
+    size = math.ceil(count / MOST_BARS)
+    starts = range(0, count, size)
+    means = {
+        name: [sum(part) / len(part) for at in starts if (part := values[at : at + size])]
+        for name, values in stages.items()
+    }
+    totals = [sum(parts) for parts in zip(*means.values(), strict=True)]
+    usual = sorted(totals)[int(0.9 * (len(totals) - 1))]
+    tall = [(at, total) for at, total in zip(starts, totals, strict=True) if total > 2 * TALL * usual > 0]
+
+    def draw(axes: Axes) -> None:
+        below = [0.0] * len(totals)
+        for name, values in means.items():
+            label = f"{name}: {sum(stages[name]):.3g} s in all"
+            axes.bar(starts, values, bottom=below, width=size, align="edge", color=STAGES[name], label=label)
+            below = [low + value for low, value in zip(below, values, strict=True)]
+        if tall:
+            axes.set_ylim(0, TALL * usual)
+            where = ", ".join(f"{at}: {total:.3g} s" for at, total in tall[:3])
+            rest = f", and {len(tall) - 3} others" if len(tall) > 3 else ""
+            axes.set_title(f"cut off: iteration {where}{rest}", fontsize=9, loc="left", color=INK)
+        axes.set_xlim(0, count)
+        axes.set_xlabel("iteration" if size == 1 else f"iteration (a bar is the mean of {size})")
+        axes.set_ylabel("seconds an iteration")
+
+    return draw

@@ -12,7 +12,8 @@ class Score:
     """A model's errors over some rows, one at least.
 
     `mse` is the mean squared error, `rmse` its root, `mae` the mean absolute error, `r2` the share of the target's
-    variance that the model explains, None where the target is constant.
+    variance that the model explains, None where the target is constant, or where it says nothing: among rows that were
+    chosen by the target itself it varies too little for any model to explain much of it.
     """
 
     rows: int
@@ -43,11 +44,26 @@ class Slice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Profile:
+    """How the first model's predictions lie beside the target: rows counted in bins, of which the outer ones are open.
+
+    `counts` are those by bin of the target, then of the prediction, with the same `edges`; `residual_counts` are those
+    of predictions less the target.
+    """
+
+    edges: tuple[float, ...]
+    counts: tuple[tuple[int, ...], ...]
+    residual_edges: tuple[float, ...]
+    residual_counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scores:
-    """The scores by model over all rows, and over the rows of each slice."""
+    """The scores by model over all rows, and over the rows of each slice; the first model's profile."""
 
     overall: Mapping[str, Score]
     slices: tuple[Slice, ...]
+    profile: Profile
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types: {"all": {model: its score}, "slices": [a flat row for each slice]}."""

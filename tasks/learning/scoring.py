@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from tasks.errors import ConfigurationError, TrainingError
 from tasks.learning.features import Features
 from tasks.learning.linear import LinearModel
+from tasks.learning.profiling import ProfileSums
 from tasks.learning.reduction import ALONE, Reduction, add_up, count_rows, multiply
 from tasks.learning.scores import Score, Scores, Slice
 
@@ -86,6 +87,18 @@ class Moments:
         """Return the model that always guesses the mean of the target."""
         w = torch.zeros(len(self.features.names), 1, dtype=torch.float64)
         return LinearModel(self.features, w, self.mean[-1].reshape(1, 1))
+
+    def standardise(self, model: LinearModel) -> dict[str, float]:
+        """Return by feature how many deviations of the target one deviation of it moves a model's prediction.
+
+        Empty where the target is constant.
+        """
+        *deviations, of_target = self.covariance.diagonal().clamp(min=0).sqrt().tolist()
+        if not of_target:
+            return {}
+        pairs = zip(model.w.flatten().tolist(), deviations, strict=True)
+        moved = [weight * deviation / of_target for weight, deviation in pairs]
+        return dict(zip(self.features.names, moved, strict=True))
 
     def mse(self, model: LinearModel) -> float:
         """Return the mean squared error of a model over the rows taken in."""
@@ -160,17 +173,19 @@ def score(
     """Score models, and others beside them, on the same [rows, columns] batches, over all rows and by slice.
 
     Slices are by range of the target (edges at the quintiles of the first batch, the outer ranges open), and by hour
-    where there is an hour_integer column. Raises TrainingError where there are no rows.
+    where there is an hour_integer column. Within ranges of the target no model has an R². The profile is of the first
+    model. Raises TrainingError where there are no rows.
     """
     stream = iter(batches)
     first = next(stream, None)
     if first is None:
         raise TrainingError("there are no rows to score the model on: test_shards name empty shards")
-    features = next(iter(models.values())).features
+    profiled, features = next((name, model.features) for name, model in models.items())
     predictors: dict[str, Predictor] = {**models, **(others or {})}
     shift = features.target_of(first).double().mean()
     edges = _target_edges(features.target_of(first).double().flatten())
     by_hour = "hour_integer" in features.columns
+    profile = ProfileSums(features.target_of(first).double().flatten(), models[profiled].predict(first).flatten())
     ranges = {name: ErrorSums(len(edges) + 1) for name in predictors}
     hours = {name: ErrorSums(24) for name in predictors} if by_hour else {}
     for batch in itertools.chain([first], stream):
@@ -179,20 +194,29 @@ def score(
         in_range = torch.bucketize(target, edges, right=True)
         hour = batch[:, features.columns.index("hour_integer")].long().remainder(24) if by_hour else None
         for name, model in predictors.items():
-            error = model.predict(batch).flatten() - target
+            predicted = model.predict(batch).flatten()
+            error = predicted - target
+            if name == profiled:
+                profile.add(target, predicted)
             ranges[name].add(error, target - shift, in_range)
             if hour is not None:
                 hours[name].add(error, target - shift, hour)
     hour_labels = [f"hour {hour:02d}" for hour in range(24)] if by_hour else []
+    range_labels = _range_labels(features.target, edges.tolist())
     return Scores(
         overall={name: total for name, sums in ranges.items() if (total := sums.score())},
-        slices=(*_slice(ranges, _range_labels(features.target, edges.tolist())), *_slice(hours, hour_labels)),
+        slices=(*map(_without_r2, _slice(ranges, range_labels)), *_slice(hours, hour_labels)),
+        profile=profile.profile(),
     )
 
 
 def _slice(sums: Mapping[str, ErrorSums], labels: Iterable[str]) -> Iterable[Slice]:
     for group, label in enumerate(labels):
         yield Slice(name=label, scores={name: each.score(group) for name, each in sums.items()})
+
+
+def _without_r2(each: Slice) -> Slice:
+    return replace(each, scores={name: score and replace(score, r2=None) for name, score in each.scores.items()})
 
 
 def _target_edges(target: Tensor) -> Tensor:

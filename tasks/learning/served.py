@@ -32,7 +32,8 @@ def save_served(model: LinearModel, folder: Path) -> None:
     folder.mkdir(parents=True)
     features = replace(model.features, columns=model.features.inputs)
     (folder / FEATURES).write_text(json.dumps(features.to_dict(), indent=1), encoding="utf-8")
-    (folder / WEIGHTS).write_bytes(save({"w": model.w.contiguous(), "b": model.b.contiguous()}))
+    tensors = {"w": model.w.contiguous(), "b": model.b.contiguous()}
+    (folder / WEIGHTS).write_bytes(save(tensors, metadata=features.explain()))
 
 
 def _load_pyfunc(data_path: str) -> ServedModel:

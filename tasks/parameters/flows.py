@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from tasks.parameters.data import Listing, Rows, Shards
-from tasks.parameters.marks import Parameters
+from tasks.parameters.marks import OWN, RECORD, Parameters
 from tasks.parameters.training import Device, Tracking
 
 
@@ -20,6 +20,12 @@ class BenchmarkParameters(Tracking, Device, Shards):
 
     group: ClassVar[str] = "Benchmark"
 
+    experiment: Annotated[str, RECORD, OWN] = Field(
+        "shardline",
+        min_length=1,
+        description="MLflow experiment of the trainings that this is about; the benchmark is recorded beside it, in "
+        "shardline-benchmarks.",
+    )
     mode: Literal["quick", "standard", "thorough"] = Field(
         "standard", description="How much is measured, how often repeated: for seconds, two minutes or a quarter hour."
     )
@@ -42,6 +48,12 @@ class PredictionParameters(Tracking, Rows, Listing):
 
     group: ClassVar[str] = "Prediction"
 
+    experiment: Annotated[str, RECORD, OWN] = Field(
+        "shardline",
+        min_length=1,
+        description="MLflow experiment whose champion predicts; the run is recorded beside it, in "
+        "shardline-predictions.",
+    )
     model: str | None = Field(
         None,
         pattern="^(models|runs):/.+",

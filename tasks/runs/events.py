@@ -12,7 +12,8 @@ from tasks.runs.lifecycle import Run
 from tasks.runs.lineage import FINGERPRINT, KEY
 from tasks.tracking.client import connect
 from tasks.tracking.recorded import RecordedRun
-from tasks.tracking.registry import find_aliased, name_of_model
+from tasks.tracking.registry import find_aliased
+from tasks.tracking.views import name_of_model
 
 DATA_CHANGED = "shardline.data.changed"
 CHAMPION_CHANGED = "shardline.champion.changed"

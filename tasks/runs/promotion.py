@@ -12,7 +12,8 @@ from tasks.errors import ShardlineError
 from tasks.facts import ROWS_OF, Promotion, RowsOf
 from tasks.learning.scores import Score
 from tasks.tracking.client import connect
-from tasks.tracking.registry import ColumnModel, find_aliased, load_model, name_of_model
+from tasks.tracking.registry import ColumnModel, find_aliased, load_model
+from tasks.tracking.views import name_of_model
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from tasks.errors import TrackingError
 from tasks.state import STATE
 from tasks.tracking.outbox import STATUS, keeping, outboxes
+from tasks.tracking.views import NOTE, describe_experiment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 MOST_PARAMETER_CHARACTERS = 6000  # MLflow's own limit
 REACHABLE_WITHIN_SECONDS = 20.0
-SAVED_VIEW = "mlflow.sharedViewState.scores"
-VIEWED = ("test_r2", "test_rmse", "test_rmse_exact_model", "test_rmse_mean_model", "train_r2", "train_rmse")
 USER_INFO = re.compile(r"://[^/@\s]+@")
 
 
@@ -102,31 +101,32 @@ def translated(problem: str) -> Iterator[None]:
 
 
 def ensure_experiment(client: Client, name: str) -> str:
-    """Return the id of the experiment of this name; it is made, or restored from the bin, where it is not there."""
-    from mlflow.exceptions import MlflowException
+    """Return the id of the experiment of this name; it is made, or restored from the bin, where it is not there.
 
+    Where nobody has described it, it is described.
+    """
     existing = client.get_experiment_by_name(name)
     if existing and existing.lifecycle_stage == "deleted":
         client.restore_experiment(existing.experiment_id)
-    if existing:
-        return str(existing.experiment_id)
+    experiment_id = str(existing.experiment_id) if existing else _make_experiment(client, name)
+    if not (existing and existing.tags.get(NOTE)):
+        for key, value in describe_experiment(name, experiment_id, redact(client.tracking_uri)).items():
+            client.set_experiment_tag(experiment_id, key, value)
+    return experiment_id
+
+
+def _make_experiment(client: Client, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
     ours = client.tracking_uri == local_store()  # any other store knows where its artifacts belong
     location = (STATE / "mlartifacts" / name.replace("/", "-")).absolute().as_uri() if ours else None
     try:
-        return str(client.create_experiment(name, artifact_location=location, tags={SAVED_VIEW: saved_view()}))
+        return str(client.create_experiment(name, artifact_location=location))
     except MlflowException:
         created = client.get_experiment_by_name(name)  # another run may have made it in the meantime
         if created is None:
             raise
         return str(created.experiment_id)
-
-
-def saved_view() -> str:
-    """Return a view of the experiment's runs as MLflow's page keeps it, under *Views*: it shows no metric by itself."""
-    now = int(time.time() * 1000)
-    columns = [*(f"metrics.`{key}`" for key in VIEWED), "attributes.`Models`"]
-    state = {"selectedColumns": columns}
-    return json.dumps({"name": "Scores", "createdAt": now, "updatedAt": now, "state": json.dumps(state)})
 
 
 def begin(

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from tasks.errors import ConfigurationError
 from tasks.files import write_whole
 from tasks.naming import join_names, suggest
-from tasks.tracking.client import translated
+from tasks.tracking.client import redact, translated
 from tasks.tracking.outbox import MODEL, REGISTRATION, MetricRow, read_part, write_part
 from tasks.tracking.scratch import ScratchFolder
+from tasks.tracking.views import describe_model
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from tasks.tracking.client import Client
 
 SHARED_TAGS = ("mlflow.note.content", "mlflow.user", "mlflow.source.name", "mlflow.source.type")  # with its run
+SCORES = ("test_", "train_")  # how the metrics begin that are a model's, not a training's
 OURS = "shardline"  # a key of the metadata of models that this project made
 
 
@@ -63,15 +65,10 @@ def plan_registration(outbox: Path, plan: RegistrationPlan) -> None:
     write_part(outbox, REGISTRATION, json.dumps(asdict(plan)))
 
 
-def name_of_model(experiment: str) -> str:
-    """Return the registered model's name: the experiment's, without the two characters that MLflow refuses."""
-    return re.sub("[/:]", "-", experiment)
-
-
 def log_model(client: Client, run_id: str, outbox: Path, rows: Sequence[MetricRow]) -> LoggedModel | None:
     """Log the model that an outbox holds as a logged model of the run; what was done before is not done again.
 
-    The run's last metrics in `rows` (key, value, timestamp, step), which are its scores, are the model's too.
+    The scores among the run's metrics in `rows` (key, value, timestamp, step) are the model's too.
     """
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 
@@ -92,7 +89,7 @@ def log_model(client: Client, run_id: str, outbox: Path, rows: Sequence[MetricRo
         judged_on = {input_.tags[0].value: input_.dataset for input_ in run.inputs.dataset_inputs}
         data = judged_on.get("test") or judged_on.get("train")
         place = {"model_id": model_id} | ({"dataset_name": data.name, "dataset_digest": data.digest} if data else {})
-        client.log_batch(run_id, metrics=[Metric(*row, **place) for row in rows if row.step == last])
+        client.log_batch(run_id, metrics=[Metric(*row, **place) for row in rows if row.key.startswith(SCORES)])
         client.finalize_logged_model(model_id, LoggedModelStatus.READY)
     return made
 
@@ -139,14 +136,17 @@ def register(client: Client, run_id: str, outbox: Path, logged: LoggedModel | No
 
 
 def ensure_registered(client: Client, name: str) -> None:
-    """Make the registered model of this name where it is not there."""
+    """Make the registered model of this name where it is not there, and describe it where nobody has."""
     from mlflow.exceptions import MlflowException
 
+    text = describe_model(name, redact(client.tracking_uri))
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=text)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+        if not client.get_registered_model(name).description:
+            client.update_registered_model(name, text)
 
 
 def find_aliased(client: Client, name: str, alias: str) -> RegisteredVersion | None:

@@ -50,5 +50,5 @@ def solve_model(job: TrainingJob) -> Fit:
         device="cpu",
         curve=[mse],
         rows=moments.rows,
-        times=FitTimes(seconds=seconds, stream=clock.total, **times),
+        times=FitTimes(seconds=seconds, stream=clock.total, stages={}, **times),
     )

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from tasks.learning.loop import Trainer
     from tasks.tracking.outbox import Outbox
 
+STAGES = ("waiting", "copying", "computing")  # what took the times, in their order
+
 
 @step("train", pauses=STREAMING)
 def train_model(job: TrainingJob) -> Fit:
@@ -39,6 +41,7 @@ def train_model(job: TrainingJob) -> Fit:
     from tasks.tracking.client import connect
     from tasks.tracking.outbox import Outbox
     from tasks.tracking.sending import read_histories, sending_in_background
+    from tasks.tracking.system import watching_system
 
     client = connect()
     outbox = Outbox(job.run_id)
@@ -54,7 +57,7 @@ def train_model(job: TrainingJob) -> Fit:
     telling = Telling(outbox, iterations, thin_mse=job.parameters.thin_mse, known=earlier["mse"])
     progress = ProgressArtifact(iterations)
     began = time.perf_counter()
-    with sending_in_background(client, outbox), saver:
+    with sending_in_background(client, outbox), watching_system(client, job.run_id), saver:
         for iteration in train(started.trainer, started.batches, saver.keep):
             telling.tell(iteration)
             saver.save(iteration.iteration)
@@ -87,8 +90,13 @@ def conclude(started: Started, earlier: Mapping[str, Mapping[int, float]], outbo
         times=FitTimes(
             seconds=seconds,
             stream=started.clock.total,
+            stages={
+                stage: tuple(series[name].get(number, 0.0) for number in sorted(curve))
+                for stage, name in zip(STAGES, TIMES, strict=True)
+            },
             **{name: sum(series[name].values()) for name in TIMES},
         ),
+        condition=trainer.condition,
     )
 
 
@@ -108,6 +116,8 @@ def keep_model(outbox: Outbox, started: Started) -> None:
     }
     outbox.keep("weights/scaling.json", json.dumps(scaling, indent=1))
     outbox.tag({"device": str(trainer.device), "learning_rate": f"{trainer.learning_rate!r}"})
+    if trainer.condition:
+        outbox.tag({"condition": f"{trainer.condition:.3g}"})
 
 
 class Saver:

@@ -23,7 +23,8 @@ def keep_weights(outbox: Outbox, model: LinearModel) -> None:
     """Put the weights for raw features into the outbox: safetensors with keys w and b, and the same as text."""
     from safetensors.torch import save
 
-    outbox.keep("weights/weights.safetensors", save({"w": model.w.contiguous(), "b": model.b.contiguous()}))
+    tensors = {"w": model.w.contiguous(), "b": model.b.contiguous()}
+    outbox.keep("weights/weights.safetensors", save(tensors, metadata=model.features.explain()))
     outbox.keep("weights/weights.txt", model.describe())
 
 
@@ -36,12 +37,14 @@ def make_fit(
     curve: Sequence[float],
     rows: int,
     times: FitTimes,
+    condition: float | None = None,
 ) -> Fit:
     """Return a fitted model, and how it came about, as plain facts."""
     return Fit(
         weights=tuple(model.w.flatten().tolist()),
         bias=model.b.item(),
         learning_rate=learning_rate,
+        condition=condition,
         device=device,
         curve=tuple(curve),
         rows=rows,

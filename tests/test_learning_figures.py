@@ -1,0 +1,172 @@
+"""Pictures of a run can be read on light and dark pages, and show what they should; kept in tests/output."""
+
+import io
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tasks.learning import figures
+from tasks.learning.features import Features
+from tasks.learning.linear import LinearModel
+from tasks.learning.profiling import BINS, ProfileSums
+from tasks.learning.scoring import Moments, score
+
+Image = pytest.importorskip("PIL.Image", reason="figures are drawn by matplotlib, which brings Pillow")
+
+OUTPUT = Path(__file__).parent / "output"
+GROUNDS = {"light": (255, 255, 255), "dark": (17, 23, 28)}  # of MLflow's and Prefect's pages, nearly
+FEATURES = Features(columns=("fare", "km", "hour_integer"), target="fare", raw=("km", "hour_integer"))
+LEGIBLE = 3.0  # the contrast that WCAG 2.2 asks of graphics and large letters
+
+
+def make_rows(rows=4000):
+    random = torch.Generator().manual_seed(5)
+    km = torch.rand(rows, generator=random, dtype=torch.float64) * 9
+    hour = torch.randint(0, 24, (rows,), generator=random).double()
+    noise = torch.randn(rows, generator=random, dtype=torch.float64)
+    return torch.stack([3 + 2 * km + (hour == 7) * 9 * noise + noise, km, hour], dim=1)
+
+
+ROWS = make_rows()
+MOMENTS = Moments(FEATURES)
+MOMENTS.add(ROWS)
+TRAINED = LinearModel.of(FEATURES, (2.1, 0.0), 2.9)
+SCORES = score(ROWS.split(512), {"trained": TRAINED, "exact": MOMENTS.exact(), "mean": MOMENTS.mean_model()})
+CURVE = [40.0 * 0.7**number + 4 for number in range(60)]
+STAGES = {"waiting": [3.0, *[0.01] * 59], "copying": [0.002] * 60, "computing": [0.02] * 60}
+DRAWINGS = {
+    "curve": figures.draw_curve(CURVE, {"exact": 4.0, "mean": 30.0}),
+    "above_exact": figures.draw_excess([*[mse - 4 for mse in CURVE], -0.1]),
+    "predicted": figures.draw_density(SCORES.profile, "fare"),
+    "residuals": figures.draw_residuals(SCORES.profile, "fare"),
+    "slices": figures.draw_slices(SCORES.slices, "fare"),
+    "weights": figures.draw_weights(MOMENTS.standardise(TRAINED), "fare"),
+    "times": figures.draw_stages(STAGES),
+}
+
+
+def luminance(colour):
+    """How light a colour is, from 0 to 1 (WCAG 2.2)."""
+    parts = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in (c / 255 for c in colour)]
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+
+def contrast(one, other):
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def on(ground, png) -> Any:
+    """The picture as a page of that ground shows it."""
+    picture = Image.open(io.BytesIO(png)).convert("RGBA")
+    page = Image.new("RGBA", picture.size, (*ground, 255))
+    page.alpha_composite(picture)
+    return page.convert("RGB")
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["whole", "small"])
+@pytest.mark.parametrize("ground", GROUNDS)
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_a_picture_has_no_ground_of_its_own_and_can_be_read_on_the_pages(name, ground, small):
+    page = on(GROUNDS[ground], figures.render(DRAWINGS[name], small=small))
+    OUTPUT.mkdir(exist_ok=True)
+    (OUTPUT / ".gitignore").write_text("*\n")
+    page.save(OUTPUT / f"figure-{name}-{ground}{'-small' if small else ''}.png")
+    edge = {page.getpixel((x, y)) for x in (0, page.width - 1) for y in (0, page.height - 1)}
+    assert edge == {GROUNDS[ground]}
+    assert page.width == (900 if small else 1600)
+    counted = page.getcolors(2**24)
+    ground_share = max(number for number, colour in counted if colour == GROUNDS[ground]) / (page.width * page.height)
+    assert ground_share > 0.3
+    read = sum(number for number, colour in counted if contrast(colour, GROUNDS[ground]) > LEGIBLE)
+    assert read > 0.005 * page.width * page.height
+
+
+@pytest.mark.parametrize("ground", GROUNDS.values(), ids=GROUNDS)
+@pytest.mark.parametrize("colour", [figures.INK, figures.BLUE, figures.GREEN, figures.AMBER, figures.ROSE])
+def test_every_tone_stands_out_from_both_grounds(colour, ground):
+    assert contrast(bytes.fromhex(colour[1:]), ground) > LEGIBLE
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_what_a_page_carries_as_text_is_small(name):
+    assert len(figures.render(DRAWINGS[name], small=True)) < 25_000
+
+
+def test_dollars_in_a_name_are_no_formula():
+    figures.render(figures.draw_density(SCORES.profile, r"a $\frac$ b"))
+    figures.render(figures.draw_weights({r"a $\frac$ b": 1.0, "$": 2.0}, r"$\x$"))
+
+
+def axes_of(name):
+    from matplotlib.figure import Figure
+
+    axes = Figure().add_subplot()
+    DRAWINGS[name](axes)
+    return axes
+
+
+def legend_of(axes):
+    return axes.get_legend_handles_labels()[1]
+
+
+def test_the_error_above_the_exact_model_is_on_a_log_axis_and_says_what_it_cannot_show():
+    axes = axes_of("above_exact")
+    assert axes.get_yscale() == "log"
+    assert legend_of(axes) == ["training batches (1 of 61 are not above it)"]
+    assert math.isnan(list(axes.lines[0].get_ydata())[-1])
+
+
+def test_times_are_stacked_and_what_is_cut_off_is_said():
+    axes = axes_of("times")
+    assert legend_of(axes) == ["waiting: 3.59 s in all", "copying: 0.12 s in all", "computing: 1.2 s in all"]
+    assert axes.get_title("left") == "cut off: iteration 0: 3.02 s"
+    tops = [patch.get_y() + patch.get_height() for patch in axes.patches]
+    assert tops[-1] == pytest.approx(0.032)
+
+
+def test_many_iterations_are_drawn_as_means_of_some():
+    from matplotlib.figure import Figure
+
+    axes = Figure().add_subplot()
+    figures.draw_stages({"waiting": [1.0] * 999, "copying": [0.0] * 999, "computing": [2.0] * 999})(axes)
+    assert len(axes.patches) == 3 * 143
+    assert axes.get_xlabel() == "iteration (a bar is the mean of 7)"
+
+
+def test_a_profile_counts_every_row_once_whatever_the_batches():
+    profile = SCORES.profile
+    assert sum(map(sum, profile.counts)) == sum(profile.residual_counts) == len(ROWS)
+    target = ROWS[:, 0]
+    expected = [int(((target >= low) & (target < high)).sum()) for low, high in pairwise(profile.edges)]
+    assert [sum(row) for row in profile.counts][1:-1] == expected[1:-1]
+    below_zero = int((TRAINED.predict(ROWS).flatten() - target < profile.residual_edges[40]).sum())
+    assert sum(profile.residual_counts[:40]) == below_zero
+    assert len(profile.counts) == BINS
+
+
+@pytest.mark.parametrize("far", [1e300, 0.0])
+def test_a_profile_of_a_model_that_is_far_off_or_of_rows_all_alike_has_a_frame(far):
+    target = torch.full((10,), 7.0, dtype=torch.float64)
+    sums = ProfileSums(target, target + far)
+    sums.add(target, target + far)
+    edges = sums.profile().edges
+    assert edges[0] < 7 < edges[-1] and all(map(math.isfinite, edges))
+    assert sums.counts.sum() == 10
+
+
+def test_standardised_weights_are_deviations_for_deviations():
+    km = ROWS[:, 1].std(correction=0) / ROWS[:, 0].std(correction=0) * 2.1
+    assert MOMENTS.standardise(TRAINED) == pytest.approx({"km": km.item(), "hour_integer": 0.0})
+
+
+def test_r2_is_left_out_where_rows_were_chosen_by_the_target():
+    of_ranges = [each for each in SCORES.slices if "fare" in each.name]
+    of_hours = [each for each in SCORES.slices if each.name.startswith("hour")]
+    assert len(of_ranges) == 5
+    assert {score and score.r2 for each in of_ranges for score in each.scores.values()} == {None}
+    assert all((score := each.scores["trained"]) and score.r2 is not None for each in of_hours)
