@@ -207,6 +207,8 @@ def _make_handler(proxy: FaultProxy) -> type[BaseHTTPRequestHandler]:
                 self.send_header(name, value)
             self.end_headers()
             with contextlib.suppress(ConnectionError):
+                if self.command == "HEAD":
+                    return
                 self.wfile.write(answer.body[: answer.after])
                 if answer.after is not None and answer.after < len(answer.body):
                     self.end_early(answer)

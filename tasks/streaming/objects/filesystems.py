@@ -10,9 +10,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tasks.errors import ConfigurationError, ShardChangedError
-from tasks.streaming.objects.retrying import TransientError
+from tasks.streaming.objects.retrying import RetryPolicy, TransientError
 from tasks.streaming.objects.store import Body, Listed
+from tasks.streaming.objects.web import make_web_options, translate_web_error
 
+WEB = ("http", "https")
+MAGIC = re.compile(r"[*?\[]")
 MD5 = re.compile(r"[0-9a-f]{32}")
 READ_AHEAD = 2**23
 
@@ -20,9 +23,10 @@ READ_AHEAD = 2**23
 class FilesystemStore:
     """See `store.Store`. The filesystem is made when first needed, in the process that needs it."""
 
-    def __init__(self, uri: str, storage_options: Mapping[str, Any] | None) -> None:
+    def __init__(self, uri: str, storage_options: Mapping[str, Any] | None, retry: RetryPolicy) -> None:
         self._scheme = uri.partition("://")[0] if "://" in uri else "file"
         self._options = dict(storage_options or {})
+        self._retry = retry
         self._made: dict[int, Any] = {}  # by process: a filesystem must not cross a fork
 
     def __getstate__(self) -> dict[str, Any]:
@@ -36,11 +40,29 @@ class FilesystemStore:
             files |= {
                 name: filesystem.info(name) for name, info in files.items() if info["size"] is None
             }  # http's links
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise TransientError(str(error)) from error
+            if not files:
+                self._ask_whether_it_answers(pattern)
+        except Exception as error:
+            if translated := self._translate(error, pattern):
+                raise translated from error
+            if isinstance(error, FileNotFoundError):
+                return []
+            if isinstance(error, OSError):
+                raise TransientError(str(error)) from error
+            raise
         return [_list_file(filesystem.unstrip_protocol(name), info) for name, info in files.items()]
+
+    def _ask_whether_it_answers(self, pattern: str) -> None:
+        """Raise what a web server answers, or that it does not: where it lists nothing, fsspec keeps that to itself."""
+        if self._scheme not in WEB:
+            return
+        before = MAGIC.split(pattern)[0]
+        self._filesystem.info(before if before == pattern else f"{before.rpartition('/')[0]}/")
+        if before == pattern:  # it is there after all
+            raise TransientError("the server answered only when it was asked again")
+
+    def _translate(self, error: Exception, uri: str) -> Exception | None:
+        return translate_web_error(error, uri) if self._scheme in WEB else None
 
     def matches(self, pattern: str, uri: str) -> bool:
         from fsspec.utils import glob_translate
@@ -54,18 +76,12 @@ class FilesystemStore:
             file = self._open_file(uri)
             found = file.seek(0, os.SEEK_END)
             file.seek(offset)
-        except FileNotFoundError as error:
-            raise ShardChangedError(
-                f"{uri} is gone: it was listed, but cannot be found now; locate the shards again"
-            ) from error
-        except PermissionError as error:
-            raise ConfigurationError(f"{uri} may not be read: {error}") from error
-        except OSError as error:
-            raise TransientError(str(error)) from error
+        except Exception as error:
+            raise self._translate(error, uri) or _translate_failure(error, uri) from error
         if found != size:
             file.close()
             raise ShardChangedError(f"{uri}: listed with {size} bytes, now has {found}; locate the shards again")
-        return _FileBody(uri, file, stop - offset, etag, self._ask_etag)
+        return _FileBody(uri, file, stop - offset, etag, self._ask_etag, self._translate)
 
     def _open_file(self, uri: str) -> Any:
         if self._scheme == "file":
@@ -85,7 +101,8 @@ class FilesystemStore:
             import fsspec
 
             try:
-                made = fsspec.filesystem(self._scheme, **self._options, skip_instance_cache=self._scheme != "memory")
+                options = make_web_options(self._options, self._retry) if self._scheme in WEB else self._options
+                made = fsspec.filesystem(self._scheme, **options, skip_instance_cache=self._scheme != "memory")
             except (ValueError, ImportError, TypeError) as error:
                 raise ConfigurationError(f"URIs of the scheme {self._scheme}:// cannot be read: {error}") from error
             self._made = {os.getpid(): made}
@@ -94,12 +111,19 @@ class FilesystemStore:
 
 class _FileBody:
     def __init__(
-        self, uri: str, file: Any, length: int, etag: str | None, ask_etag: Callable[[str], str | None]
+        self,
+        uri: str,
+        file: Any,
+        length: int,
+        etag: str | None,
+        ask_etag: Callable[[str], str | None],
+        translate: Callable[[Exception, str], Exception | None],
     ) -> None:
         self._uri = uri
         self._file = file
         self._left = length
         self._etag, self._ask_etag = etag, ask_etag
+        self._translate = translate
 
     @property
     def content_md5(self) -> str | None:
@@ -111,8 +135,8 @@ class _FileBody:
             data = bytes(self._file.read(min(most, self._left)))
             self._left -= len(data)
             now = self._ask_etag(self._uri) if self._left == 0 else None
-        except OSError as error:
-            raise TransientError(str(error)) from error
+        except Exception as error:
+            raise self._translate(error, self._uri) or _translate_failure(error, self._uri) from error
         if now is not None and now != self._etag:
             raise ShardChangedError(
                 f"{self._uri} was replaced since it was listed: its ETag was {self._etag}, is {now}; "
@@ -125,6 +149,15 @@ class _FileBody:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _translate_failure(error: Exception, uri: str) -> Exception:
+    """Return the error that a failure to open or to read stands for; itself where it is none of the system's."""
+    if isinstance(error, FileNotFoundError):
+        return ShardChangedError(f"{uri} is gone: it was listed, but cannot be found now; locate the shards again")
+    if isinstance(error, PermissionError):
+        return ConfigurationError(f"{uri} may not be read: {error}")
+    return TransientError(str(error)) if isinstance(error, OSError) else error
 
 
 def _list_file(uri: str, info: Mapping[str, Any]) -> Listed:

@@ -18,4 +18,4 @@ def open_store(uri: str, storage_options: Mapping[str, Any] | None, retry: Retry
         return S3Store(storage_options, retry)
     from tasks.streaming.objects.filesystems import FilesystemStore
 
-    return FilesystemStore(uri, storage_options)
+    return FilesystemStore(uri, storage_options, retry)
