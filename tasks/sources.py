@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
-from urllib.parse import urlsplit
 
 from tasks.errors import ConfigurationError
 from tasks.learning.features import Features
@@ -164,4 +163,5 @@ def read_only_used(manifest: Manifest, given: Shards, derive: Sequence[str]) -> 
 
 def _absolute(uri: str) -> str:
     """Return a local path as an absolute one, so that it means the same wherever the flow runs; a URL as it is."""
-    return uri if urlsplit(uri).scheme and "://" in uri else str(Path(uri).expanduser().absolute())
+    scheme, sign, rest = uri.partition("://")
+    return f"{scheme.lower()}{sign}{rest}" if sign and scheme else str(Path(uri).expanduser().absolute())

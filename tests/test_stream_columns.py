@@ -1,5 +1,6 @@
 """Columns that are not asked for may hold anything; one that is asked for and holds text is named, with a remedy."""
 
+import bz2
 import datetime
 import gzip
 import json
@@ -254,3 +255,65 @@ def test_a_full_disk_on_which_bad_rows_cannot_be_listed_is_named_and_does_no_har
             path.write_bytes(b"")  # as where the machine lost its power before they were on the disk
     rows = read(houses, columns=["area"], on_bad_rows="quarantine", cache=CacheSettings(folder=tmp_path / "cache"))
     assert len(rows) == 20
+
+
+def pack_zstandard(data):
+    import pyarrow
+
+    return pyarrow.compress(data, "zstd", asbytes=True)
+
+
+PACKED = {
+    "bzip2": bz2.compress(b"a,b\n1,2\n3,4\n"),
+    "bzip2 in two members": bz2.compress(b"a,b\n1,2\n") + bz2.compress(b"3,4\n"),
+    "Zstandard": pack_zstandard(b"a,b\n1,2\n3,4\n"),
+    "Zstandard in two frames": pack_zstandard(b"a,b\n1,2\n") + pack_zstandard(b"3,4\n"),
+}
+
+
+@pytest.mark.parametrize("case", PACKED)
+@pytest.mark.parametrize("rows", [2, 200_000])
+def test_bzip2_and_zstandard_are_read(case, rows, tmp_path):
+    pack, data = bz2.compress if case.startswith("bzip2") else pack_zstandard, PACKED[case]
+    if rows > 2:
+        data += pack(b"3,4\n" * (rows - 2))
+    (tmp_path / "part.csv").write_bytes(data)
+    assert locate(f"{tmp_path}/part.csv").rows == rows
+    assert read(f"{tmp_path}/part.csv") == [[1.0, 2.0], *[[3.0, 4.0]] * (rows - 1)]
+
+
+@pytest.mark.parametrize("case", ["bzip2", "Zstandard"])
+def test_compressed_data_that_is_cut_short_is_named(case, tmp_path):
+    (tmp_path / "part.csv").write_bytes(PACKED[case][:-3])
+    with pytest.raises((RowError, ShardsNotFoundError), match=r"part.csv begins like|all of them are empty"):
+        read(f"{tmp_path}/part.csv")
+
+
+OTHER_FORMS = {
+    "carriage returns": (b"a,b\r1,2\r3,4\r", "lines end in a carriage return alone; write the shard with line feeds"),
+    "semicolons": (b"a;b\n1,5;2\n", "cells seem to be separated by semicolons: 'a;b'; write the shard with commas"),
+    "tabs": (b"a\tb\n1\t2\n", "cells seem to be separated by tabs"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_FORMS)
+def test_what_is_not_separated_by_commas_and_line_feeds_is_said(case, tmp_path):
+    data, message = OTHER_FORMS[case]
+    (tmp_path / "part.csv").write_bytes(data)
+    with pytest.raises(RowError, match=rf"part.csv, line 1: {message}"):
+        locate(f"{tmp_path}/part.csv")
+
+
+@pytest.mark.parametrize("end", ["", "/"])
+def test_a_folder_means_its_files(end, tmp_path):
+    for number in range(3):
+        (tmp_path / f"part-{number}.csv").write_text(f"a,b\n{number},2\n")
+    (tmp_path / "_SUCCESS").write_text("")
+    (tmp_path / "deeper").mkdir()
+    assert read(f"{tmp_path}{end}") == [[0.0, 2.0], [1.0, 2.0], [2.0, 2.0]]
+
+
+def test_brackets_may_be_part_of_a_name_and_a_scheme_be_written_in_capitals(tmp_path):
+    (tmp_path / "x[1].csv").write_text("a,b\n1,2\n")
+    assert read(f"{tmp_path}/x[1].csv") == [[1.0, 2.0]]
+    assert read(f"FILE://{tmp_path}/x[1].csv") == [[1.0, 2.0]]

@@ -293,6 +293,13 @@ def test_a_bad_cell_in_s3_is_named_with_its_uri(served):
         list(ObjectStorageDataset(f"s3://{BUCKET}/bad/*.csv", epochs=1, storage_options={"endpoint_url": served.url}))
 
 
+@pytest.mark.parametrize("name", ["S3://{}/folder", "s3://{}/folder/", "s3a://{}/folder/x[1].csv"])
+def test_a_folder_a_scheme_in_capitals_and_brackets_in_a_name_are_understood(name, served):
+    make_client(served.url).put_object(Bucket=BUCKET, Key="folder/x[1].csv", Body=b"a,b\n1,2\n")
+    manifest = locate(name.format(BUCKET), storage_options={"endpoint_url": served.url})
+    assert (manifest.counts, manifest.shards[0].uri.rpartition("/")[2]) == ((1,), "x[1].csv")
+
+
 def test_parquet_in_s3_is_read_and_resumed(served, tmp_path):
     import pyarrow
     from pyarrow import parquet

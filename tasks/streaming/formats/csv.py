@@ -8,21 +8,19 @@ an extra column, a duplicate column, nan, inf and numbers too large for a double
 
 import itertools
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import RowError
 from tasks.naming import join_names
+from tasks.streaming.formats.compression import decompress
 from tasks.streaming.formats.contract import Contract, name_columns, split_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BLOCK_SIZE = 2**20
-GZIP_MAGIC = b"\x1f\x8b"
-GZIP_AT_ONCE = 2**14  # bytes; they hold 16 MiB at most
 LONGEST_LINE = 2**24
 BLANK = re.compile(rb"[\r\n]*")
 BEFORE_FIRST_LINE = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n]*")
@@ -42,45 +40,6 @@ class Block:
     names: tuple[str, ...]
     data: memoryview
     before: bytes = b""
-
-
-def decompress(uri: str, pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the pieces as they are or, where they begin as gzip does, what they hold.
-
-    Raises RowError for damaged gzip.
-    """
-    iterator = iter(pieces)
-    head = b""
-    for piece in iterator:
-        head += piece
-        if len(head) >= len(GZIP_MAGIC):
-            break
-    if not head.startswith(GZIP_MAGIC):
-        if head:
-            yield head
-        yield from iterator
-        return
-    try:
-        yield from _gunzip(itertools.chain([head], iterator))
-    except zlib.error as error:
-        raise RowError(f"{uri} begins like gzip, but cannot be decompressed: {error}; write the shard again") from error
-
-
-def _gunzip(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield what every member of a gzip file holds, one after the other."""
-    member = None
-    for piece in pieces:
-        for start in range(0, len(piece), GZIP_AT_ONCE):
-            compressed = piece[start : start + GZIP_AT_ONCE]
-            while compressed:
-                if member is None:
-                    member = zlib.decompressobj(wbits=31)
-                yield member.decompress(compressed)
-                compressed = member.unused_data.lstrip(b"\0")  # members may be padded
-                if member.eof:
-                    member = None
-    if member is not None:
-        raise zlib.error("the compressed data ends early")
 
 
 def cut_blocks(uri: str, pieces: Iterable[bytes], contract: Contract) -> Iterator[Block]:

@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tasks.errors import RowError
 from tasks.streaming.formats import parquet
+from tasks.streaming.formats.compression import decompress
 from tasks.streaming.formats.contract import BYTE_ORDER_MARK
-from tasks.streaming.formats.csv import LONGEST_LINE, decompress, find_first_line
+from tasks.streaming.formats.csv import LONGEST_LINE, find_first_line
 from tasks.streaming.objects.ranges import ObjectFile
 from tasks.streaming.objects.retrying import RetryPolicy
 from tasks.streaming.objects.store import Listed, Store

@@ -52,7 +52,7 @@ def locate(
     CredentialsError, ConfigurationError.
     """
     _check(header, columns, max_shards)
-    patterns = [shards] if isinstance(shards, str) else list(shards)
+    patterns = [_lower_scheme(pattern) for pattern in ([shards] if isinstance(shards, str) else shards)]
     if not patterns:
         raise ConfigurationError("shards is an empty list: name at least one glob, URI or path")
     store = open_store(patterns[0], storage_options, retry)
@@ -78,6 +78,11 @@ def locate(
     return Manifest(tuple(complete), read, tuple(notes), header_line, unread)
 
 
+def _lower_scheme(pattern: str) -> str:
+    scheme, sign, rest = pattern.partition("://")
+    return f"{scheme.lower()}{sign}{rest}" if sign else pattern
+
+
 def natural_key(uri: str) -> list[tuple[int, int, str]]:
     """Return a key that sorts part-2 before part-10."""
     return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", uri)]
@@ -96,7 +101,10 @@ def _list_shards(store: Store, patterns: list[str], retry: RetryPolicy, notes: l
     """Return what the patterns match and may hold rows, without repetition, each pattern's matches in natural order."""
     matched: dict[str, Listed] = {}
     for pattern in patterns:
-        for entry in sorted(list_objects(store, pattern, retry), key=lambda entry: natural_key(entry.uri)):
+        listed = list_objects(store, pattern, retry)
+        if not [entry for entry in listed if not _is_by_product(entry.uri)] and _may_be_folder(pattern):
+            listed = list_objects(store, f"{pattern.rstrip('/')}/*", retry)
+        for entry in sorted(listed, key=lambda entry: natural_key(entry.uri)):
             matched.setdefault(entry.uri, entry)
     data = [entry for entry in matched.values() if not _is_by_product(entry.uri)]
     if not data:
@@ -105,6 +113,10 @@ def _list_shards(store: Store, patterns: list[str], retry: RetryPolicy, notes: l
     if skipped := len(matched) - len(data):
         notes.append(f"{skipped} {'by-product' if skipped == 1 else 'by-products'} (_SUCCESS, .crc, .meta) skipped")
     return data
+
+
+def _may_be_folder(pattern: str) -> bool:
+    return not pattern.startswith(("http://", "https://")) and not any(sign in pattern for sign in "*?[")
 
 
 def _is_by_product(uri: str) -> bool:
@@ -141,12 +153,25 @@ def _name_columns(
         cells = parquet.read_footer(entry.uri, ObjectFile(store, entry, retry))[0]
     else:
         cells = tuple(split_line(line))
+        _refuse_other_forms(entry.uri, line, cells)
         is_named = bool(columns) and set(columns or ()) <= set(cells)
         if header is None or (header == "infer" and is_numeric(cells) and not is_named):
             return *_choose_unnamed(entry.uri, len(cells), columns, names), None
     contract = Contract(tuple(columns) if columns is not None else cells, cells)
     contract.check_header(entry.uri, cells)
     return contract.columns, None, cells
+
+
+def _refuse_other_forms(uri: str, line: bytes, cells: Sequence[str]) -> None:
+    """Raise RowError where lines end, or cells are separated, in another way than CSV's."""
+    if b"\r" in line.rstrip(b"\r\n"):
+        raise RowError(f"{uri}, line 1: lines end in a carriage return alone; write the shard with line feeds")
+    for sign, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(cells) == 1 and sign in cells[0]:
+            raise RowError(
+                f"{uri}, line 1: cells seem to be separated by {name}: {_shorten(line)!r}; write the shard with "
+                "commas, and a point in numbers"
+            )
 
 
 def _choose_unnamed(

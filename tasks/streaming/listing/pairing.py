@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass
 
 from tasks.errors import RowCountError, ShardsNotFoundError
+from tasks.streaming.formats.compression import decompress
 from tasks.streaming.formats.contract import is_numeric, split_line
-from tasks.streaming.formats.csv import decompress
 from tasks.streaming.listing.counting import FIRST_BYTES
 from tasks.streaming.objects.retrying import RetryPolicy
 from tasks.streaming.objects.store import Listed, Store

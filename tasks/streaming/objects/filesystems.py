@@ -35,7 +35,9 @@ class FilesystemStore:
     def list(self, pattern: str) -> list[Listed]:
         filesystem = self._filesystem
         try:
-            found = filesystem.glob(filesystem._strip_protocol(pattern), detail=True)
+            path = filesystem._strip_protocol(pattern)
+            literal = self._scheme == "file" and filesystem.isfile(path)  # x[1].csv is a name, too
+            found = {path: filesystem.info(path)} if literal else filesystem.glob(path, detail=True)
             files = {name: info for name, info in found.items() if info["type"] == "file"}
             files |= {
                 name: filesystem.info(name) for name, info in files.items() if info["size"] is None
