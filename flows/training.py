@@ -64,7 +64,7 @@ def train(**parameters: Any) -> str | State[str]:
     tags = make_tags(identity, data, settings)
     if unchanged := compare_with_last_success(given.experiment, tags, skip=given.skip_unchanged):
         return unchanged
-    preview_batch(data, sources, given)
+    preview = preview_batch(data, sources, given)
     hardware = describe_hardware()
     if given.benchmark:
         benchmark(**shared_with_benchmark(given), mode="quick")
@@ -80,7 +80,7 @@ def train(**parameters: Any) -> str | State[str]:
         note_data(mlflow_run.run_id, name_data(job))
         fit = fit_model(job)
         evaluation = evaluate_model(job, fit)
-        register_model(job, fit, evaluation)
+        register_model(job, fit, evaluation, preview)
         report_run(mlflow_run, job, fit, evaluation, identity, hardware)
     discard_checkpoints(given.checkpoint_url, mlflow_run.run_id)
     announce_champion(given.experiment, mlflow_run)

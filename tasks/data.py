@@ -165,7 +165,9 @@ def preview_batch(data: TrainingData, sources: Sources, given: TrainingParameter
     from tasks.streaming.listing.locating import NUMBERS_FIRST
 
     columns = data.train.columns
-    dataset = open_dataset(data.train, sources, given, batch_size=min(PREVIEWED_ROWS, data.train.rows), epochs=1)
+    # where bad rows are set aside, all shards are gone through at the first opening: it is for all of them at once
+    manifest = data.train if given.on_bad_rows == "quarantine" else data.train.begin(PREVIEWED_ROWS)
+    dataset = open_dataset(manifest, sources, given, batch_size=min(PREVIEWED_ROWS, manifest.rows), epochs=1)
     batch = next(iter(dataset))
     least, most = batch.min(dim=0).values.tolist(), batch.max(dim=0).values.tolist()
     ranges = dict(zip(columns, zip(least, most, strict=True), strict=True))
@@ -180,6 +182,7 @@ def preview_batch(data: TrainingData, sources: Sources, given: TrainingParameter
             if (stated := data.statistics.get(name)) and not stated.min <= low <= high <= stated.max
         ),
         doubts=tuple(note for note in data.train.notes if note.startswith(NUMBERS_FIRST)),
+        first=tuple(map(tuple, batch[:SHOWN_ROWS].double().tolist())),
     )
     for doubt in preview.doubts:
         get_run_logger().warning("%s", doubt)

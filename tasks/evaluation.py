@@ -21,6 +21,7 @@ from tasks.sources import open_dataset
 
 if TYPE_CHECKING:
     from tasks.learning.linear import LinearModel
+    from tasks.learning.scoring import Moments
     from tasks.tracking.outbox import Outbox
 
 MODELS = ("trained", "exact", "mean")
@@ -34,13 +35,10 @@ def evaluate_model(job: TrainingJob, fit: Fit) -> Evaluation:
     They are those of the test shards or those held out, else the training rows. A table artifact shows the slices.
     """
     from tasks.learning.linear import LinearModel
-    from tasks.learning.scoring import Moments
     from tasks.tracking.outbox import Outbox
 
     data, given = job.data, job.parameters
-    moments = Moments(job.features)
-    for batch in open_dataset(data.train, job.sources, given, epochs=1):
-        moments.add(batch)
+    moments = complete_moments(job, fit)
     models = {
         "trained": LinearModel.of(job.features, fit.weights, fit.bias),
         "exact": moments.exact(),
@@ -70,6 +68,28 @@ def evaluate_model(job: TrainingJob, fit: Fit) -> Evaluation:
         promotion=promotion,
         train_mse={name: moments.mse(model) for name, model in models.items()},
     )
+
+
+def complete_moments(job: TrainingJob, fit: Fit) -> Moments:
+    """Return the moments of all training rows: what fitting took in on its way, and the rest, which is streamed now."""
+    from tasks.learning.first_pass import FirstPass
+    from tasks.learning.scoring import Moments
+
+    known = fit.moments
+    if known and known.is_complete:
+        moments = Moments(job.features)
+        moments.restore(known)
+        return moments
+    given, first = job.parameters, known.batches if known else 0
+    dataset = open_dataset(
+        job.data.train, job.sources, given, epochs=1, start=first, shuffle=given.shuffle, seed=given.seed
+    )
+    rest = FirstPass(job.features, dataset.manifest.rows, dataset.batch_size)
+    if known:
+        rest.restore(known)
+    for batch in dataset:
+        rest.take(batch)
+    return rest.moments
 
 
 def score_beside(champion: Champion, models: Mapping[str, LinearModel], job: TrainingJob) -> tuple[Scores, Champion]:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from tasks.learning.features import Features
 from tasks.learning.scores import Profile, Score, Slice
+from tasks.learning.sums import MomentSums
 from tasks.parameters import TrainingParameters
 from tasks.sources import Sources
 from tasks.streaming.listing.statistics import ColumnStatistics
@@ -59,6 +60,7 @@ class Preview:
     rows: int
     ranges: Mapping[str, tuple[float, float]]
     outside: tuple[str, ...]
+    first: tuple[tuple[float, ...], ...]
     doubts: tuple[str, ...] = ()
 
 
@@ -105,7 +107,8 @@ class Fit:
     `curve` is the mean squared error of each iteration; `rows` are those of all iterations together; `learning_rate` is
     None for a model that was solved exactly, `condition` the condition number of the first batch's Hessian where the
     steps were made by it; `bad_rows` were left out, and `bad_rows_file` lists them; so many shards of the cache were
-    found `damaged` meanwhile, and fetched again.
+    found `damaged` meanwhile, and fetched again; `moments`
+    are of the rows that were trained on, each taken once; None where a part of them is not known.
     """
 
     weights: tuple[float, ...]
@@ -118,6 +121,7 @@ class Fit:
     times: FitTimes
     bad_rows: int
     bad_rows_file: str | None
+    moments: MomentSums | None
     damaged: int = 0
 
     @property

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 from prefect.logging import get_run_logger
 
-from tasks.facts import Evaluation, Fit, TrainingJob
+from tasks.facts import Evaluation, Fit, Preview, TrainingJob
 from tasks.naming import escape_markdown
 from tasks.policy import READING, step
-from tasks.sources import open_dataset
 from tasks.tracking.outbox import MODEL, Outbox
 from tasks.tracking.packaging import save_model
 from tasks.tracking.registry import RegistrationPlan, plan_registration
@@ -31,23 +30,24 @@ SHIPPED = (
 )  # fmt: skip
 LOADER = "learning/served"  # of these, the one that MLflow loads the weights by
 REQUIRED = ("mlflow", "torch", "numpy", "pandas", "safetensors")
-EXAMPLE_ROWS = 5
 
 
 @step("register model", pauses=READING)
-def register_model(job: TrainingJob, fit: Fit, evaluation: Evaluation) -> None:
-    """Save the model into the run's outbox, and plan its registration: as challenger, and champion where it won."""
+def register_model(job: TrainingJob, fit: Fit, evaluation: Evaluation, preview: Preview) -> None:
+    """Save the model into the run's outbox, and plan its registration: as challenger, and champion where it won.
+
+    The rows that the preview saw are its example.
+    """
+    import torch
+
     from tasks.learning.linear import LinearModel
     from tasks.learning.served import save_served
 
     outbox, manifest = Outbox(job.run_id), job.data.train
     model = LinearModel.of(job.features, fit.weights, fit.bias)
-    batch = next(
-        iter(open_dataset(manifest, job.sources, job.parameters, batch_size=EXAMPLE_ROWS, epochs=1, prefetch=1))
-    )
     save_model(
         outbox.path / MODEL,
-        take_example(model, batch),
+        take_example(model, torch.tensor(preview.first, dtype=torch.float64)),
         partial(save_served, model),
         target=model.features.target,
         modules=SHIPPED,
@@ -67,8 +67,8 @@ def register_model(job: TrainingJob, fit: Fit, evaluation: Evaluation) -> None:
 
 
 def take_example(model: LinearModel, batch: Tensor) -> pd.DataFrame:
-    """Return the model's input columns of the first rows of a batch, as a data frame."""
+    """Return the model's input columns of some rows, as a data frame."""
     import pandas as pd
 
     at = [model.features.columns.index(name) for name in model.features.inputs]
-    return pd.DataFrame(batch[:EXAMPLE_ROWS, at].double().numpy(), columns=list(model.features.inputs))
+    return pd.DataFrame(batch[:, at].double().numpy(), columns=list(model.features.inputs))

@@ -61,11 +61,15 @@ Rule = Callable[[Request], Answer | None]
 
 
 class AwsProxy(AbstractContextManager["AwsProxy"]):
-    """A context manager: entered, it listens at `url`; `requests` lists what came in."""
+    """A context manager: entered, it listens at `url`; `requests` lists what came in, `sent` the bytes that went out.
+
+    `sent` has what was asked, in a word or two, beside the bytes of each answer's body.
+    """
 
     def __init__(self, *rules: Rule, upstream: str | None = None) -> None:
         self.rules = list(rules)
         self.requests: list[Request] = []
+        self.sent: list[tuple[str, int]] = []
         self.closing = threading.Event()
         self._upstream = urlsplit(upstream).netloc if upstream else None
         self._server = ThreadingHTTPServer((LOOPBACK, 0), self._handler())
@@ -138,6 +142,7 @@ class AwsProxy(AbstractContextManager["AwsProxy"]):
                 self.send_header("Content-Length", str(len(payload)))
                 self.end_headers()
                 if self.command != "HEAD":
+                    proxy.sent.append((str(request), len(payload)))
                     self.wfile.write(payload)
 
             do_GET = do_HEAD = do_POST = do_PUT = _serve  # noqa: N815

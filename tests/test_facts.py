@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from prefect.serializers import JSONSerializer
 from tasks import facts
 from tasks.learning.features import Features
 from tasks.learning.scores import Profile, Score, Slice
+from tasks.learning.sums import MomentSums
 from tasks.parameters import TrainingParameters
 from tasks.sources import Sources
 from tasks.streaming import ColumnStatistics, Manifest, Shard
@@ -27,7 +29,14 @@ PROMOTION = facts.Promotion(wins=False, against="7", verdict="The model stays ch
 EXAMPLES = [
     facts.Located(manifest=MANIFEST, statistics=STATISTICS),
     DATA,
-    facts.Preview(batch_shape=(8, 2), dtype="float64", rows=3, ranges={"y": (0.0, 1 / 3)}, outside=("column y",)),
+    facts.Preview(
+        batch_shape=(8, 2),
+        dtype="float64",
+        rows=3,
+        ranges={"y": (0.0, 1 / 3)},
+        outside=("column y",),
+        first=((0.0, 0.1), (1 / 3, 1e-300)),
+    ),
     facts.TrainingJob(
         parameters=TrainingParameters(shards="s3://b/part*.csv", derive=["distance_km"], learning_rate=0.1),
         sources=Sources(
@@ -57,6 +66,9 @@ EXAMPLES = [
         ),
         bad_rows=0,
         bad_rows_file=None,
+        moments=MomentSums(
+            rows=8, of=9, batches=2, shift=(1 / 3, 0.1), sums=(1e300, -0.0), products=((inf, 0.1), (0.1, 1 / 7))
+        ),
     ),
     PROMOTION,
     facts.Evaluation(

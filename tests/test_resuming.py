@@ -199,14 +199,15 @@ def finish(process):
 
 
 def recorded(place, experiment):
-    """The only run of an experiment, its curve and the bytes of its weights."""
+    """The only run of an experiment, its curve, the bytes of its weights and of its scores, the exact model's too."""
     client = MlflowClient(tracking_uri=f"sqlite:///{place}/.shardline/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
     assert len(runs) == 1
     history = client.get_metric_history(runs[0].info.run_id, "mse")
     assert sorted(metric.step for metric in history) == list(range(ITERATIONS))
     weights = Path(client.download_artifacts(runs[0].info.run_id, "weights/weights.safetensors")).read_bytes()
-    return runs[0], {metric.step: metric.value for metric in history}, weights
+    scores = Path(client.download_artifacts(runs[0].info.run_id, "evaluation/scores.json")).read_bytes()
+    return runs[0], {metric.step: metric.value for metric in history}, weights, scores
 
 
 @pytest.fixture(scope="module")
@@ -216,10 +217,11 @@ def undisturbed(job, place):
 
 
 def assert_went_on_as_undisturbed(place, experiment, undisturbed):
-    run, curve, weights = recorded(place, experiment)
+    run, curve, weights, scores = recorded(place, experiment)
     assert run.info.status == "FINISHED"
     assert curve == undisturbed[1]
     assert weights == undisturbed[2]
+    assert scores == undisturbed[3]
 
 
 def flow_state(printed):

@@ -186,6 +186,16 @@ def test_a_finite_stream_has_as_many_batches_as_it_says(shards, epochs, start, b
     assert len(dataset) == len(list(dataset)) == batches
 
 
+@pytest.mark.parametrize(
+    ("epochs", "stop", "batches"), [(None, 8, 8), (None, 3, 3), (1, 4, 4), (1, 9, 6), (None, 0, 0)]
+)
+def test_a_stream_ends_where_it_is_to_stop_and_reads_no_shard_for_later_batches(shards, epochs, stop, batches):
+    dataset = ObjectStorageDataset(shards[0], batch_size=24, epochs=epochs, stop=stop)
+    assert len(dataset) == len(list(dataset)) == batches
+    rows = np.concatenate([shards[1]] * 2)[: 24 * stop] if epochs is None else shards[1][: 24 * stop]
+    assert hash_rows(dataset) == hash_array(rows)
+
+
 def test_a_short_last_batch_reaches_every_rank(shards):
     """137 rows in batches of 136: one row is left, which one of four ranks gets, and all have two batches."""
     lengths = []

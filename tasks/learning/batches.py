@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tasks.learning.features import Features
+from tasks.learning.first_pass import FirstPass
 from tasks.learning.scaling import Scaling
 
 ALIGNMENT = 64  # bytes; torch's own on CPU. Sums of a slice that begins elsewhere differ in their last bits
@@ -64,12 +65,13 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """How batches of columns become what the model sees."""
+    """How batches of columns become what the model sees; `first_pass` sees them on their way."""
 
     features: Features
     scaling: Scaling
     dtype: torch.dtype
     device: torch.device
+    first_pass: FirstPass | None = None
 
     def stream(self, batches: Iterator[Tensor], waited: float = 0.0) -> Iterator[Prepared]:
         """Prepare [rows, columns] batches as they come; `waited` seconds passed before, for the first of them."""
@@ -82,6 +84,8 @@ class Preparation:
             if first and len(batch):
                 self.features.refuse_overflow(batch)
             arrived = time.perf_counter()
+            if self.first_pass:
+                self.first_pass.take(batch)
             x, y = self._choose(batch)
             prepared = Prepared(
                 x,

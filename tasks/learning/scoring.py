@@ -17,6 +17,7 @@ from tasks.learning.linear import LinearModel
 from tasks.learning.profiling import ProfileSums
 from tasks.learning.reduction import ALONE, Reduction, add_up, count_rows, multiply
 from tasks.learning.scores import Score, Scores, Slice
+from tasks.learning.sums import MomentSums
 
 MOST_TARGET_RANGES = 5
 EDGE_DIGITS = 4  # of the ranges' edges, so that a person can read them
@@ -28,26 +29,65 @@ class Moments:
     Rows are shifted by the mean of the first batch before products are summed, so that raw years and longitudes, whose
     mean is thousands of times their deviation, lose no digits
     (Chan, Golub, LeVeque 1983, The American Statistician 37:3).
+
+    batch_rows: rows of a whole batch. Of a short one the sums are then those of a whole one whose other rows do not
+        count, to the last bit; None: each batch is whole
     """
 
-    def __init__(self, features: Features) -> None:
+    def __init__(self, features: Features, batch_rows: int | None = None) -> None:
         self.features, self.rows = features, 0
+        self._batch_rows = batch_rows
         size = len(features.names) + 1
         self._shift: Tensor | None = None
         self._sum = torch.zeros(size, dtype=torch.float64)
         self._products = torch.zeros(size, size, dtype=torch.float64)
 
-    def add(self, batch: Tensor, reduction: Reduction = ALONE) -> None:
-        """Take in a [rows, columns] batch, or this rank's slices of it."""
-        batch = batch.double()
-        rows = torch.cat([self.features.of(batch), self.features.target_of(batch)], dim=1)
-        count = count_rows(rows, reduction)
+    def add(self, batch: Tensor, reduction: Reduction = ALONE, *, rows: int | None = None, offset: int = 0) -> None:
+        """Take in a [rows, columns] batch, or this rank's slices of it, which begin at its row `offset`.
+
+        rows: how many of the whole batch's rows count, from its first one on; None: all
+        """
+        table = self._choose(batch, reduction)
+        count = rows if rows is not None else len(batch) if reduction is ALONE else count_rows(table, reduction)
+        here = min(max(count - offset, 0), len(batch))
+        table[here:] = 0
         if self._shift is None:
-            self._shift = add_up(lambda rows: rows.sum(dim=1), rows, reduction=reduction) / count
-        sums = add_up(_add_products, rows - self._shift, reduction=reduction)
-        self._sum += sums[0]
-        self._products += sums[1:]
+            self._shift = add_up(lambda rows: rows.sum(dim=1), table, reduction=reduction) / count
+        table[:here] -= self._shift
+        sums = add_up(_add_products, table, reduction=reduction)
+        # new tensors, so that a copy of these moments stays as it is
+        self._sum, self._products = self._sum + sums[0], self._products + sums[1:]
         self.rows += count
+
+    def _choose(self, batch: Tensor, reduction: Reduction) -> Tensor:
+        """Return features and target of a batch, [rows, features + 1], in room for a whole one where it is short."""
+        batch = batch.double()
+        room = len(batch) if reduction is not ALONE else max(len(batch), self._batch_rows or 0)
+        chosen = [self.features.of(batch), self.features.target_of(batch)]
+        if room == len(batch):
+            return torch.cat(chosen, dim=1)
+        table = torch.empty(room, sum(part.shape[1] for part in chosen), dtype=torch.float64)
+        table[: len(batch)] = torch.cat(chosen, dim=1)
+        return table
+
+    def sums(self, of: int, batches: int) -> MomentSums:
+        """Return what was taken in, from `batches` batches, of a data set of `of` rows, as plain numbers."""
+        assert self._shift is not None, "rows were taken in"
+        return MomentSums(
+            rows=self.rows,
+            of=of,
+            batches=batches,
+            shift=tuple(self._shift.tolist()),
+            sums=tuple(self._sum.tolist()),
+            products=tuple(map(tuple, self._products.tolist())),
+        )
+
+    def restore(self, sums: MomentSums) -> None:
+        """Go on from what was taken in before."""
+        self.rows = sums.rows
+        self._shift, self._sum, self._products = (
+            torch.tensor(values, dtype=torch.float64) for values in (sums.shift, sums.sums, sums.products)
+        )
 
     @property
     def mean(self) -> Tensor:

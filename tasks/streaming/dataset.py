@@ -48,6 +48,7 @@ class StreamOptions(TypedDict, total=False):
     shuffle: bool
     seed: int
     start: int
+    stop: int | None
     placement: Placement
     dtype: torch.dtype
     on_bad_rows: Literal["error", "quarantine"]
@@ -69,7 +70,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
     batch_size: rows of a batch over all ranks together
     epochs: how often all rows are gone through, the last batch then being short; None: without end
     shuffle, seed: a new order in each epoch, the same for every rank count, worker count and cache
-    start: the first iteration
+    start, stop: the first iteration, and the one before which the stream ends; None: no such limit
     placement: which part of each batch this process takes; by default as torch.distributed or the environment say
     dtype: torch.float64 or torch.float32
     on_bad_rows: "error" raises at a row that breaks the contract; "quarantine" goes through all shards once, now,
@@ -99,6 +100,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         shuffle: bool = False,
         seed: int = 0,
         start: int = 0,
+        stop: int | None = None,
         placement: Placement = Placement(),
         dtype: torch.dtype = torch.float64,
         on_bad_rows: Literal["error", "quarantine"] = "error",
@@ -115,6 +117,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         self.shuffle = shuffle
         self.seed = seed
         self.start = start
+        self.stop = stop
         self.dtype = dtype
         self.on_bad_rows = on_bad_rows
         self.prefetch = prefetch
@@ -173,7 +176,10 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         return cls(manifest.choose(columns, max_shards), **options)
 
     def __len__(self) -> int:
-        """Return how many batches the next iteration yields: ceil(epochs · rows / batch_size), less those before it."""
+        """Return how many batches the next iteration yields.
+
+        They are ceil(epochs · rows / batch_size), or those before `stop`, less those before it begins.
+        """
         batches = self._count_batches()
         if batches is None:
             raise TypeError("an endless ObjectStorageDataset has no len(); set epochs")
@@ -237,7 +243,10 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         return pass_shards(self._loading(None), self.manifest.shards, LOADERS)
 
     def _count_batches(self) -> int | None:
-        return None if self.epochs is None else count_batches(self.manifest.rows, self.batch_size, self.epochs)
+        if self.epochs is None:
+            return self.stop
+        batches = count_batches(self.manifest.rows, self.batch_size, self.epochs)
+        return batches if self.stop is None else min(self.stop, batches)
 
     def _fingerprint(self) -> str:
         """SHA-256 (hex) of all that decides which rows a batch holds, but for the dtype they are handed out in."""
@@ -253,6 +262,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
             world_size=self.world_size,
             batch_size=self.batch_size,
             epochs=self.epochs,
+            stop=self.stop,
             epoch=self._position.epoch,
             slice_rows=self.slice_rows,
         )
@@ -282,6 +292,8 @@ def _check(options: Mapping[str, Any]) -> None:
     epochs = options.get("epochs")
     if epochs is not None and epochs < 1:
         raise ConfigurationError(f"epochs is {epochs}; it must be at least 1, or None for an endless stream")
+    if (stop := options.get("stop")) is not None and stop < 0:
+        raise ConfigurationError(f"stop is {stop}; it must be at least 0, or None")
     if (on_bad_rows := options.get("on_bad_rows", "error")) not in ("error", "quarantine"):
         raise ConfigurationError(f"on_bad_rows is {on_bad_rows!r}; it may be 'error' or 'quarantine'")
     if (dtype := options.get("dtype", torch.float64)) not in NUMPY_NAMES:

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 from tasks.errors import ConfigurationError
@@ -93,6 +94,11 @@ class Manifest:
                 f"{suggest(unknown[0], known)}"
             )
         return replace(chosen, columns=tuple(columns), cells=known if self.header is None else None)
+
+    def begin(self, rows: int) -> "Manifest":
+        """Return the manifest of the first shards that hold so many rows together, or of all."""
+        needed = next((number for number, total in enumerate(accumulate(self.counts), 1) if total >= rows), None)
+        return replace(self, shards=self.shards[:needed])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; `from_dict` reads them back."""

@@ -10,6 +10,8 @@ from tasks.streaming.arithmetic import Piece, Sequencing, Span, batch_spans
 class Request:
     """Which batches one consumer gets: iterations first, first + step, … of one rank, in whole slices.
 
+    epochs: how many there are; None: without end
+    stop: no iteration from this one on; None: no such limit
     epoch: the number of the first epoch
     """
 
@@ -19,6 +21,7 @@ class Request:
     world_size: int
     batch_size: int
     epochs: int | None
+    stop: int | None = None
     slice_rows: int = 1
     epoch: int = 0
 
@@ -43,9 +46,11 @@ class BatchPlan:
 
 
 def plan_batches(sequencing: Sequencing, request: Request) -> Iterator[BatchPlan]:
-    """Yield the plans of all batches that the request asks for; without end where `epochs` is None."""
-    iteration = request.first
-    while request.epochs is None or iteration * request.batch_size < request.epochs * sequencing.rows:
+    """Yield the plans of all batches that the request asks for; without end where nothing limits them."""
+    iteration, rows = request.first, None if request.epochs is None else request.epochs * sequencing.rows
+    while (request.stop is None or iteration < request.stop) and (
+        rows is None or iteration * request.batch_size < rows
+    ):
         spans = batch_spans(
             sequencing.rows,
             request.batch_size,

@@ -19,21 +19,22 @@ def solve_model(job: TrainingJob) -> Fit:
 
     The one value of its curve, at step 0, is its mean squared error over all training rows.
     """
-    from tasks.learning.scoring import Moments
+    from tasks.learning.first_pass import FirstPass
     from tasks.tracking.outbox import Outbox
 
     outbox = Outbox(job.run_id)
-    moments = Moments(job.features)
     dataset = open_dataset(job.data.train, job.sources, job.parameters, epochs=1)
+    first_pass = FirstPass(job.features, dataset.manifest.rows, dataset.batch_size)
     clock = StageClock()
     progress = ProgressArtifact(len(dataset))
     began = time.perf_counter()
     computed = 0.0
     for done, batch in enumerate(stream_batches(dataset, job.parameters.num_workers, clock), start=1):
         arrived = time.perf_counter()
-        moments.add(batch)
+        first_pass.take(batch)
         computed += time.perf_counter() - arrived
         progress.show(done)
+    moments = first_pass.moments
     model = moments.exact()
     mse = moments.mse(model)
     seconds = time.perf_counter() - began
@@ -51,4 +52,5 @@ def solve_model(job: TrainingJob) -> Fit:
         curve=[mse],
         rows=moments.rows,
         times=FitTimes(seconds=seconds, stream=clock.total, stages={}, **times),
+        moments=first_pass.sums(),
     )

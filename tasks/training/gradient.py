@@ -9,13 +9,14 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from prefect.logging import get_run_logger
 
 from tasks.errors import CheckpointError, NonFiniteLossError, TrackingError
 from tasks.facts import Fit, FitTimes, TrainingJob
+from tasks.learning.sums import MOMENTS
 from tasks.policy import STREAMING, step
 from tasks.runs.checkpoints import checkpoint_folder
 from tasks.training.outcome import ProgressArtifact, keep_weights, make_fit
@@ -52,7 +53,7 @@ def train_model(job: TrainingJob) -> Fit:
     started = start_trainer(job, kept)
     if kept:
         get_run_logger().info("Going on at iteration %d, from a checkpoint", kept.iteration)
-    saver = Saver(checkpoints, job, started.trainer)
+    saver = Saver(checkpoints, job, started)
     iterations = started.trainer.settings.iterations
     telling = Telling(outbox, iterations, thin_mse=job.parameters.thin_mse, known=earlier["mse"])
     progress = ProgressArtifact(iterations)
@@ -97,6 +98,7 @@ def conclude(started: Started, earlier: Mapping[str, Mapping[int, float]], outbo
             **{name: sum(series[name].values()) for name in TIMES},
         ),
         condition=trainer.condition,
+        moments=started.first_pass.sums() if started.first_pass else None,
     )
 
 
@@ -127,10 +129,10 @@ class Saver:
     that cannot be written is warned of once, and does not stop the training.
     """
 
-    def __init__(self, checkpoints: Checkpoints, job: TrainingJob, trainer: Trainer) -> None:
+    def __init__(self, checkpoints: Checkpoints, job: TrainingJob, started: Started) -> None:
         self.checkpoints = checkpoints
         self.every = job.parameters.checkpoint_every
-        self.trainer = trainer
+        self.trainer, self.first_pass = started.trainer, started.first_pass
         self.told: int | None = None
         self.kept: Checkpoint | None = None
         self.kept_at = 0.0
@@ -150,7 +152,7 @@ class Saver:
         number, unit = int(self.every.removesuffix("s")), self.every[-1:]
         since = time.monotonic() - self.kept_at
         if not self.kept_at or (since >= number if unit == "s" else trainer.iteration % number == 0):
-            self.kept, self.kept_at = trainer.state(), time.monotonic()
+            self.kept, self.kept_at = self._state(), time.monotonic()
 
     def save(self, iteration: int) -> None:
         """Write the state that was kept after an iteration, if any; the iteration is in the record now."""
@@ -170,4 +172,10 @@ class Saver:
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         recorded = self.trainer.is_whole and self.trainer.iteration == self.told
         if error is not None and recorded and not isinstance(error, NonFiniteLossError):
-            self._write(self.trainer.state())
+            self._write(self._state())
+
+    def _state(self) -> Checkpoint:
+        """Copy the trainer's state, and the moments that the first pass had when it reached that iteration."""
+        state = self.trainer.state()
+        sums = self.first_pass.sums(state.iteration) if self.first_pass else None
+        return replace(state, facts={**state.facts, MOMENTS: asdict(sums)}) if sums else state

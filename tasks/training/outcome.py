@@ -13,6 +13,7 @@ from tasks.facts import Fit, FitTimes
 
 if TYPE_CHECKING:
     from tasks.learning.linear import LinearModel
+    from tasks.learning.sums import MomentSums
     from tasks.streaming import ObjectStorageDataset
     from tasks.tracking.outbox import Outbox
 
@@ -37,6 +38,7 @@ def make_fit(
     curve: Sequence[float],
     rows: int,
     times: FitTimes,
+    moments: MomentSums | None,
     condition: float | None = None,
 ) -> Fit:
     """Return a fitted model, and how it came about, as plain facts."""
@@ -52,6 +54,7 @@ def make_fit(
         bad_rows=dataset.bad_rows,
         bad_rows_file=str(dataset.bad_rows_file) if dataset.bad_rows_file else None,
         damaged=len(set(dataset.damaged)),
+        moments=moments,
     )
 
 

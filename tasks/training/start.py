@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from tasks.errors import CheckpointError, ConfigurationError, ShardlineError
 from tasks.facts import StreamTimes, TrainingJob
+from tasks.learning.sums import MOMENTS, MomentSums
 from tasks.parameters import TrainingParameters
 from tasks.sources import open_dataset
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from tasks.learning.batches import Prepared
     from tasks.learning.checkpoints import Checkpoint
     from tasks.learning.features import Features
+    from tasks.learning.first_pass import FirstPass
     from tasks.learning.loop import Trainer
     from tasks.learning.reduction import Reduction
     from tasks.learning.scaling import Scaling
@@ -43,6 +45,7 @@ class Started:
     dataset: ObjectStorageDataset
     clock: StageClock
     scaled_by: dict[str, str]
+    first_pass: FirstPass | None
 
 
 def start_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
@@ -80,6 +83,7 @@ def start_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
         job.sources,
         given,
         start=first,
+        stop=resolved.iterations,
         shuffle=given.shuffle,
         seed=given.seed,
         placement=Placement(slice_rows=slice_rows(given.batch_size)),
@@ -97,7 +101,10 @@ def start_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
     trainer = Trainer(features, scaling, settings, device, reduction)
     if kept:
         trainer.restore(kept)
-    preparation = Preparation(features=features, scaling=trainer.scaling, dtype=settings.dtype, device=device)
+    first_pass = start_first_pass(features, dataset, reduction, kept)
+    preparation = Preparation(
+        features=features, scaling=trainer.scaling, dtype=settings.dtype, device=device, first_pass=first_pass
+    )
     # with shuffling, each epoch has a new order, and only the stream knows it
     fits = 0 if given.shuffle else most_resident(given, device)
     return Started(
@@ -108,7 +115,25 @@ def start_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
         dataset=dataset,
         clock=clock,
         scaled_by=dict.fromkeys(statistics, ".meta/stats") if resolved.standardise else {},
+        first_pass=first_pass,
     )
+
+
+def start_first_pass(
+    features: Features, dataset: ObjectStorageDataset, reduction: Reduction, kept: Checkpoint | None
+) -> FirstPass | None:
+    """Return where the first pass over the data stands; None where a checkpoint does not say what it had taken in."""
+    from tasks.learning.first_pass import FirstPass
+    from tasks.streaming.arithmetic import split_batch
+
+    size, slice_rows = dataset.batch_size, dataset.slice_rows
+    offset, _ = split_batch(size, dataset.rank, dataset.world_size, slice_rows)
+    first_pass = FirstPass(features, dataset.manifest.rows, size, offset=offset, reduction=reduction)
+    if kept:
+        if MOMENTS not in kept.facts:
+            return None
+        first_pass.restore(MomentSums(**kept.facts[MOMENTS]))
+    return first_pass
 
 
 def find_device(asked: str) -> torch.device:
