@@ -45,7 +45,7 @@ def make_fit(curve, learning_rate, condition):
     times = FitTimes(seconds=1.0, wait_seconds=0.0, copy_seconds=0.0, compute_seconds=1.0, stream=None, stages={})
     return Fit(
         weights=(1.0, 1.0, 1.0), bias=0.0, learning_rate=learning_rate, condition=condition, device="cpu",
-        curve=tuple(curve), rows=1, times=times, bad_rows=0, bad_rows_file=None,
+        curve=tuple(curve), rows=1, times=times, bad_rows=0, bad_rows_file=None, moments=None,
     )  # fmt: skip
 
 
