@@ -20,14 +20,16 @@ BUCKET = "shards"
 
 @contextlib.contextmanager
 def serve_moto() -> Iterator[str]:
-    """The URL of moto's server."""
+    """The URL of moto's server, without the objects that an earlier one in this process left."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
         host, port = server.get_host_and_port()
-        yield f"http://{host}:{port}"
+        url = f"http://{host}:{port}"
+        urllib.request.urlopen(urllib.request.Request(f"{url}/moto-api/reset", method="POST"), timeout=10).close()
+        yield url
     finally:
         server.stop()
 
