@@ -1,0 +1,459 @@
+"""An hour of somebody who wants to break the stream, drawn anew each time: a state machine that lists, streams, replaces,
+deletes, truncates, kills, fills the disk and resumes elsewhere, in any order.
+
+It holds one invariant: every row that is handed out is a row of the manifest, in its place, or the pass ended with an
+error of tasks/errors.py. Rows say what they are: their shard, their line and the shard's version are their cells. Where
+nothing was disturbed, a pass may not fail either.
+"""
+
+import contextlib
+import multiprocessing
+import resource
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from torch.utils.data import DataLoader
+
+from tasks.errors import ShardlineError
+from tasks.streaming import CacheSettings, Manifest, ObjectStorageDataset, Placement, RetryPolicy, dataset, locate
+from tasks.streaming.arithmetic import shard_order, window_permutation
+from tests.servers import BUCKET, make_client
+from tests.shards import write_metadata
+
+HEADER = b"shard,line,version\n"
+NAMES = [f"part-{number:05d}.csv" for number in range(4)]
+SPOILING = b"0123456789,\nx\0"
+RETRY = RetryPolicy(deadline_seconds=20.0)
+NOWHERE = (np.nan, np.nan, np.nan)  # stands where no row may be handed out: equal to nothing
+
+
+def compose(number: int, rows: int, version: int) -> bytes:
+    """A shard of so many rows; of as many bytes as any other version of it."""
+    return HEADER + b"".join(b"%d,%d,%d\n" % (number, line, version) for line in range(rows))
+
+
+def parse(data: bytes) -> list[tuple[float, ...] | None] | None:
+    """The rows of a shard, None for a line that is none; None for a shard without its header line."""
+    if not data.startswith(HEADER):
+        return None if data else []
+    cells = [line.split(b",") for line in data.removeprefix(HEADER).split(b"\n") if line]
+    return [tuple(map(float, row)) if len(row) == 3 and all(map(bytes.isdigit, row)) else None for row in cells]
+
+
+class Folder:
+    """Shards in a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.url = f"{path}"
+        self.options = None
+        path.mkdir(exist_ok=True)
+
+    def put(self, name: str, data: bytes) -> None:
+        (self.path / name).write_bytes(data)
+
+    def remove(self, name: str) -> None:
+        (self.path / name).unlink()
+
+    def clear(self) -> None:
+        for path in self.path.glob("*.csv"):
+            path.unlink()
+
+
+class Bucket(Folder):
+    """Shards in a bucket of a real S3 server."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.client = make_client(endpoint)
+        self.url, self.options = f"s3://{BUCKET}", {"endpoint_url": endpoint}
+        with contextlib.suppress(self.client.exceptions.BucketAlreadyOwnedByYou):
+            self.client.create_bucket(Bucket=BUCKET)
+
+    def put(self, name, data):
+        self.client.put_object(Bucket=BUCKET, Key=name, Body=data)
+
+    def remove(self, name):
+        self.client.delete_object(Bucket=BUCKET, Key=name)
+
+    def clear(self):
+        for entry in self.client.list_objects_v2(Bucket=BUCKET).get("Contents", []):
+            self.remove(entry["Key"])
+
+
+@dataclass
+class Listing:
+    """A manifest, the bytes of every shard when it was listed, and how far a run over it came."""
+
+    manifest: Manifest
+    data: dict[str, bytes]
+    revision: int  # of the store; -1 where its metadata did not fit it
+    reached: int = 0
+
+    def rows(self, manifest: Manifest, quarantine: bool) -> np.ndarray:
+        """[rows, 3]: what may be handed out, by its place; NOWHERE where nothing may."""
+        found = []
+        for shard in manifest.shards:
+            lines = parse(self.data[shard.uri.rsplit("/", 1)[1]]) or []
+            rows = [row or NOWHERE for row in lines if row or not quarantine]
+            found += rows if len(rows) == shard.rows else [NOWHERE] * shard.rows
+        return np.array(found)
+
+    def may_fail(self, quarantine: bool) -> bool:
+        """Whether something that was listed breaks the contract."""
+        shards = [parse(data) for data in self.data.values()]
+        good = [row is not None for lines in shards for row in lines or []]
+        return None in shards or (not any(good) if quarantine else not all(good))
+
+
+@dataclass(frozen=True)
+class How:
+    """How a pass is made."""
+
+    batch_size: int
+    epochs: int
+    world_size: int
+    shuffle: bool
+    quarantine: bool
+    cached: bool
+    limit: int | None
+    in_memory: int
+
+
+hows = st.builds(
+    How,
+    batch_size=st.integers(1, 9),
+    epochs=st.integers(1, 3),
+    world_size=st.integers(1, 3),
+    shuffle=st.booleans(),
+    quarantine=st.sampled_from([False, False, False, True]),
+    cached=st.sampled_from([True, True, True, False]),
+    limit=st.sampled_from([None, None, 0, 9000]),
+    in_memory=st.sampled_from([dataset.IN_MEMORY, dataset.IN_MEMORY, 0]),
+)
+
+
+def order_rows(manifest: Manifest, shuffle: bool, epoch: int) -> np.ndarray:
+    """The places of an epoch's rows in the manifest, in the order in which they are handed out."""
+    if not shuffle:
+        return np.arange(manifest.rows)
+    first = np.cumsum([0, *manifest.counts])
+    order = shard_order(len(manifest.shards), 0, epoch)
+    shards = np.concatenate([np.arange(first[index], first[index + 1]) for index in order])
+    return shards[window_permutation(manifest.rows, 0, epoch, 0)]
+
+
+class Pass:
+    """A stream, and what each of its batches must hold."""
+
+    def __init__(self, machine: "Machine", listing: Listing, how: How, rank: int) -> None:
+        self.how, self.rank, self.iteration = how, rank, listing.reached
+        self.dataset = ObjectStorageDataset.from_manifest(
+            listing.manifest,
+            batch_size=how.batch_size,
+            epochs=how.epochs,
+            shuffle=how.shuffle,
+            start=listing.reached,
+            placement=Placement(rank=rank, world_size=how.world_size),
+            on_bad_rows="quarantine" if how.quarantine else "error",
+            cache=CacheSettings(enabled=how.cached, folder=machine.cache, limit_bytes=how.limit),
+            storage_options=machine.store.options,
+            retry=RETRY,
+        )
+        self.left = len(self.dataset)
+        self.rows = listing.rows(self.dataset.manifest, how.quarantine)
+        self.batches: Iterator[torch.Tensor] = iter(self.dataset)
+
+    def through_workers(self) -> None:
+        """Take the batches from two forked processes of a DataLoader."""
+        loader = DataLoader(self.dataset, batch_size=None, num_workers=2, multiprocessing_context="fork")
+        self.batches = iter(loader)
+
+    def check(self, found: np.ndarray) -> None:
+        """Compare the next batch, to the last cell, with what the manifest has at its place."""
+        length, size = len(self.rows), self.how.batch_size
+        first = self.iteration * size
+        last = min(first + size, self.how.epochs * length)
+        low, high = ((self.rank + step) * (last - first) // self.how.world_size for step in (0, 1))
+        places = [
+            order_rows(self.dataset.manifest, self.how.shuffle, place // length)[place % length]
+            for place in range(first + low, first + high)
+        ]
+        expected = self.rows[places].reshape(-1, 3)
+        assert np.array_equal(found, expected), f"iteration {self.iteration}: {found} handed out, not {expected}"
+        self.iteration += 1
+        self.left -= 1
+
+    def take(self, most: int) -> None:
+        """Take so many batches, or those that are left, and hold each against the manifest."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dataset, "IN_MEMORY", self.how.in_memory)
+            for _ in range(most):
+                batch = next(self.batches, None)
+                if batch is None:
+                    assert self.left == 0, f"the pass ended {self.left} batches early"
+                    return
+                self.check(batch.numpy())
+
+    def close(self) -> None:
+        """End the pass midway: its threads and processes are gone afterwards."""
+        if hasattr(self.batches, "close"):
+            self.batches.close()
+        del self.batches
+
+
+def run_in_child(passed: Pass, pipe, file_size: int | None) -> None:
+    """Hand the batches of a pass to the parent; no file may grow beyond `file_size`, as on a full disk."""
+    if file_size is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    dataset.IN_MEMORY = passed.how.in_memory
+    try:
+        for batch in passed.batches:
+            pipe.send(batch.numpy())
+        pipe.send(None)
+    except ShardlineError as error:
+        pipe.send(error)
+
+
+class Machine(RuleBasedStateMachine):
+    """Shards, listings of them, a cache, and passes that are under way."""
+
+    make_store = staticmethod(lambda folder: Folder(folder / "data"))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.home = tempfile.TemporaryDirectory(prefix="shardline-machine-")
+        self.cache = Path(self.home.name) / "cache"
+        self.store = self.make_store(Path(self.home.name))
+        self.data: dict[str, bytes] = {}
+        self.revision, self.version = 0, 100
+        self.stale = False
+        self.listing: Listing | None = None
+        self.open: list[tuple[Pass, Listing]] = []
+
+    def teardown(self) -> None:
+        for passed, _ in self.open:
+            passed.close()
+        self.store.clear()
+        self.home.cleanup()
+        assert [thread.name for thread in threading.enumerate() if thread.name.startswith("shardline")] == []
+
+    @contextlib.contextmanager
+    def ending(self, may_fail: bool) -> Iterator[None]:
+        """Let errors of tasks/errors.py end a pass; AssertionError where nothing gave cause for one."""
+        try:
+            yield
+        except ShardlineError as error:
+            assert may_fail, f"nothing was disturbed, and yet: {error!r}"
+            assert str(error)
+
+    def may_fail(self, listing: Listing, how: How) -> bool:
+        """Whether a pass has cause to end with an error: what it reads is spoilt, or no longer what was listed."""
+        return self.revision != listing.revision or listing.may_fail(how.quarantine)
+
+    def change(self, name: str, data: bytes | None) -> None:
+        self.revision += 1
+        if data is None:
+            self.data.pop(name, None)
+            self.store.remove(name)
+        else:
+            self.data[name] = data
+            self.store.put(name, data)
+
+    # What happens to the store
+
+    @initialize(rows=st.lists(st.integers(0, 9), min_size=1, max_size=4))
+    def fill(self, rows):
+        for name, count in zip(NAMES, rows, strict=False):
+            self.replace(name, count)
+        self.locate()
+
+    @rule(name=st.sampled_from(NAMES), rows=st.integers(0, 9))
+    def replace(self, name, rows):
+        self.version += 1
+        self.change(name, compose(NAMES.index(name), rows, self.version))
+
+    @precondition(lambda self: self.data)
+    @rule(draw=st.data())
+    def replace_by_as_many_bytes(self, draw):
+        name = draw.draw(st.sampled_from(sorted(self.data)))
+        self.replace(name, len(parse(self.data[name]) or []))
+
+    @precondition(lambda self: self.data)
+    @rule(draw=st.data())
+    def delete(self, draw):
+        self.change(draw.draw(st.sampled_from(sorted(self.data))), None)
+
+    @precondition(lambda self: any(self.data.values()))
+    @rule(draw=st.data())
+    def truncate(self, draw):
+        name = draw.draw(st.sampled_from(sorted(name for name, data in self.data.items() if data)))
+        self.change(name, self.data[name][: draw.draw(st.integers(0, len(self.data[name]) - 1))])
+
+    @precondition(lambda self: any(len(data) > len(HEADER) for data in self.data.values()))
+    @rule(draw=st.data(), byte=st.sampled_from(SPOILING))
+    def spoil_a_byte(self, draw, byte):
+        name = draw.draw(st.sampled_from(sorted(name for name, data in self.data.items() if len(data) > len(HEADER))))
+        at = draw.draw(st.integers(len(HEADER), len(self.data[name]) - 1))
+        self.change(name, self.data[name][:at] + bytes([byte]) + self.data[name][at + 1 :])
+
+    # What is done with it
+
+    @rule()
+    def locate(self):
+        self.listing = None
+        parsed = [parse(data) for data in self.data.values()]
+        may_fail = self.stale or not any(parsed) or None in parsed
+        with self.ending(may_fail):
+            manifest = locate(f"{self.store.url}/part*.csv", storage_options=self.store.options, retry=RETRY)
+            self.listing = Listing(manifest, dict(self.data), -1 if self.stale else self.revision)
+
+    @precondition(lambda self: self.listing)
+    @rule(how=hows, batches=st.integers(0, 12), workers=st.sampled_from([False] * 7 + [True]))
+    def stream_on(self, how, batches, workers):
+        """Go on, on every rank, where the last pass over this listing stopped, in whatever shape that was."""
+        with self.ending(self.may_fail(self.listing, how)):
+            for rank in range(how.world_size):
+                passed = Pass(self, self.listing, how, rank)
+                try:
+                    if workers:
+                        passed.through_workers()
+                    passed.take(batches)
+                finally:
+                    passed.close()
+            self.listing.reached = passed.iteration if passed.left > 0 else 0
+            return
+        self.listing.reached = 0
+
+    @precondition(lambda self: self.listing and len(self.open) < 3)
+    @rule(how=hows)
+    def begin(self, how):
+        with self.ending(self.may_fail(self.listing, how)):
+            self.open.append((Pass(self, self.listing, how, 0), self.listing))
+
+    @precondition(lambda self: self.open)
+    @rule(draw=st.data(), batches=st.integers(1, 6), close=st.booleans())
+    def go_on(self, draw, batches, close):
+        """Take more of a pass that began before whatever happened since."""
+        at = draw.draw(st.integers(0, len(self.open) - 1))
+        passed, listing = self.open[at]
+        try:
+            passed.take(batches)
+        except ShardlineError:
+            assert self.may_fail(listing, passed.how)
+            close = True
+        if close:
+            passed.close()
+            del self.open[at]
+
+    @precondition(lambda self: self.listing)
+    @rule(
+        how=hows,
+        killed_after=st.none() | st.integers(0, 6),
+        file_size=st.sampled_from([None, None, 0, 100, 4096, 4200]),
+    )
+    def stream_in_a_process_that_is_killed_or_finds_the_disk_full(self, how, killed_after, file_size):
+        full = file_size is not None and (how.in_memory == 0 or how.quarantine)
+        with self.ending(self.may_fail(self.listing, how) or full):
+            passed = Pass(self, self.listing, how, 0)
+            context = multiprocessing.get_context("fork")
+            here, there = context.Pipe(duplex=False)
+            child = context.Process(target=run_in_child, args=(passed, there, file_size))
+            child.start()
+            there.close()
+            try:
+                self.receive(passed, here, child, killed_after)
+            finally:
+                child.kill()
+                child.join()
+                here.close()
+
+    def receive(self, passed, here, child, killed_after):
+        """Hold what a process hands out against the manifest, until it is killed or ends."""
+        while killed_after is None or passed.iteration - self.listing.reached < killed_after:
+            assert here.poll(60), "the process hangs"
+            found = here.recv()  # EOFError: it ended without a word
+            if found is None:
+                assert passed.left == 0
+                return
+            if isinstance(found, ShardlineError):
+                raise found
+            passed.check(found)
+        time.sleep(0.002 * killed_after)
+        child.kill()
+
+    # What happens to the cache
+
+    # Files there are named after their folder, and whether a killed process wrote them is chance: drawn by number.
+
+    @precondition(lambda self: not self.open)
+    @rule(which=st.integers(0, 99), byte=st.integers(0, 255), place=st.floats(0, 1), cut=st.booleans())
+    def damage_the_cache(self, which, byte, place, cut):
+        for path in self.cached(which):
+            data = path.read_bytes()
+            at = int(place * len(data))
+            path.write_bytes(data[:at] if cut else data[:at] + bytes([byte]) + data[at + 1 :])
+
+    @rule(which=st.integers(0, 99))
+    def evict_from_the_cache(self, which):
+        for path in self.cached(which):
+            path.unlink()
+
+    def cached(self, which: int) -> list[Path]:
+        """One of the cached shards; none where there are none."""
+        found = sorted(self.cache.glob("*.rows"))
+        return [found[which % len(found)]] if found else []
+
+
+class MachineOverMetadata(Machine):
+    """Counts come from Spark's metadata, which may be missing, of what lies there now, or older than that."""
+
+    @rule(right=st.booleans(), spoilt=st.integers(0, 3))
+    def count(self, right, spoilt):
+        counts = {NAMES.index(name): len(parse(data) or []) for name, data in self.data.items()}
+        if not right:
+            counts[spoilt] = counts.get(spoilt, 0) + 1
+        write_metadata(self.store.path, {number: rows for number, rows in counts.items() if rows})
+        self.revision += 1
+        self.stale = not right
+
+    def change(self, name, data):
+        super().change(name, data)
+        self.stale = (self.store.path / ".meta").exists()
+
+
+def run(machine, examples, steps):
+    chosen = settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    run_state_machine_as_test(machine, settings=chosen)
+
+
+def test_what_is_handed_out_stands_in_the_manifest():
+    run(Machine, 12, 12)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_what_is_handed_out_stands_in_the_manifest_for_long():
+    run(Machine, 400, 30)
