@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.streaming import CacheSettings, ObjectStorageDataset, cache
+from tasks.streaming import CacheSettings, ObjectStorageDataset, cache, dataset
 from tests.shards import draw_rows, hash_rows, to_csv, write_shards
 
 ROW = 3 * 8  # bytes of a decoded row
@@ -222,6 +222,28 @@ def test_a_full_disk_is_said_once_and_the_stream_goes_on(tmp_path):
     assert np.array_equal(found, rows)
     assert [record for record in records if "stores nothing more" in record] == records and len(records) == 1
     assert not list((tmp_path / "cache").glob("*.rows")) and not list((tmp_path / "cache").glob("*.partial"))
+
+
+def stage_with_little_disk(glob, limit, queue):
+    dataset.IN_MEMORY = 0
+    stream = ObjectStorageDataset(glob, batch_size=64, epochs=1)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        list(stream)
+    except Exception as error:
+        queue.put(repr(error))
+
+
+@pytest.mark.parametrize("limit", [0, 100, 100 * ROW - 1], ids=["no room", "little room", "a byte too little"])
+def test_a_disk_too_full_to_stage_a_shard_is_named_though_it_took_a_part(limit, data):
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=stage_with_little_disk, args=(data[0], limit, queue))
+    process.start()
+    said = queue.get(timeout=60)
+    process.join()
+    assert "ConfigurationError('A shard could not be staged in" in said and "set TMPDIR" in said
 
 
 def test_a_folder_that_cannot_be_made_is_said_and_the_stream_goes_on(data, tmp_path, caplog):

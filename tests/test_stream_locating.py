@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import random
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -11,7 +12,10 @@ import torch
 
 from tasks.errors import ConfigurationError, RowCountError, RowError, ShardsNotFoundError
 from tasks.streaming import Manifest, ObjectStorageDataset, Shard, locate
+from tests.fuzz_listing import fuzz
 from tests.shards import COLUMNS, draw_rows, to_csv, write_metadata, write_shards
+
+FUZZ_SECONDS = float(os.environ.get("SHARDLINE_FUZZ_SECONDS", "60"))
 
 
 def names(manifest):
@@ -94,6 +98,8 @@ def test_a_partition_that_is_counted_but_not_listed_is_missed(tmp_path):
         ("", "expected 'id,count'"),
         ("partition,rows\n0,3\n", "the header is 'partition,rows', expected 'id,count'"),
         ("id,count\n0,three\n", "line 2: '0,three' is not two whole numbers"),
+        (f"id,count\n{'1' * 5000},3\n", "line 2: '1+' is not two whole numbers"),
+        (f"id,count\n0,{'x' * 140_000}\n", "is no CSV with the header id,count: field larger than field limit"),
         ("id,count\n0,3\n0,4\n", "line 3: id 0 is there more than once"),
         ("id,count\n0,3\n", "counts 1 partitions with rows, but 2 of 2 shards have rows"),
         ("id,count\n0,3\n1,0\n", "counts 1 partitions with rows, but 2 of 2 shards have rows"),
@@ -231,6 +237,13 @@ class TestManifest:
         with pytest.raises(ConfigurationError, match="fingerprint"):
             Manifest.from_dict(facts)
 
+    @pytest.mark.parametrize(
+        "facts", [{}, [], {"shards": None}, {"shards": [{"uri": "u"}], "columns": []}, {"shards": [], "columns": 1}]
+    )
+    def test_what_is_no_manifest_is_refused(self, facts):
+        with pytest.raises(ConfigurationError, match=r"This is no manifest .*locate the shards again"):
+            Manifest.from_dict(facts)
+
     @pytest.mark.parametrize("change", [{"uri": "x"}, {"size": 11}, {"etag": "abd"}, {"rows": 4}])
     def test_fingerprint_changes_with_every_fact_of_a_shard(self, change):
         other = Manifest((Shard(**(vars(self.shard) | change)),), COLUMNS)
@@ -244,3 +257,16 @@ class TestManifest:
         stated = locate(f"{tmp_path}/part*.csv")
         assert counted.notes != stated.notes
         assert counted.fingerprint == stated.fingerprint
+
+
+def test_folders_of_any_shape_are_listed_or_refused_by_name():
+    tried, listed = fuzz(2, seed=5)
+    assert tried > listed > 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(FUZZ_SECONDS + 300)
+def test_folders_without_end_are_listed_or_refused_by_name():
+    seed = random.SystemRandom().getrandbits(32)
+    print("seed", seed)
+    assert fuzz(FUZZ_SECONDS, seed)[1] > 0

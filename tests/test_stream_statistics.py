@@ -43,6 +43,8 @@ def test_without_a_file_there_are_none(tmp_path):
         ("summary", "fare,hour", "the header is 'fare,hour', expected 'summary,…'"),
         ("mean", "mean,1.5", "line 3: 2 cells under a header of 3"),
         ("mean", "mean,1.5,noon", "line 3, column hour: 'noon' is no number"),
+        ("mean", f"mean,{'x' * 140_000},1", "is no CSV with the header 'summary,…': field larger than field limit"),
+        ("min", "\nmin,1,noon", "line 6, column hour: 'noon' is no number"),
         ("max", "max,inf,12", "column fare has no finite max"),
         ("min", "", "column fare has no finite min"),
     ],

@@ -115,17 +115,27 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> "Manifest":
-        """Return the manifest that `to_dict` wrote. Raises ConfigurationError where its fingerprint does not fit it."""
-        manifest = cls(
-            shards=tuple(Shard(s["uri"], int(s["size"]), s["etag"], int(s["rows"])) for s in facts["shards"]),
-            columns=tuple(facts["columns"]),
-            notes=tuple(facts.get("notes", ())),
-            header=None if facts.get("header") is None else tuple(facts["header"]),
-            cells=None if facts.get("cells") is None else tuple(facts["cells"]),
-        )
+        """Return the manifest that `to_dict` wrote. Raises ConfigurationError where it is none, or was changed."""
+        try:
+            manifest = cls._read(facts)
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ConfigurationError(
+                f"This is no manifest ({type(error).__name__}: {error}): it was changed by hand or cut short; locate "
+                "the shards again"
+            ) from error
         if facts.get("fingerprint", manifest.fingerprint) != manifest.fingerprint:
             raise ConfigurationError(
                 f"The manifest says that its fingerprint is {facts['fingerprint']}, but its shards give "
                 f"{manifest.fingerprint}: it was changed by hand or cut short; locate the shards again"
             )
         return manifest
+
+    @classmethod
+    def _read(cls, facts: Mapping[str, Any]) -> "Manifest":
+        return cls(
+            shards=tuple(Shard(s["uri"], int(s["size"]), s["etag"], int(s["rows"])) for s in facts["shards"]),
+            columns=tuple(facts["columns"]),
+            notes=tuple(facts.get("notes", ())),
+            header=None if facts.get("header") is None else tuple(facts["header"]),
+            cells=None if facts.get("cells") is None else tuple(facts["cells"]),
+        )

@@ -104,9 +104,10 @@ class FileStaging(CountedRows):
 
     def keep(self, rows: int) -> None:
         super().keep(rows)
-        kept = self._block[:rows].data
+        kept = self._block[:rows].reshape(-1).view("uint8").data
         self.checksum = zlib.crc32(kept, self.checksum)
-        self.file.write(kept)
+        while kept:  # a disk that is nearly full takes a part, and says so at the next write only
+            kept = kept[self.file.write(kept) :]
 
     def finish(self) -> "NDArray[Any]":
         self.file.flush()

@@ -17,6 +17,8 @@ from tasks.streaming.objects.store import Listed, Store
 from tasks.streaming.objects.transfer import list_objects, read_object
 
 PARTITION = re.compile(r"part-(\d+)")
+LONGEST_COUNT = 18  # digits
+SHOWN = 200  # characters of a line
 REMEDY = "correct the metadata, or remove it so that the shards are counted by reading"
 
 
@@ -50,17 +52,26 @@ def find_counts(store: Store, listed: list[Listed], meta_shards: str | None, ret
 
 
 def _parse(uri: str, text: str) -> list[tuple[int, int, int]]:
-    rows = list(csv.reader(text.splitlines()))
+    try:
+        rows = list(csv.reader(text.splitlines()))
+    except csv.Error as error:
+        raise RowCountError(f"{uri} is no CSV with the header id,count: {error}: {REMEDY}") from error
     if not rows or [cell.strip() for cell in rows[0]] != ["id", "count"]:
         raise RowCountError(
             f"{uri}: the header is {','.join(rows[0]) if rows else ''!r}, expected 'id,count': {REMEDY}"
         )
     found = []
     for line, row in enumerate(rows[1:], start=2):
-        if len(row) != 2 or not all(cell.strip().isdecimal() for cell in row):
-            raise RowCountError(f"{uri}, line {line}: {','.join(row)!r} is not two whole numbers (id,count): {REMEDY}")
+        if len(row) != 2 or not all(_is_count(cell.strip()) for cell in row):
+            raise RowCountError(
+                f"{uri}, line {line}: {','.join(row)[:SHOWN]!r} is not two whole numbers (id,count): {REMEDY}"
+            )
         found.append((line, int(row[0]), int(row[1])))
     return found
+
+
+def _is_count(cell: str) -> bool:
+    return cell.isdecimal() and len(cell) <= LONGEST_COUNT
 
 
 def pair(

@@ -54,12 +54,15 @@ def read_statistics(
 
 def _parse(uri: str, text: str) -> dict[str, ColumnStatistics]:
     remedy = "correct the metadata, or remove it"
-    rows = [row for row in csv.reader(text.splitlines()) if row]
-    if not rows or rows[0][0] != "summary":
+    try:
+        rows = list(csv.reader(text.splitlines()))
+    except csv.Error as error:
+        raise ShardError(f"{uri} is no CSV with the header 'summary,…': {error}: {remedy}") from error
+    if not rows or rows[0][:1] != ["summary"]:
         raise ShardError(f"{uri}: the header is {','.join(rows[0]) if rows else ''!r}, expected 'summary,…': {remedy}")
     statistics: dict[str, dict[str, float]] = {column: {} for column in rows[0][1:]}
     for line, row in enumerate(rows[1:], start=2):
-        if row[0] not in KINDS:
+        if not row or row[0] not in KINDS:
             continue
         if len(row) != len(rows[0]):
             raise ShardError(f"{uri}, line {line}: {len(row)} cells under a header of {len(rows[0])}: {remedy}")
