@@ -17,6 +17,7 @@ from tasks.learning.first_pass import FirstPass
 from tasks.learning.reduction import slice_rows
 from tasks.learning.scoring import Moments
 from tasks.learning.sums import MomentSums
+from tasks.streaming.formats.native import describe_decoder
 from tasks.tracking import client as record
 from tests.awsproxy import AwsProxy
 from tests.flowruns import ended
@@ -148,7 +149,7 @@ def bucket(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def learn(bucket, prefect_api, tmp_path_factory):
-    """A function that runs the flow without cache and room in memory; bytes of each shard that came, metrics, files."""
+    """A function that runs the flow without cache and room in memory; bytes of each shard that came, how it was read."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("workplace"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -165,8 +166,8 @@ def learn(bucket, prefect_api, tmp_path_factory):
             client = MlflowClient(tracking_uri=record.tracking_uri())
             found = f"tags.`prefect.flow_run_id` = '{state.state_details.flow_run_id}'"
             run = client.search_runs([client.get_experiment_by_name("shardline").experiment_id], found)[0]
-            scores = json.loads(Path(client.download_artifacts(run.info.run_id, "evaluation/scores.json")).read_text())
-            return [(asked, size) for asked, size in proxy.sent if asked in PARTS and size], scores
+            reading = json.loads(Path(client.download_artifacts(run.info.run_id, "data/reading.json")).read_text())
+            return [(asked, size) for asked, size in proxy.sent if asked in PARTS and size], reading
 
         yield run
 
@@ -192,5 +193,7 @@ def sizes(bucket, times):
     ],
 )
 def test_shards_are_read_as_often_as_there_are_epochs_and_once_for_the_preview(learn, bucket, given, times):
-    sent, _ = learn(batch_size=400, **given)
+    sent, reading = learn(batch_size=400, **given)
     assert Counter(sent) == sizes(bucket, times)
+    assert reading["checks"] == {"cache" if given.get("cache") else "MD5": 2 if given.get("iterations") == 2 else 3}
+    assert reading["decoder"] == describe_decoder()

@@ -63,7 +63,8 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
 
     Batch i holds the rows [i·B, (i+1)·B) of the shards in order, wrapping at the end of the data (see `arithmetic.py`).
     Plain iteration yields tensors; `batches()` yields them with their iteration and times; `times` are those of the
-    last batch that was handed out in this process.
+    last batch that was handed out in this process, `checks` says by URI which digest the content of each shard that was
+    loaded in it had.
 
     shards: a glob, URI or path, or several, listed as `locate` does by itself (`from_url` says more), or a Manifest
     storage_options: as fsspec's implementation of the scheme (s3fs for s3) names them
@@ -127,6 +128,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         self.times: Times | None = None
         self.bad_rows, self.bad_rows_file = 0, None
         self.damaged: list[str] = []
+        self.checks: dict[str, str] = {}
         self._cache = cache
         self._retry = retry
         self._progress = progress
@@ -281,7 +283,8 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         return Pipeline(prefetcher, sequencing, len(self.manifest.columns), dtype)
 
     def _loading(self, cache: Cache | None) -> Loading:
-        return Loading(self._store, self._contract, self._retry, NUMPY_NAMES[self.dtype], IN_MEMORY, cache)
+        dtype = NUMPY_NAMES[self.dtype]
+        return Loading(self._store, self._contract, self._retry, dtype, IN_MEMORY, cache, checks=self.checks)
 
 
 def _check(options: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import RowCountError
@@ -37,6 +38,7 @@ class Loading:
     """How the shards of one data set are loaded.
 
     large: bytes of decoded rows above which a shard is staged in a file
+    checks: by URI, which digest the content of each shard that was loaded had, or that it was in the cache
     """
 
     store: Store
@@ -46,6 +48,7 @@ class Loading:
     large: int
     cache: Cache | None = None
     pages: PagePool = field(default_factory=lambda: PagePool(kept=1))
+    checks: dict[str, str] = field(default_factory=dict)
 
     @property
     def row_bytes(self) -> int:
@@ -60,6 +63,7 @@ class Loading:
         rows: StoredRows | None = self._load_through_cache(self.cache, shard, stop, watch) if self.cache else None
         if rows is None:
             rows = ArrayRows(self._load_into_staging(shard, stop, watch))
+        self.checks.setdefault(shard.uri, "cache")
         return Loaded(rows, watch.inside, time.perf_counter() - watch.began - watch.inside)
 
     def reload(self, shard: Shard, fault: str, stop: threading.Event) -> Loaded:
@@ -116,7 +120,8 @@ class Loading:
 
     def fetch(self, shard: Shard, stop: threading.Event) -> Iterator[bytes]:
         """Yield the shard's bytes, see `read_object`."""
-        return read_object(self.store, Listed(shard.uri, shard.size, shard.etag), self.retry, stop=stop)
+        listed, tell = Listed(shard.uri, shard.size, shard.etag), partial(self.checks.__setitem__, shard.uri)
+        return read_object(self.store, listed, self.retry, stop=stop, tell=tell)
 
 
 def check_count(shard: Shard, rows: int) -> None:

@@ -9,7 +9,7 @@ from prefect.logging import get_run_logger
 from tasks.facts import Fit, FitTimes, TrainingJob
 from tasks.policy import STREAMING, step
 from tasks.sources import open_dataset
-from tasks.training.outcome import ProgressArtifact, keep_weights, make_fit
+from tasks.training.outcome import ProgressArtifact, keep_reading, keep_weights, make_fit
 from tasks.training.start import StageClock, stream_batches
 
 
@@ -43,6 +43,7 @@ def solve_model(job: TrainingJob) -> Fit:
         rates = {"seconds_per_iteration": computed, "rows_per_second": moments.rows / seconds}
         outbox.log(0, {"mse": mse, **rates, **times})
     keep_weights(outbox, model)
+    keep_reading(outbox, dataset)
     get_run_logger().info("The least-squares model over %s rows: MSE %.6g", f"{moments.rows:,}", mse)
     return make_fit(
         model,

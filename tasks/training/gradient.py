@@ -19,7 +19,7 @@ from tasks.facts import Fit, FitTimes, TrainingJob
 from tasks.learning.sums import MOMENTS
 from tasks.policy import STREAMING, step
 from tasks.runs.checkpoints import checkpoint_folder
-from tasks.training.outcome import ProgressArtifact, keep_weights, make_fit
+from tasks.training.outcome import ProgressArtifact, keep_reading, keep_weights, make_fit
 from tasks.training.start import Started, start_trainer
 from tasks.training.telling import TIMES, Telling
 
@@ -110,6 +110,7 @@ def keep_model(outbox: Outbox, started: Started) -> None:
     if not (model.w.isfinite().all() and model.b.isfinite().all()):
         raise NonFiniteLossError("the last step's weights are not finite: try a smaller learning_rate")
     keep_weights(outbox, model)
+    keep_reading(outbox, started.dataset)
     scaling = {
         name: {"mean": mean, "scale": scale, "from": started.scaled_by.get(name, "the first batch")}
         for name, mean, scale in zip(

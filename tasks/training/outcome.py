@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 from uuid import UUID
@@ -27,6 +29,17 @@ def keep_weights(outbox: Outbox, model: LinearModel) -> None:
     tensors = {"w": model.w.contiguous(), "b": model.b.contiguous()}
     outbox.keep("weights/weights.safetensors", save(tensors, metadata=model.features.explain()))
     outbox.keep("weights/weights.txt", model.describe())
+
+
+def keep_reading(outbox: Outbox, dataset: ObjectStorageDataset) -> None:
+    """Put into the outbox how shards were read: by which decoder, and which digest each one's content had.
+
+    What worker processes loaded is not known here.
+    """
+    from tasks.streaming.formats.native import describe_decoder
+
+    facts = {"decoder": describe_decoder(), "checks": Counter(dataset.checks.values()), "shards": dataset.checks}
+    outbox.keep("data/reading.json", json.dumps(facts, indent=1))
 
 
 def make_fit(

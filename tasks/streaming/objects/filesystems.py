@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tasks.errors import ConfigurationError, ShardChangedError
+from tasks.streaming.objects.digests import Digest
 from tasks.streaming.objects.retrying import RetryPolicy, TransientError
 from tasks.streaming.objects.store import Body, Listed
 from tasks.streaming.objects.web import make_web_options, translate_web_error
@@ -128,9 +129,11 @@ class _FileBody:
         self._translate = translate
 
     @property
-    def content_md5(self) -> str | None:
+    def content_digest(self) -> Digest | None:
         """The listed ETag, where it is the MD5 that this library put in its place."""
-        return self._etag if self._etag and MD5.fullmatch(self._etag) and self._ask_etag(self._uri) is None else None
+        if self._etag and MD5.fullmatch(self._etag) and self._ask_etag(self._uri) is None:
+            return Digest("MD5", self._etag)
+        return None
 
     def read(self, most: int) -> bytes:
         try:

@@ -15,11 +15,13 @@ from urllib.parse import urlsplit
 
 from tasks.aws.codes import CREDENTIALS, ELSEWHERE, TRANSIENT
 from tasks.errors import BucketError, ConfigurationError, CredentialsError, ShardChangedError, ShardlineError
+from tasks.streaming.objects.digests import choose_digest, to_hexadecimal
 from tasks.streaming.objects.retrying import RetryPolicy, TransientError
 from tasks.streaming.objects.store import Body, Listed
 
 MAGIC = re.compile(r"[*?\[]")
 MD5 = re.compile(r"[0-9a-f]{32}")
+CRCS = ("CRC64NVME", "CRC32C", "CRC32")
 SAME_NAME = {"endpoint_url", "use_ssl", "verify", "region_name"}
 
 
@@ -68,6 +70,8 @@ class S3Store:
             asked["IfMatch"] = f'"{etag}"'
         if (offset, stop) != (0, size):
             asked["Range"] = f"bytes={offset}-{stop - 1}"
+        else:  # of a range S3 states no digest, or that of a part
+            asked["ChecksumMode"] = "ENABLED"
         response = self._ask("get_object", uri, asked)
         body = _S3Body(response, etag)
         try:
@@ -127,8 +131,7 @@ class _S3Body:
     def __init__(self, response: Mapping[str, Any], etag: str | None) -> None:
         self._body = response["Body"]
         self._stream = self._body.__enter__()  # urllib3's own response: botocore's wrapper has no read1
-        plain = response.get("ServerSideEncryption", "AES256") == "AES256" and not response.get("SSECustomerAlgorithm")
-        self.content_md5 = etag if plain and etag is not None and MD5.fullmatch(etag) else None
+        self.content_digest = choose_digest(_find_digests(response, etag))
 
     def read(self, most: int) -> bytes:
         from urllib3.exceptions import HTTPError
@@ -143,6 +146,23 @@ class _S3Body:
 
     def close(self) -> None:
         self._stream.close()
+
+
+def _find_digests(response: Mapping[str, Any], etag: str | None) -> dict[str, str]:
+    """Return the digests, by kind, that S3 states of the whole content: not those that are made of its parts' digests.
+
+    CRC64NVME is always of the whole; of the others a multipart object's is where S3 says so.
+    """
+    found: dict[str, str] = {}
+    plain = response.get("ServerSideEncryption", "AES256") == "AES256" and not response.get("SSECustomerAlgorithm")
+    if plain and etag is not None and MD5.fullmatch(etag):
+        found["MD5"] = etag
+    kind_of = response.get("ChecksumType") or ("COMPOSITE" if etag is None or "-" in etag else "FULL_OBJECT")
+    for kind in CRCS:
+        stated = to_hexadecimal(kind, response.get(f"Checksum{kind}", ""))
+        if stated and (kind_of == "FULL_OBJECT" or kind == "CRC64NVME"):
+            found[kind] = stated
+    return found
 
 
 def _check_range(uri: str, response: Mapping[str, Any], offset: int, stop: int, size: int) -> None:

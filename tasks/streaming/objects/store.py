@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from tasks.streaming.objects.digests import Digest
+
 
 @dataclass(frozen=True)
 class Listed:
@@ -17,8 +19,8 @@ class Body(Protocol):
     """An open response: bytes of one object from some offset on."""
 
     @property
-    def content_md5(self) -> str | None:
-        """The MD5 (hex) that the whole object must have; None where the store states none."""
+    def content_digest(self) -> Digest | None:
+        """The digest that the whole object must have; None where the store states none."""
 
     def read(self, most: int) -> bytes:
         """Return up to `most` bytes, as soon as there are any; b"" at the end. Raises TransientError."""

@@ -1,16 +1,16 @@
 """One object's bytes, whole and as listed, or an error: a read that resumes where it was broken off.
 
-Checked: If-Match and ranges by the store, the number of bytes against the listed size, the MD5 where the store states
+Checked: If-Match and ranges by the store, the number of bytes against the listed size, a digest where the store states
 one, the time against one total deadline, the throughput of each connection against a minimum. Time in which nobody asks
 for bytes counts for neither.
 """
 
-import hashlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tasks.errors import ShardChangedError
+from tasks.streaming.objects.digests import NO_DIGEST, Digest, Hasher, make_hasher
 from tasks.streaming.objects.retrying import Attempts, ClosedError, RetryPolicy, TransientError, call_with_retries
 from tasks.streaming.objects.store import Body, Listed, Store
 
@@ -30,28 +30,31 @@ def read_object(
     begin: int = 0,
     end: int | None = None,
     stop: threading.Event | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Iterator[bytes]:
     """Yield the object's bytes, or those of [begin, end), in pieces of at most 256 KiB.
 
-    The last piece is handed out before the MD5 is compared: what was read may be used only once the iteration has ended
-    without an error. Raises TransferError past the deadline, ShardChangedError where it is not the listed object.
+    The last piece is handed out before the digest is compared: what was read may be used only once the iteration has
+    ended without an error. `tell` is then told which digest was compared. Raises TransferError past the deadline,
+    ShardChangedError where it is not the listed object.
     """
     end = listed.size if end is None else min(end, listed.size)
     whole = (begin, end) == (0, listed.size)
     attempts = Attempts(listed.uri, retry.seconds_for(end - begin), retry.stall_seconds, stop)
-    digest = hashlib.md5(usedforsecurity=False)
-    expected: str | None = None
+    hasher: Hasher | None = None
+    expected: Digest | None = None
     offset = begin
     while offset < end:
         try:
             body = store.open(listed.uri, offset=offset, stop=end, size=listed.size, etag=listed.etag)
             try:
                 if whole and offset == 0:
-                    expected = body.content_md5
+                    expected = body.content_digest
+                    hasher = make_hasher(expected.kind) if expected else None
                 for data in _drain(body, end - offset, retry, attempts, stop):
                     offset += len(data)
-                    if expected is not None:
-                        digest.update(data)
+                    if hasher is not None:
+                        hasher.update(data)
                     began = time.monotonic()
                     yield data
                     attempts.ends += time.monotonic() - began  # that its bytes wait is not the store's fault
@@ -59,11 +62,14 @@ def read_object(
                 body.close()
         except TransientError as error:
             attempts.pause_after(error)
-    if expected is not None and digest.hexdigest() != expected:
+    if expected is not None and hasher is not None and hasher.hexdigest() != expected.value:
+        stated = "its ETag" if expected.kind == "MD5" else "the one that is stated"
         raise ShardChangedError(
-            f"{listed.uri}: the content's MD5 is {digest.hexdigest()}, its ETag {expected}: the bytes were damaged on "
-            "the way, or the object was replaced: locate the shards again"
+            f"{listed.uri}: the content's {expected.kind} is {hasher.hexdigest()}, {stated} {expected.value}: "
+            "the bytes were damaged on the way, or the object was replaced: locate the shards again"
         )
+    if tell:
+        tell(expected.kind if expected else NO_DIGEST)
 
 
 def _drain(
