@@ -149,7 +149,7 @@ def bucket(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def learn(bucket, prefect_api, tmp_path_factory):
-    """A function that runs the flow without cache and room in memory; bytes of each shard that came, how it was read."""
+    """A function that runs the flow without cache and room in memory; bytes of shards that came, and how it read."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("workplace"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
