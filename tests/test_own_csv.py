@@ -109,6 +109,7 @@ NAMED = "x|<b>`y`"
 def test_what_others_named_is_shown_letter_by_letter_and_is_no_table_code_link_or_tag(place):
     from markdown_it import MarkdownIt
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.sorting import ArtifactSort
 
     folder = place / "a`b|c <img src=x>"
     folder.mkdir()
@@ -120,7 +121,11 @@ def test_what_others_named_is_shown_letter_by_letter_and_is_no_table_code_link_o
     done = command("--shards", f"{folder}/*.csv", "--target", "price", "--features", features, "--experiment", NAMED)
     assert done.returncode == 0, done.stderr
     with get_client(sync_client=True) as client:
-        artifacts = [artifact for artifact in client.read_artifacts(limit=50) if place.name in str(artifact)]
+        artifacts = [
+            artifact
+            for artifact in client.read_artifacts(sort=ArtifactSort.CREATED_DESC, limit=50)
+            if place.name in str(artifact)
+        ]
     texts = {str(artifact.key): str(artifact.data) for artifact in artifacts if artifact.type == "markdown"}
     described = [str(artifact.description) for artifact in artifacts if artifact.key == "training-shards"]
     assert set(texts) >= {"report"} and described
