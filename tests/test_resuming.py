@@ -68,7 +68,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_with_a_warning(damage,
         case "no tensors":
             tensors.unlink()
     assert checkpoints.latest().iteration == 1
-    assert "checkpoint-000000002 is damaged" in caplog.text
+    assert f"The checkpoint {checkpoints.folder}/checkpoint-000000002 is damaged (" in caplog.text
+    assert ("(its SHA-256 is not the one stated)" in caplog.text) == (damage in ("flipped bit", "cut short"))
 
 
 def test_checkpoints_are_kept_on_any_fsspec_url():
@@ -90,9 +91,37 @@ def test_a_store_that_does_not_answer_is_not_a_damaged_checkpoint(checkpoints, m
         checkpoints.latest()
 
 
+def test_a_checkpoint_that_is_not_whole_takes_nobodys_place(checkpoints, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("no room")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(CheckpointError, match=f"in {tmp_path}/kept/run cannot be written: no room"):
+        checkpoints.write(state(1))
+    assert list((tmp_path / "kept" / "run").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(checkpoints, monkeypatch):
+    def refuse(*_):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(checkpoints._files, "exists", refuse)
+    with pytest.raises(CheckpointError, match=f"^the checkpoints in {checkpoints.folder} cannot be read: no route$"):
+        checkpoints.latest()
+    with pytest.raises(CheckpointError, match=f"^the checkpoints in {checkpoints.folder} cannot be deleted: no route$"):
+        checkpoints.delete()
+
+
+def test_where_checkpoints_cannot_be_kept_is_named():
+    assert Checkpoints("memory://kept/", "run").folder == "memory://kept/run"
+    with pytest.raises(CheckpointError, match=r"^checkpoints cannot be kept at 'nowhere://x': "):
+        Checkpoints("nowhere://x", "run")
+
+
 def test_checkpoints_of_later_iterations_can_be_left_out(checkpoints):
     checkpoints.write(state(3))
     checkpoints.write(state(9))
+    assert checkpoints.latest(at_most=9).iteration == 9
     assert checkpoints.latest(at_most=8).iteration == 3
     assert checkpoints.latest(at_most=2) is None
 

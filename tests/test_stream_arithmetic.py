@@ -5,7 +5,16 @@ import itertools
 import numpy as np
 import pytest
 
-from tasks.streaming.arithmetic import Sequencing, batch_spans, count_batches, split_batch, window_permutation
+from tasks.streaming.arithmetic import (
+    Sequencing,
+    Span,
+    batch_spans,
+    count_batches,
+    shard_order,
+    split_batch,
+    window_permutation,
+)
+from tasks.streaming.planning import Request, plan_batches
 
 hypothesis = pytest.importorskip("hypothesis")
 given, settings, st = hypothesis.given, hypothesis.settings, hypothesis.strategies
@@ -112,6 +121,7 @@ def test_the_permutation_never_changes():
     """Its figures are kept here, so that another NumPy, or another shardline, cannot change a resumed run unnoticed."""
     assert window_permutation(10, 0, 0, 0).tolist() == [0, 8, 9, 3, 7, 5, 1, 2, 6, 4]
     assert window_permutation(10, 7, 3, 2).tolist() == [8, 4, 6, 3, 2, 1, 0, 9, 5, 7]
+    assert shard_order(9, 7, 2) == [7, 3, 1, 0, 2, 4, 6, 8, 5]
 
 
 def test_rows_are_mixed_evenly_within_a_window():
@@ -128,3 +138,33 @@ def test_rows_are_mixed_evenly_within_a_window():
 )
 def test_the_number_of_batches_is_rounded_up(rows, batch_size, epochs, batches):
     assert count_batches(rows, batch_size, epochs) == batches
+
+
+def test_a_span_is_cut_at_the_windows():
+    found = Sequencing([20], window=8).windows(Span(3, 5, 18))
+    assert found == [(0, Span(3, 5, 8)), (1, Span(3, 0, 8)), (2, Span(3, 0, 2))]
+
+
+def plan(sequencing, **given):
+    everything = {"first": 0, "step": 1, "rank": 0, "world_size": 1, "batch_size": 5, "epochs": 2}
+    return list(plan_batches(sequencing, Request(**everything | given)))
+
+
+def test_no_batch_is_planned_behind_the_last_row():
+    assert [batch.iteration for batch in plan(Sequencing([10]))] == [0, 1, 2, 3]
+    assert [batch.iteration for batch in plan(Sequencing([10]), first=1, step=2)] == [1, 3]
+    assert [batch.iteration for batch in plan(Sequencing([10]), epochs=None, stop=3)] == [0, 1, 2]
+
+
+def test_a_plan_names_windows_and_all_shards_that_lie_in_them():
+    assert [batch.windows for batch in plan(Sequencing([10]))] == [()] * 4
+    shuffled = plan(Sequencing([6, 6], window=8, seed=3), batch_size=4, epochs=1)
+    assert [batch.windows for batch in shuffled] == [((0, 0),), ((0, 0),), ((0, 1),)]
+    order = tuple(shard_order(2, 3, 0))
+    assert [batch.shards for batch in shuffled] == [order, order, order[1:]]
+
+
+def test_a_rank_takes_whole_slices():
+    parts = [plan(Sequencing([10]), rank=rank, world_size=2, slice_rows=4, batch_size=10, epochs=1) for rank in (0, 1)]
+    assert all(batch.rows % 4 == 0 for batch in parts[0])
+    assert sum(batch.rows for part in parts for batch in part) == 10
