@@ -48,14 +48,27 @@ def test_the_hook_lets_a_commit_pass_where_the_checks_do(check, commits, tmp_pat
     assert len(log.stdout.splitlines()) == commits
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "deployments/README.md"])
 def test_what_the_documents_link_to_is_there(name):
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / name).read_text())
+    document = ROOT / name
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text())
     assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert [link for link in links if not (document.parent / link).exists()] == []
 
 
 def test_contributing_names_every_package_and_module_beside_the_steps():
     picture = (ROOT / "CONTRIBUTING.md").read_text().split("```")[1]
     names = {path.stem for path in (ROOT / "tasks").iterdir() if path.is_dir() or path.suffix == ".py"}
     assert {name for name in names if not name.startswith(("_", "py"))} <= set(re.findall(r"\w+", picture))
+
+
+def test_every_promise_under_a_fault_has_its_test():
+    section = (ROOT / "deployments" / "README.md").read_text().split("## What is promised under which fault\n")[1]
+    rows = [row.split(" | ") for row in section.split("\n## ")[0].splitlines() if row.startswith("| ")][1:]
+    promises = [row for row in rows if not row[0].startswith("| **")]
+    assert promises
+    for _, promise, test in promises:
+        linked = re.fullmatch(r"\[(\w+)\]\(\.\./(tests/\w+\.py)\) \|", test)
+        assert promise and linked, test
+        name, path = linked.groups()
+        assert f"\ndef {name}(" in (ROOT / path).read_text(), f"{path} has no {name}"
