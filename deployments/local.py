@@ -1,9 +1,9 @@
 """Runs a command with what this machine lacks for it: `python -m deployments.local -- COMMAND…`.
 
 With no BUCKET_ID, no AWS credentials and no shards named, it starts a stand-in for AWS, filled with generated shards
-(standin.py, generator.py). Where no Prefect server is configured it uses the one of `make ui` (pages.py), or starts one
-(servers.py) and stops it when everything is recorded (recording.py). The command's exit code is passed on, signals
-reach it, and everything started here ends with it.
+(standin.py, generator.py). Where no Prefect server is configured it uses the one of `make ui` or `make up`, and its
+MLflow pages (pages.py), or starts both (servers.py) and stops them when everything is recorded (recording.py). The
+command's exit code is passed on, signals reach it, and everything started here ends with it.
 """
 
 import argparse
@@ -22,14 +22,17 @@ from types import FrameType
 
 from deployments.commands import check, find_region, needs_standin, wants_help
 from deployments.generator import ROWS, list_files, provide_data
+from deployments.pages import start_pages
 from deployments.processes import Children, quiet_environment
 from deployments.progress import Progress, say
 from deployments.recording import wait_until_recorded
-from deployments.servers import PREFECT_PORT, configured_prefect, find_pages, start_prefect
+from deployments.servers import Pages, configured_prefect, find_pages
 from deployments.standin import REGION, StandIn
 from tasks.errors import ShardlineError, TrackingError
+from tasks.runs.links import MLFLOW_PAGES, PAGES_END
 from tasks.state import STATE
 
+COMMAND, UP = "make train", "make up"
 UPLOADS_AT_ONCE = 4
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -39,6 +42,7 @@ class Runner:
 
     def __init__(self) -> None:
         self._command: subprocess.Popen[bytes] | None = None
+        self.interrupts = 0
         for number in FORWARDED:
             signal.signal(number, self._receive)
 
@@ -51,6 +55,7 @@ class Runner:
         return code if code >= 0 else 128 - code
 
     def _receive(self, number: int, _: FrameType | None) -> None:
+        self.interrupts += number == signal.SIGINT
         if self._command is None:
             raise SystemExit(128 + number)
         if number != signal.SIGINT or not _has_terminal():  # the terminal sends Ctrl-C to the command too
@@ -81,11 +86,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m deployments.local",
-        usage="%(prog)s [--rows N] [--seed N] -- COMMAND…",
+        usage="%(prog)s [--rows N] [--seed N] [--no-standin] -- COMMAND…",
         description="Run a command with the stand-in for AWS and the Prefect server that it may need.",
     )
     parser.add_argument("--rows", type=int, default=ROWS, help="rows to generate for the stand-in [%(default)s]")
     parser.add_argument("--seed", type=int, default=0, help="seed of the generated rows [%(default)s]")
+    parser.add_argument("--no-standin", dest="standin", action="store_false", help="no stand-in for AWS")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="what to run, after --")
     options = parser.parse_args(argv)
     options.command = options.command[1:] if options.command[:1] == ["--"] else options.command
@@ -102,29 +108,29 @@ def _run(options: argparse.Namespace, runner: Runner, children: Children, stack:
     environment = quiet_environment(os.environ)
     if wants_help(options.command):
         return runner.run(children, options.command, environment)
-    standin = needs_standin(options.command)
+    standin = options.standin and needs_standin(options.command)
     check(options.command, standin=standin)
     with ThreadPoolExecutor(1) as pool:
-        api = _find_prefect()
-        own_server = None if api else pool.submit(start_prefect, children, STATE, preferred_port=PREFECT_PORT)
+        pages = _find_pages()
+        starting = None if pages else pool.submit(start_pages, children, COMMAND)
         if standin:
             region = find_region(options.command) or REGION
             standin_environment = start_standin(stack, options.rows, options.seed, region).environment
             environment = without_aws(environment) | standin_environment
-        if own_server:
-            api = own_server.result()
-    assert api is not None
-    environment["PREFECT_API_URL"] = api
+        if starting:
+            pages = starting.result()
+    assert pages is not None
+    environment |= pages_environment(pages, environment) | ({PAGES_END: "true"} if starting else {})
     ready, started = time.monotonic(), datetime.now(UTC)
     code = runner.run(children, options.command, environment)
     ended = time.monotonic()
-    if own_server:
-        await_record(api, started)
+    if starting and runner.interrupts < 2:
+        await_record(pages.prefect_api, started)
     stack.close()
     children.stop_all()
-    if own_server:
+    if starting and not runner.interrupts:
         after = time.monotonic() - ended
-        say(f"Servers: {ready - began:.1f} s to start, {after:.1f} s to record everything and stop. Pages: make ui")
+        say(f"Servers: {ready - began:.1f} s to start, {after:.1f} s to record everything and stop.")
     return code
 
 
@@ -137,15 +143,25 @@ def await_record(api: str, started: datetime) -> None:
         say(str(error))
 
 
-def _find_prefect() -> str | None:
-    """The API's URL of the server that is configured, else of the one that `make ui` or `make up` runs, else None."""
+def _find_pages() -> Pages | None:
+    """The server that is configured, else what `make ui` or `make up` serves, else None."""
     if api := configured_prefect():
-        return api
+        return Pages(api, "")
     if pages := find_pages(STATE):
         page = pages.prefect_api.removesuffix("/api")
         say(f"Prefect: the server of `{pages.command}`, {page}; let it run until the end.")
-        return pages.prefect_api
-    return None
+    return pages
+
+
+def pages_environment(pages: Pages, given: Mapping[str, str]) -> dict[str, str]:
+    """What the command is told of the servers: Prefect's API, and where its run in MLflow is to be seen.
+
+    It writes to the store itself, unless that is the one of `make up`, which may be anywhere.
+    """
+    told = {"PREFECT_API_URL": pages.prefect_api}
+    if pages.command == UP and not given.get("MLFLOW_TRACKING_URI"):
+        return told | {"MLFLOW_TRACKING_URI": pages.mlflow}
+    return told | ({MLFLOW_PAGES: pages.mlflow} if pages.mlflow else {})
 
 
 def without_aws(environment: Mapping[str, str]) -> dict[str, str]:

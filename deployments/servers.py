@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from subprocess import Popen
@@ -91,14 +91,28 @@ def configured_prefect() -> str | None:
     return get_current_settings().api.url
 
 
-@contextmanager
-def announce(home: Path, pages: Pages) -> Iterator[None]:
+def announce(home: Path, pages: Pages) -> AbstractContextManager[None]:
     """Let others find these pages for as long as the block runs; see `find_pages`."""
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / "pages.json").open("a+") as file:
+    return publish(home / "pages.json", json.dumps(asdict(pages)))
+
+
+def find_pages(home: Path) -> Pages | None:
+    """The pages that a `make ui` or `make up` over the same databases serves now, else None."""
+    try:
+        pages = Pages(**json.loads(read_published(home / "pages.json") or ""))
+    except (ValueError, TypeError):
+        return None
+    return pages if answers(f"{pages.prefect_api}/health") else None
+
+
+@contextmanager
+def publish(path: Path, text: str) -> Iterator[None]:
+    """Let others read a text for as long as the block runs; see `read_published`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)
-        file.write(json.dumps(asdict(pages)))
+        file.write(text)
         file.flush()
         try:
             yield
@@ -106,18 +120,17 @@ def announce(home: Path, pages: Pages) -> Iterator[None]:
             file.truncate(0)
 
 
-def find_pages(home: Path) -> Pages | None:
-    """The pages that a `make ui` or `make up` over the same databases serves now, else None.
+def read_published(path: Path) -> str | None:
+    """What a process publishes now in this file, else None.
 
     The lock on the file goes with the process that holds it, so a file left by a killed one does not mislead.
     """
     try:
-        with (home / "pages.json").open() as file:
+        with path.open() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                pages = Pages(**json.loads(file.read()))
-                return pages if answers(f"{pages.prefect_api}/health") else None
-    except (OSError, ValueError, TypeError):
+                return file.read()
+    except OSError:
         return None
     return None

@@ -25,17 +25,17 @@ from typing import Any
 
 from deployments.commands import needs_standin
 from deployments.generator import ROWS
-from deployments.local import await_record, start_standin, without_aws
+from deployments.local import UP, await_record, start_standin, without_aws
 from deployments.pages import leave_on_signal, show, start_pages, wait
 from deployments.processes import Children, quiet_environment, wait_until
 from deployments.progress import say
 from deployments.recording import ask
-from deployments.servers import Pages, announce, configured_prefect, find_pages
+from deployments.servers import Pages, announce, configured_prefect, find_pages, publish, read_published
 from tasks.errors import ConfigurationError, ShardlineError
 from tasks.state import STATE
 
-COMMAND = "make up"
 POOL = "shardline"
+UP_PID = STATE / "up.pid"
 WORKER_LOG = STATE / "logs" / "worker.log"
 WORKER_GRACE_SECONDS = 30.0  # to write a checkpoint and to end the record in MLflow as KILLED
 MOST_WORKERS = 20  # after so many that ended by themselves something is wrong that another one would not mend
@@ -45,17 +45,25 @@ STOP_SECONDS = 90.0
 def serve(rows: int) -> int:
     """Start what is missing, say where it is, and wait until told to stop; the exit code."""
     if running := find_pages(STATE):
-        if running.command != COMMAND:
+        if running.command != UP:
             raise ConfigurationError(f"`{running.command}` serves these databases already: stop it first")
         say("It is up already:")
         show(running)
         return 0
-    STATE.mkdir(exist_ok=True)
-    with ExitStack() as announced, Children() as children, ExitStack() as stack:
+    if pid := read_published(UP_PID):
+        raise ConfigurationError(
+            f"another `make up`, process {pid}, is starting: wait for it, or stop it by `make down`"
+        )
+    with (
+        publish(UP_PID, str(os.getpid())),  # until all else has ended, which `make down` waits for
+        ExitStack() as announced,
+        Children() as children,
+        ExitStack() as stack,
+    ):
         pages, environment = _start(children, stack, rows)
         began = datetime.now(UTC)
         workers = [_start_worker(children, environment)]
-        announced.enter_context(announce(STATE, pages))  # until all else has ended, which `make down` waits for
+        announced.enter_context(announce(STATE, pages))
         show(pages)
         say(f"Worker:  work pool {POOL!r}; what it says is in {WORKER_LOG}")
         say("Ctrl-C, or `make down`, stops it all; nothing is lost.")
@@ -81,7 +89,7 @@ def _start(children: Children, stack: ExitStack, rows: int) -> tuple[Pages, dict
     """Start servers and stand-in, and deploy; where the pages are, and the environment of the worker."""
     environment = quiet_environment(os.environ)
     with ThreadPoolExecutor(1) as pool:
-        starting = pool.submit(start_pages, children, COMMAND)
+        starting = pool.submit(start_pages, children, UP)
         if needs_standin([]):
             environment = without_aws(environment) | start_standin(stack, rows, seed=0).environment
         pages = starting.result()
@@ -110,16 +118,16 @@ def _start_worker(children: Children, environment: Mapping[str, str]) -> "subpro
 
 def status() -> int:
     """Say what is up."""
-    pages = find_pages(STATE)
+    pages, starting = find_pages(STATE), read_published(UP_PID)
     if pages is None:
-        say("Nothing is up here: `make up` starts it.")
+        say(f"`make up`, process {starting}, starts." if starting else "Nothing is up here: `make up` starts it.")
         return 0
     say(f"`{pages.command}`, process {pages.pid}:")
     show(pages)
     states = ("RUNNING", "PENDING", "SCHEDULED")
     counts = {state: ask(pages.prefect_api, "flow_runs/count", _in_state(state)) for state in states}
     say("Runs:    " + ", ".join(f"{counts[state]} {state.lower()}" for state in states))
-    if pages.command == COMMAND:
+    if pages.command == UP:
         workers = ask(pages.prefect_api, f"work_pools/{POOL}/workers/filter", {})
         online = [each["name"] for each in workers if each["status"] == "ONLINE"]
         say(f"Worker:  {', '.join(online) or 'none has been heard of for a while'}; its log is {WORKER_LOG}")
@@ -132,13 +140,14 @@ def _in_state(state: str) -> dict[str, Any]:
 
 def down() -> int:
     """Stop what is up, as Ctrl-C does, and wait until it has ended."""
-    pages = find_pages(STATE)
-    if pages is None:
+    pages, starting = find_pages(STATE), read_published(UP_PID)
+    if not (pages or starting):
         say("Nothing is up here.")
         return 0
-    os.kill(pages.pid, signal.SIGINT)
-    if not wait_until(lambda: find_pages(STATE) is None, STOP_SECONDS):
-        say(f"`{pages.command}`, process {pages.pid}, has not ended within {STOP_SECONDS:.0f} seconds.")
+    command, pid = (pages.command, pages.pid) if pages else (UP, int(starting or 0))
+    os.kill(pid, signal.SIGINT)
+    if not wait_until(lambda: find_pages(STATE) is None and read_published(UP_PID) is None, STOP_SECONDS):
+        say(f"`{command}`, process {pid}, has not ended within {STOP_SECONDS:.0f} seconds.")
         return 1
     say("Stopped; nothing is lost.")
     return 0

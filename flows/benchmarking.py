@@ -11,11 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 from prefect import flow
-from prefect.logging import get_run_logger
+from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
+from prefect.states import Completed
 from pydantic import JsonValue
 
 from flows.commandline import parameters, run
+from flows.names import unless_named
 from tasks.benchmark.hardware import check_devices, make_plan, measure_hardware
 from tasks.benchmark.report import load_benchmark, report_benchmark
 from tasks.credentials import verify_sources
@@ -23,7 +25,6 @@ from tasks.data import locate_shards
 from tasks.parameters import PRESETS, BenchmarkParameters, Shards, Source
 from tasks.policy import step
 from tasks.runs.lifecycle import tracked
-from tasks.runs.links import page_in_prefect
 from tasks.sources import Sources, configured_bucket_id, read_only_used, resolve_sources
 from tasks.tracking.views import experiment_beside
 
@@ -35,9 +36,9 @@ def name_run() -> str:
     return f"{BenchmarkParameters(**flow_run.parameters).mode} · {platform.node()}"
 
 
-@flow(name="benchmarking", flow_run_name=name_run)
+@flow(name="benchmarking", flow_run_name=unless_named(name_run))
 @parameters(BenchmarkParameters)
-def benchmark(**parameters: Any) -> str:
+def benchmark(**parameters: Any) -> State[str]:
     """Measure what the CPU and the GPUs here do for training, and say whether a GPU is worth its price."""
     given = BenchmarkParameters(**parameters)
     check_devices(given)
@@ -52,10 +53,7 @@ def benchmark(**parameters: Any) -> str:
     with tracked(experiment, record_settings(given, sources), tags) as mlflow_run:
         measured = measure_hardware(given, sources, manifest)
         verdict = report_benchmark(mlflow_run, measured, against)
-    get_run_logger().info(
-        "%s\n  Prefect  %s\n  MLflow   %s", verdict, page_in_prefect() or "(a temporary server)", mlflow_run.url
-    )
-    return verdict
+    return Completed(message=verdict, data=f"{verdict}\n\n  Look     {mlflow_run.pages}")
 
 
 def find_sources(given: BenchmarkParameters) -> Sources | None:

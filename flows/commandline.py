@@ -1,7 +1,8 @@
 """A flow's signature, form and command line, derived from its parameter model in `tasks.parameters`.
 
 `parameters` gives a flow function the signature and the docstring that Prefect makes its form from; `run` is the
-command line: one clear line and exit code 2 for what cannot be started, 1 for what failed, 0 for what completed.
+command line: one clear line and exit code 2 for what cannot be started, 1 for what failed, 130 after Ctrl-C, 0 for what
+completed. What else a terminal shows is in `flows.terminal`.
 """
 
 from __future__ import annotations
@@ -9,15 +10,21 @@ from __future__ import annotations
 import argparse
 import inspect
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
+from importlib.util import find_spec
 from types import NoneType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, cast, get_args, get_origin
 
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from prefect.states import Crashed
 from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 
+from flows.terminal import INTERRUPTED, Interrupts, tidy_screen, without_traceback
 from tasks.aws.block import credentials_of
 from tasks.errors import ShardlineError
 from tasks.naming import split_names
@@ -26,6 +33,15 @@ from tasks.parameters import Parameters
 Function = TypeVar("Function", bound=Callable[..., Any])
 Model = TypeVar("Model", bound=Parameters)
 
+STOPPED = "Stopped by Ctrl-C.\nThe same command takes it up again."
+PATTERNS = {  # in words; a test holds that each pattern of a parameter has them
+    "^[0-9a-f]{32}$": "32 hexadecimal digits (0-9, a-f)",
+    "^[0-9]{12}$": "the 12 digits of an AWS account",
+    "^[a-z0-9-]+$": "the name of an AWS region, such as us-east-1",
+    "^[1-9][0-9]*s?$": "a number of iterations (100) or of seconds (30s)",
+    "^(auto|never|[0-9a-f]{32})$": "auto, never, or the id of an MLflow run, 32 hexadecimal digits",
+    "^(models|runs):/.+": "models:/name@alias, models:/name/version or runs:/id/model",
+}
 BOUNDS = {"ge": "at least {}", "gt": "more than {}", "le": "at most {}", "lt": "less than {}"}
 
 
@@ -53,8 +69,13 @@ def parameters(model: type[Parameters]) -> Callable[[Function], Function]:
         @wraps(function)
         def flow(**given: Any) -> Any:
             logging.getLogger("prefect.flow_runs").addFilter(without_traceback)
-            with credentials_of(given.get("aws_block")):
-                return function(**given)
+            try:
+                with credentials_of(given.get("aws_block")):
+                    return function(**given)
+            except KeyboardInterrupt as stop:
+                if flow_run.parent_flow_run_id:
+                    raise
+                return Crashed(message=str(stop) or STOPPED)
 
         described = "\n".join(f"    {name}: {field.description}" for name, field in model.model_fields.items())
         flow.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
@@ -63,13 +84,6 @@ def parameters(model: type[Parameters]) -> Callable[[Function], Function]:
         return cast(Function, flow)
 
     return sign
-
-
-def without_traceback(record: logging.LogRecord) -> bool:
-    """Take the traceback off the log record of an error whose message says all that a reader needs."""
-    if record.exc_info and isinstance(record.exc_info[1], ShardlineError):
-        record.exc_info = None
-    return True
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -127,7 +141,7 @@ def _facts(field: FieldInfo) -> list[str]:
         for key, text in BOUNDS.items()
         if hasattr(limit, key)
     ]
-    return [f"default: {'null' if default is None else default}", *bounds]
+    return [f"default: {'empty' if default is None else default}", *bounds]
 
 
 def parse(model: type[Model], argv: Sequence[str] | None, prog: str, description: str) -> Model:
@@ -144,6 +158,8 @@ def tell_fault(error: ValidationError) -> str:
     """Return one line for the first fault that pydantic found: the option, the offending value, what it should be."""
     fault = error.errors()[0]
     message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "string_pattern_mismatch":
+        message = f"Should be {PATTERNS[fault['ctx']['pattern']]}"
     if not fault["loc"]:
         return message
     option = "--" + str(fault["loc"][0]).replace("_", "-")
@@ -168,9 +184,36 @@ def run(
     except ShardlineError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         sys.exit(2)
-    state = flow(**given.model_dump(), return_state=True)
+    use_servers(argv, prog)
+    interrupts, screen = Interrupts(), tidy_screen()
+    try:
+        state = flow(**given.model_dump(), return_state=True)
+    except KeyboardInterrupt:  # before the flow began, or after its end
+        state = Crashed(message=STOPPED)
+    screen.end_line()
+    if interrupts.heard and not state.is_completed():
+        print(state.message, file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    sys.exit(tell_end(state, prog))
+
+
+def use_servers(argv: Sequence[str] | None, prog: str) -> None:
+    """Go on inside `deployments.local`, which finds or starts a Prefect server, where none is configured.
+
+    Prefect would start one itself, for this run alone, and give it twenty seconds.
+    """
+    from prefect.settings import get_current_settings
+
+    if argv is None and not get_current_settings().api.url and find_spec("deployments"):
+        words = ["-m", "deployments.local", "--no-standin", "--", sys.executable, "-m", prog, *sys.argv[1:]]
+        os.execv(sys.executable, [sys.executable, *words])
+
+
+def tell_end(state: State[Any], prog: str) -> int:
+    """Print how a run ended: what it says of itself, else in one sentence why not; return the exit code."""
     if state.is_completed():
-        sys.exit(0)
+        print(state.result())
+        return 0
     failure = state.result(raise_on_failure=False)
     print(f"{prog}: {failure if isinstance(failure, ShardlineError) else state.message or state.name}", file=sys.stderr)
-    sys.exit(1)
+    return 1

@@ -10,17 +10,18 @@ from dataclasses import replace
 from typing import Any
 
 from prefect import flow
-from prefect.logging import get_run_logger
+from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
+from prefect.states import Completed
 
 from flows.commandline import parameters, run
+from flows.names import unless_named
 from tasks.credentials import verify_sources
 from tasks.data import locate_shards
 from tasks.parameters import Listing, PredictionParameters, Source
 from tasks.prediction import choose_model, predict_shards, report_predictions, resolve_output
 from tasks.runs.lifecycle import note_data, tracked
 from tasks.runs.lineage import FINGERPRINT
-from tasks.runs.links import page_in_prefect
 from tasks.sources import Sources, resolve_sources
 from tasks.tracking.views import experiment_beside
 
@@ -32,9 +33,9 @@ def name_run() -> str:
     return f"{given.model or 'champion of ' + given.experiment} · {where}"
 
 
-@flow(name="predicting", flow_run_name=name_run)
+@flow(name="predicting", flow_run_name=unless_named(name_run))
 @parameters(PredictionParameters)
-def predict(**parameters: Any) -> str:
+def predict(**parameters: Any) -> State[str]:
     """Predict CSV or Parquet shards with the champion, or another model from MLflow, and write them beside."""
     given = PredictionParameters(**parameters)
     sources, output = find_places(given)
@@ -53,10 +54,7 @@ def predict(**parameters: Any) -> str:
         note_data(mlflow_run.run_id, {"predict": (sources.shards, manifest)})
         predicted = predict_shards(manifest, sources, given, model, output, mlflow_run.run_id)
         verdict = report_predictions(mlflow_run, model, predicted, output)
-    get_run_logger().info(
-        "%s\n  Prefect  %s\n  MLflow   %s", verdict, page_in_prefect() or "(a temporary server)", mlflow_run.url
-    )
-    return verdict
+    return Completed(message=verdict, data=f"{verdict}\n\n  Look     {mlflow_run.pages}")
 
 
 def find_places(given: PredictionParameters) -> tuple[Sources, str]:

@@ -6,17 +6,19 @@ The flow's parameters are those of `tasks.parameters.TrainingParameters`; each s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
+from prefect.states import Completed
 from pydantic import JsonValue
 
 from flows.benchmarking import benchmark
 from flows.commandline import parameters, run
+from flows.names import unless_named
 from tasks.aws.identity import Identity
 from tasks.benchmark.hardware import describe_hardware
 from tasks.credentials import verify_sources
@@ -25,6 +27,7 @@ from tasks.evaluation import evaluate_model
 from tasks.facts import Evaluation, Fit, TrainingData, TrainingJob
 from tasks.learning.features import Features
 from tasks.parameters import MODEL_PARAMETERS, BenchmarkParameters, TrainingParameters
+from tasks.policy import untracked
 from tasks.registration import register_model
 from tasks.reporting import report_run
 from tasks.runs.checkpoints import check_checkpoint_url, checkpoint_folder, discard_checkpoints
@@ -32,27 +35,30 @@ from tasks.runs.events import announce_champion
 from tasks.runs.history import compare_with_last_success, find_unfinished, repeat_parameters, require_same_data
 from tasks.runs.lifecycle import Run, note_data, tracked
 from tasks.runs.lineage import FINGERPRINT, KEY, digest_settings, tags_of_work
-from tasks.runs.links import page_in_prefect
 from tasks.sources import Sources, resolve_sources
 from tasks.streaming.manifest import Manifest
+from tasks.tracking.client import redact, tracking_uri
+from tasks.tracking.views import name_of_model
 from tasks.training.exact import solve_model
 from tasks.training.gradient import train_model
 from tasks.training.start import find_device
 
 
 def name_run() -> str:
-    """Return a name that says what is trained on what: `default · csv/dev · 50 × 1048576`."""
+    """Return a name that says what is trained on what: `default · csv/dev · 50 iterations`."""
     given = TrainingParameters(**flow_run.parameters)
     if given.like:
         return f"like {given.like[:8]}"
     where = "/".join(resolve_sources(given).shards.split("/")[-3:-1])
-    work = "exact" if given.solver == "exact" else f"{given.resolved().iterations} × {given.batch_size}"
-    return f"{given.preset} · {where} · {work}"
+    work = f"× {given.batch_size}" if given.batch_size else "iterations"
+    return f"{given.preset} · {where} · " + (
+        "exact" if given.solver == "exact" else f"{given.resolved().iterations} {work}"
+    )
 
 
-@flow(name="training", flow_run_name=name_run)
+@flow(name="training", flow_run_name=unless_named(name_run))
 @parameters(TrainingParameters)
-def train(**parameters: Any) -> str | State[str]:
+def train(**parameters: Any) -> State[str]:
     """Train a linear model on CSV shards in object storage, and say what it is worth."""
     given = TrainingParameters(**parameters)
     given = repeat_parameters(given) if given.like else given
@@ -63,30 +69,33 @@ def train(**parameters: Any) -> str | State[str]:
     settings = record_settings(given, sources, features)
     tags = make_tags(identity, data, settings)
     if unchanged := compare_with_last_success(given.experiment, tags, skip=given.skip_unchanged):
-        return unchanged
-    preview = preview_batch(data, sources, given)
+        return Completed(name="Unchanged", message=unchanged, data=unchanged)
+    given = given.sized(data.train.rows)
+    recorded = settings | {"batch_size": given.batch_size}
+    preview = preview_batch(data, untracked(sources), given)
     hardware = describe_hardware()
     if given.benchmark:
         benchmark(**shared_with_benchmark(given), mode="quick")
     find = partial(
         find_unfinished,
         experiment=given.experiment,
-        recorded=settings,
+        recorded=recorded,
+        key=tags[KEY],
         manifest=data.train,
         checkpoint_url=checkpoint_folder(given.checkpoint_url),
     )
-    with tracked(given.experiment, settings, tags | {"shardline.judged_on": data.judged_on}, find) as mlflow_run:
+    with tracked(given.experiment, recorded, tags | {"shardline.judged_on": data.judged_on}, find) as mlflow_run:
+        given = given.model_copy(update={"batch_size": int(mlflow_run.parameters["batch_size"])})  # as it began
         job = TrainingJob(parameters=given, sources=sources, data=data, features=features, run_id=mlflow_run.run_id)
+        job = deepcopy(job)  # what comes from the first steps goes through the preview, as Prefect draws it
         note_data(mlflow_run.run_id, name_data(job))
         fit = fit_model(job)
-        evaluation = evaluate_model(job, fit)
-        register_model(job, fit, evaluation, preview)
-        report_run(mlflow_run, job, fit, evaluation, identity, hardware)
+        evaluation = evaluate_model(untracked(job), fit)
+        register_model(untracked(job), untracked(fit), evaluation, untracked(preview))
+        report_run(untracked(mlflow_run), untracked(job), untracked(fit), evaluation, untracked(identity), hardware)
     discard_checkpoints(given.checkpoint_url, mlflow_run.run_id)
     announce_champion(given.experiment, mlflow_run)
-    summary = write_summary(evaluation, mlflow_run)
-    get_run_logger().info("%s", summary)
-    return summary
+    return Completed(message=evaluation.verdict, data=write_summary(job, evaluation, mlflow_run))
 
 
 def fit_model(job: TrainingJob) -> Fit:
@@ -155,13 +164,18 @@ def check_parameters(given: TrainingParameters) -> None:
         check_checkpoint_url(given.checkpoint_url)
 
 
-def write_summary(evaluation: Evaluation, mlflow_run: Run) -> str:
-    """Return what the run's end says: the verdict, and where to look next."""
-    return f"""{evaluation.verdict}
+def write_summary(job: TrainingJob, evaluation: Evaluation, mlflow_run: Run) -> str:
+    """Return what the run's end says: what the model is worth, whether it is champion, and what can be done next."""
+    given, alias = job.parameters, "champion" if evaluation.promotion.wins else "challenger"
+    model = f"models:/{name_of_model(given.experiment)}@{alias}"
+    chosen = "" if evaluation.promotion.wins else f" --model {model}"
+    return f"""
+{evaluation.verdict}
 {evaluation.promotion.verdict}
-  Prefect  {page_in_prefect() or "(a temporary server, gone with this run)"}
-  MLflow   {mlflow_run.url}
-  Both pages: `make ui`"""
+
+  Look     {mlflow_run.pages}
+  Predict  python -m flows.predicting --shards 's3://bucket/path/part*.csv'{chosen}
+  Serve    MLFLOW_TRACKING_URI={redact(tracking_uri())} mlflow models serve -m {model} --env-manager local"""
 
 
 if __name__ == "__main__":

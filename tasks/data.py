@@ -11,7 +11,7 @@ from prefect.logging import get_run_logger
 
 from tasks.facts import Located, Preview, TrainingData
 from tasks.naming import escape_markdown, write_code
-from tasks.parameters import Listing, TrainingParameters
+from tasks.parameters import MOST_ROWS, Listing, TrainingParameters
 from tasks.policy import READING, step
 from tasks.sources import Sources, open_dataset, read_only_used
 
@@ -172,7 +172,7 @@ def preview_batch(data: TrainingData, sources: Sources, given: TrainingParameter
     least, most = batch.min(dim=0).values.tolist(), batch.max(dim=0).values.tolist()
     ranges = dict(zip(columns, zip(least, most, strict=True), strict=True))
     preview = Preview(
-        batch_shape=(given.batch_size, batch.shape[1]),
+        batch_shape=(given.batch_size or MOST_ROWS, batch.shape[1]),
         dtype=given.dtype,
         rows=len(batch),
         ranges=ranges,

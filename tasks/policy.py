@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
+from prefect.utilities.annotations import quote
 
 from tasks.errors import ShardlineError
 
@@ -36,6 +37,14 @@ def step(
         retry_delay_seconds=[float(pause) for pause in pauses],
         retry_condition_fn=may_succeed_later,
     )
+
+
+def untracked(value: R) -> R:
+    """Hide from Prefect which step a value came from, where another value says that this step follows that one.
+
+    Its graph then has one edge between steps that follow each other, and none that goes past one.
+    """
+    return cast(R, quote(value))
 
 
 async def may_succeed_later(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:

@@ -16,7 +16,7 @@ from prefect.logging import get_run_logger
 from tasks.errors import ConfigurationError
 from tasks.facts import ChosenModel, Predicted
 from tasks.naming import escape_markdown
-from tasks.parameters import PredictionParameters
+from tasks.parameters import MOST_ROWS, PredictionParameters
 from tasks.policy import STREAMING, step
 from tasks.runs.lifecycle import Run
 from tasks.sources import Sources, open_shards
@@ -77,7 +77,7 @@ def predict_shards(
     dataset = open_shards(manifest, sources, given)
     columns, shards = dataset.manifest.columns, dataset.manifest.shards
     names = name_shards([shard.uri for shard in shards], given.format)
-    predictor = Predictor(load_model(connect(), model.uri).on(columns), given.batch_size)
+    predictor = Predictor(load_model(connect(), model.uri).on(columns), given.batch_size or MOST_ROWS)
     folder = OutputFolder(output, sources.storage_options(output))
     folder.begin(names, [shard.uri for shard in shards])
     began = time.perf_counter()
@@ -159,7 +159,6 @@ def report_predictions(run: Run, model: ChosenModel, predicted: Predicted, outpu
     create_markdown_artifact(
         key="predictions",
         description="What was predicted, by which model, and where it is",
-        markdown=f"{escape_markdown(verdict)}\n\n"
-        f"[This run in MLflow]({run.url}); the model was made by run `{model.run_id}`.",
+        markdown=f"{escape_markdown(verdict)}\n\n{run.link}; the model was made by run `{model.run_id}`.",
     )
     return verdict

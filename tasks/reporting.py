@@ -65,7 +65,7 @@ def report_run(
     create_markdown_artifact(
         key="report",
         description="What was trained, what it is worth, and where the time went",
-        markdown="\n\n".join([text, *pictures, f"[This run in MLflow]({run.url})"]),
+        markdown="\n\n".join([text, *pictures, run.link]),
     )
     return text
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from tasks.errors import ConfigurationError
 from tasks.learning.features import Features
-from tasks.parameters import Reading, Rows, Shards, Source
+from tasks.parameters import MOST_ROWS, Reading, Rows, Shards, Source
 from tasks.state import STATE
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def open_dataset(
     from tasks.streaming import CacheSettings, ObjectStorageDataset
 
     chosen: StreamOptions = {
-        "batch_size": given.batch_size,
+        "batch_size": given.batch_size or MOST_ROWS,
         "on_bad_rows": given.on_bad_rows,
         "prefetch": given.prefetch,
         "cache": CacheSettings(

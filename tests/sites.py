@@ -46,13 +46,13 @@ class Site:
     """`make up` in a folder, over the databases and with the settings of `environment`."""
 
     def __init__(self, folder: Path, rows: int, environment: dict[str, str]) -> None:
-        self.folder, self._environment = folder, ENVIRONMENT | environment
+        self.folder, self.environment = folder, ENVIRONMENT | environment
         self._command = [sys.executable, "-m", "deployments.up", "--rows", str(rows)]
 
     def start_up(self) -> None:
         """Start it, and wait until it says where it is."""
         with self.said.open("w") as log:
-            self._up = subprocess.Popen(self._command, cwd=self.folder, env=self._environment, stderr=log)
+            self._up = subprocess.Popen(self._command, cwd=self.folder, env=self.environment, stderr=log)
         wait_until(lambda: self._found() is not None or self._up.poll() is not None, 180, 0.2)
         pages = self._found()
         assert pages is not None, self.said.read_text()
@@ -85,9 +85,12 @@ class Site:
 
     def start(self, deployment: str, **parameters: Any) -> str:
         """Start a run of FLOW/DEPLOYMENT with changed parameters; its id."""
+        return self.submit(deployment, {"parameters": parameters})
+
+    def submit(self, deployment: str, form: dict[str, Any]) -> str:
+        """Start a run of FLOW/DEPLOYMENT as Prefect's form does: by its name, its parameters; its id."""
         found = ask(f"{self.api}/deployments/name/{deployment}")
-        made = ask(f"{self.api}/deployments/{found['id']}/create_flow_run", {"parameters": parameters})
-        return str(made["id"])
+        return str(ask(f"{self.api}/deployments/{found['id']}/create_flow_run", form)["id"])
 
     def run(self, run_id: str) -> dict[str, Any]:
         """A flow run as Prefect tells it."""

@@ -7,10 +7,10 @@ import pytest
 import torch
 from prefect.utilities.callables import parameter_schema
 
-from flows.commandline import parse
+from flows.commandline import PATTERNS, parse
 from flows.training import check_parameters, train
 from tasks.errors import ConfigurationError
-from tasks.parameters import PRESETS, TrainingParameters
+from tasks.parameters import PRESETS, BenchmarkParameters, PredictionParameters, TrainingParameters
 
 
 def parsed(*words):
@@ -43,9 +43,12 @@ def test_names_with_commas_and_spaces_are_written_as_csv_does():
         (["--device", "tpu"], "--device 'tpu': input should be 'auto', 'cpu' or 'cuda'"),
         (["--learning-rate", "nan"], "--learning-rate 'nan': input should be a finite number"),
         (["--gradient-norm", "-1"], "--gradient-norm '-1': input should be greater than or equal to 0"),
-        (["--bucket-id", "xyz"], "--bucket-id 'xyz': string should match pattern '^[0-9a-f]{32}$'"),
+        (["--bucket-id", "xyz"], "--bucket-id 'xyz': should be 32 hexadecimal digits (0-9, a-f)"),
         (["--derive", "speed"], "--derive 'speed': input should be 'distance_km', 'hour_sine' or 'hour_cosine'"),
-        (["--checkpoint-every", "5m"], "--checkpoint-every '5m': string should match pattern '^[1-9][0-9]*s?$'"),
+        (
+            ["--checkpoint-every", "5m"],
+            "--checkpoint-every '5m': should be a number of iterations (100) or of seconds (30s)",
+        ),
         (["--no-such-thing", "1"], "unrecognized arguments: --no-such-thing 1"),
         (["--batch", "64"], "unrecognized arguments: --batch 64"),
         (["--columns", "a,b,a"], "columns names a column twice: a,b,a"),
@@ -91,7 +94,7 @@ def test_help_shows_each_parameter_with_default_bounds_and_sentence(capsys):
     for name, field in TrainingParameters.model_fields.items():
         assert f"--{name.replace('_', '-')}" in shown
         assert " ".join((field.description or "").split()) in shown
-    assert "[default: 1048576; at least 1]" in shown
+    assert "[default: empty; at least 1]" in shown
 
 
 def test_the_form_shows_what_help_shows():
@@ -100,8 +103,33 @@ def test_the_form_shows_what_help_shows():
     for name, field in TrainingParameters.model_fields.items():
         assert properties[name]["description"] == field.description
         assert properties[name].get("default") == field.default
-    assert properties["batch_size"]["minimum"] == 1
+    assert properties["batch_size"]["anyOf"] == [{"type": "integer", "minimum": 1}, {"type": "null"}]
     assert properties["device"]["enum"] == ["auto", "cpu", "cuda"]
+
+
+def test_the_form_begins_with_what_people_change_and_ends_with_access():
+    first = ["shards", "test_shards", "target", "features", "preset", "iterations", "batch_size", "device"]
+    properties = parameter_schema(train).properties
+    assert list(properties)[:8] == first
+    assert sorted(properties, key=lambda name: properties[name]["position"]) == list(properties)
+    assert [TrainingParameters.group_of(name) for name in list(properties)[-7:]] == ["Stream"] + ["Access"] * 6
+
+
+@pytest.mark.parametrize("model", [TrainingParameters, PredictionParameters, BenchmarkParameters])
+def test_every_pattern_is_told_in_words(model):
+    patterns = {each.pattern for field in model.model_fields.values() for each in field.metadata if patterned(each)}
+    assert patterns and patterns <= PATTERNS.keys()
+
+
+def patterned(constraint):
+    return getattr(constraint, "pattern", None) is not None
+
+
+def test_an_empty_batch_size_is_all_rows_at_most_2_to_the_20_and_for_the_notebook_2_to_the_20():
+    assert TrainingParameters().sized(15_000).batch_size == 15_000
+    assert TrainingParameters().sized(2**21).batch_size == 2**20
+    assert TrainingParameters(preset="notebook").sized(15_000).batch_size == 2**20
+    assert TrainingParameters(batch_size=64).sized(15_000).batch_size == 64
 
 
 def test_an_explicit_value_wins_over_the_preset_and_null_does_not():

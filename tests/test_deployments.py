@@ -105,6 +105,11 @@ def test_a_failed_run_and_a_new_champion_are_told_of(site, trained, receiver):
     receiver.await_text("shardline has a new champion, version 1", success["info"]["run_id"])
 
 
+def test_a_run_name_that_was_typed_is_kept(site):
+    form = {"name": "before-the-change", "parameters": {"shards": "/nowhere/part*.csv"}}
+    assert site.wait(site.submit("training/notebook", form))["name"] == "before-the-change"
+
+
 @pytest.mark.long
 def test_a_killed_workers_run_is_crashed_by_the_automation_and_the_next_scheduled_one_starts(site):
     first = site.start("training/notebook", iterations=100_000_000, batch_size=2048)

@@ -165,6 +165,7 @@ def test_the_model_is_a_logged_model_of_its_run_with_its_scores(default_run, cli
     assert found.tags["mlflow.note.content"] == default_run.data.tags["mlflow.note.content"]
     version = client.get_model_version("a-serving-place", "1")
     assert version.source == found.artifact_location
+    assert json.loads(found.tags["mlflow.modelVersions"]) == [{"name": "a-serving-place", "version": "1"}]
     assert mlflow.pyfunc.load_model(f"models:/{found.model_id}").metadata.run_id == default_run.info.run_id
 
 

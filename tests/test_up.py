@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from deployments.processes import Children, answers, find_port, wait_until
-from deployments.servers import Pages, announce
+from deployments.servers import Pages, announce, find_pages, read_published
 from tests.postgresql import MISSING, PASSWORD, find_initdb
 from tests.sites import ENVIRONMENT, serve
 
@@ -65,6 +65,19 @@ def test_status_and_a_second_make_up_say_what_is_up(site):
 def test_without_make_up_status_says_how_to_start_it(tmp_path):
     assert up(tmp_path, "status").stderr == "Nothing is up here: `make up` starts it.\n"
     assert up(tmp_path, "down").stderr == "Nothing is up here.\n"
+
+
+def test_make_down_stops_a_make_up_that_is_starting(tmp_path):
+    command = [sys.executable, "-m", "deployments.up", "--rows", "2000"]
+    with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as starting:
+        assert wait_until(lambda: read_published(tmp_path / ".shardline" / "up.pid") is not None, 60)
+        again = up(tmp_path, "up")
+        assert again.returncode == 2
+        assert again.stderr.startswith(f"make up: another `make up`, process {starting.pid}, is starting: wait for it")
+        assert up(tmp_path, "down").stderr == "Stopped; nothing is lost.\n"
+        assert starting.wait(30) == 0
+    assert not psutil.pid_exists(starting.pid)
+    assert find_pages(tmp_path / ".shardline") is None
 
 
 @pytest.mark.long

@@ -78,7 +78,7 @@ def report_benchmark(run: Run, benchmark: Benchmark, against: Benchmark | None =
     create_markdown_artifact(
         key="benchmark",
         description="What the hardware is, how fast, and what that means for training",
-        markdown="\n\n".join([text, *pictures, f"[This run in MLflow]({run.url})"]),
+        markdown="\n\n".join([text, *pictures, run.link]),
     )
     create_table_artifact(key="figures", table=tables["figures"], description="Every figure with its spread")
     if changes:

@@ -145,7 +145,7 @@ def draw_predictions(predictions: Sequence[Prediction], title: str) -> "Drawing"
     axes.margins(x=0.3)
     axes.set_xlim(left=0)
     axes.grid(False, axis="y")
-    drawing.legend(loc="outside right upper", fontsize=8, facecolor=PAPER, edgecolor=GRID, labelcolor=INK)
+    drawing.legend(loc="outside lower center", ncols=4, fontsize=8, facecolor=PAPER, edgecolor=GRID, labelcolor=INK)
     return drawing
 
 

@@ -17,7 +17,28 @@ PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"
 
 
 def write_verdict(benchmark: Benchmark) -> str:
-    """Return the one sentence by which someone decides whether a GPU is worth its price for this job."""
+    """Return the sentence by which someone decides whether a GPU is worth its price for this job, with its caveat."""
+    return f"{_write_finding(benchmark)}{_write_caveat(benchmark)}"
+
+
+def _write_caveat(benchmark: Benchmark) -> str:
+    """Return a sentence on those figures which predictions rest on and which are too noisy to use, else nothing."""
+    names = {"step"} | ({"host_to_device_pinned", "streamed_iteration"} if _has_streamed(benchmark) else set())
+    noisy = [
+        f"{figure.name.replace('_', ' ')} on {figure.device}"
+        for figure in benchmark.figures
+        if figure.noisy and figure.name in names and figure.dtype == "float64"
+    ]
+    if not noisy or not benchmark.predictions:
+        return ""
+    return f" But this rests on figures too noisy to use ({', '.join(noisy)}): measure again on an idle machine."
+
+
+def _has_streamed(benchmark: Benchmark) -> bool:
+    return any(each.data == "streamed" for each in benchmark.predictions)
+
+
+def _write_finding(benchmark: Benchmark) -> str:
     by_place = {(each.data, each.device): each for each in benchmark.predictions}
     devices = [device for device in benchmark.names if device != "cpu"]
     if ("resident", "cpu") not in by_place:
@@ -55,6 +76,9 @@ def write_report(benchmark: Benchmark, changes: Sequence[Ratio] = (), against: B
         *(_write_prediction(each) for each in benchmark.predictions),
     ]
     noisy = sum(figure.noisy for figure in benchmark.figures)
+    sums = (
+        " a + b by size is in the table and the plots." if any(each.name == "add" for each in benchmark.figures) else ""
+    )
     left_out = "\n".join(f"- {escape_markdown(sentence)}" for sentence in (*benchmark.notes, *benchmark.left_out))
     parts = [
         f"**{write_verdict(benchmark)}**",
@@ -65,7 +89,7 @@ def write_report(benchmark: Benchmark, changes: Sequence[Ratio] = (), against: B
         write_figures([figure for figure in benchmark.figures if figure.name != "add"]),
         f"{len(benchmark.figures)} figures in {benchmark.seconds:.0f} s ({benchmark.mode} mode), {noisy} of them too "
         "noisy to use: quartiles more than 10 % apart, fewer than 4 samples, or other processes that took the "
-        "processor. a + b by size is in the table and the plots.",
+        f"processor.{sums}",
         f"**Left out**\n\n{left_out}" if left_out else "",
         f"**Hardware**\n\n{write_description(replace(benchmark.hardware, left_out=()))}",
     ]

@@ -6,7 +6,7 @@ is frozen and knows its own cross-field rules; what needs the environment to be 
 in `tasks.sources`.
 """
 
-from tasks.parameters.data import Access, Listing, Reading, Rows, Shards, Source, Stream
+from tasks.parameters.data import MOST_ROWS, Access, Listing, Reading, Rows, Shards, Source, Stream
 from tasks.parameters.flows import BenchmarkParameters, PredictionParameters, ReplayParameters
 from tasks.parameters.marks import Mark, Parameters
 from tasks.parameters.training import (
@@ -22,6 +22,7 @@ from tasks.parameters.training import (
 
 __all__ = [
     "MODEL_PARAMETERS",
+    "MOST_ROWS",
     "PRESETS",
     "Access",
     "BenchmarkParameters",

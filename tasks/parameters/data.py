@@ -7,8 +7,10 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from tasks.naming import join_names
-from tasks.parameters.marks import CURVE, OWN, PLACE, SPEED, Parameters
+from tasks.parameters.marks import CURVE, OWN, PLACE, SPEED, Formerly, Parameters
 from tasks.state import STATE
+
+MOST_ROWS = 2**20  # in a batch whose size nobody chose
 
 
 class Access(Parameters):
@@ -20,17 +22,17 @@ class Access(Parameters):
         None,
         pattern="^[0-9a-f]{32}$",
         description="32 hexadecimal digits that name the bucket dc-taxi-{bucket_id}-{region}; "
-        "null: the environment's BUCKET_ID, else the file BUCKET_ID in the working directory.",
+        "empty: the environment's BUCKET_ID, else the file BUCKET_ID in the working directory.",
     )
     region: Annotated[str | None, CURVE] = Field(
         None,
         pattern="^[a-z0-9-]+$",
-        description="AWS region of the bucket; null: AWS_DEFAULT_REGION, AWS_REGION or the profile's.",
+        description="AWS region of the bucket; empty: AWS_DEFAULT_REGION, AWS_REGION or the profile's.",
     )
     bucket_owner: Annotated[str | None, PLACE] = Field(
         None,
         pattern="^[0-9]{12}$",
-        description="AWS account that must own the bucket; null: the account of the caller.",
+        description="AWS account that must own the bucket; empty: the account of the caller.",
     )
     verify_identity: Annotated[bool, PLACE] = Field(
         True, description="Ask STS who the caller is; false for stores without STS (MinIO, Ceph, R2)."
@@ -39,7 +41,7 @@ class Access(Parameters):
     aws_block: Annotated[str | None, PLACE, OWN] = Field(
         None,
         min_length=1,
-        description="Name of a Prefect AWS Credentials block to use; null: boto3's own chain (environment, profile, "
+        description="Name of a Prefect AWS Credentials block to use; empty: boto3's own chain (environment, profile, "
         "role).",
     )
 
@@ -53,12 +55,12 @@ class Listing(Access):
         None,
         min_length=1,
         description="Glob of the shards to read (s3://bucket/path/part*.csv, file://, https://, a local path); "
-        "null: csv/dev/part*.csv in the bucket of bucket_id.",
+        "empty: csv/dev/part*.csv in the bucket of bucket_id.",
     )
     meta_shards: Annotated[str | None, PLACE] = Field(
         None,
         min_length=1,
-        description="Glob of the CSV with each shard's row count (id,count); null: .meta/shards beside the shards, "
+        description="Glob of the CSV with each shard's row count (id,count); empty: .meta/shards beside the shards, "
         "else the rows are counted.",
     )
     header: Annotated[Literal["infer", "first", "none"], CURVE] = Field(
@@ -70,10 +72,10 @@ class Listing(Access):
         None,
         min_length=1,
         description="The columns to read, by name, in this order; without a header, the names of all columns; "
-        "null: those of the first shard's header.",
+        "empty: those of the first shard's header.",
     )
     max_shards: Annotated[int | None, CURVE] = Field(
-        None, ge=1, description="Read the first so many shards only; null: all."
+        None, ge=1, description="Read the first so many shards only; empty: all."
     )
 
     @model_validator(mode="after")
@@ -91,10 +93,10 @@ class Shards(Listing):
     """Which columns are learned from, and which one is learned."""
 
     target: Annotated[str | None, CURVE] = Field(
-        None, min_length=1, description="Column to predict; null: the first one."
+        None, min_length=1, description="Column to predict; empty: the first one."
     )
     features: Annotated[list[str] | None, CURVE] = Field(
-        None, min_length=1, description="Columns to predict it from; null: all others."
+        None, min_length=1, description="Columns to predict it from; empty: all others."
     )
 
     @model_validator(mode="after")
@@ -115,7 +117,7 @@ class Source(Shards):
     test_shards: Annotated[str | None, CURVE] = Field(
         None,
         min_length=1,
-        description="Glob of the shards that the model is judged on; null: csv/test/part*.csv with a bucket_id, "
+        description="Glob of the shards that the model is judged on; empty: csv/test/part*.csv with a bucket_id, "
         "else none.",
     )
 
@@ -125,7 +127,12 @@ class Rows(Parameters):
 
     group: ClassVar[str] = "Stream"
 
-    batch_size: Annotated[int, CURVE] = Field(2**20, ge=1, description="Rows in a batch, over all ranks together.")
+    batch_size: Annotated[int | None, CURVE, Formerly(MOST_ROWS)] = Field(
+        None,
+        ge=1,
+        description="Rows in a batch, over all ranks together; empty: all rows, at most 2**20 (the notebook's preset: "
+        "2**20, beginning again where the rows end).",
+    )
     on_bad_rows: Annotated[Literal["error", "quarantine"], CURVE] = Field(
         "error",
         description="A row that breaks the contract: error stops the run and names it; quarantine leaves it out, "
@@ -134,7 +141,7 @@ class Rows(Parameters):
     cache_dir: Annotated[str | None, SPEED] = Field(
         None,
         min_length=1,
-        description=f"Folder of decoded shards and of lists of bad rows, shared by runs; null: {STATE}/cache.",
+        description=f"Folder of decoded shards and of lists of bad rows, shared by runs; empty: {STATE}/cache.",
     )
 
 
@@ -148,7 +155,7 @@ class Reading(Rows):
         True, description="Keep decoded shards on local disk, so that they are fetched once."
     )
     cache_bytes: Annotated[int | None, SPEED] = Field(
-        None, ge=0, description="Most bytes that the cache may hold; null: four fifths of what the disk has free."
+        None, ge=0, description="Most bytes that the cache may hold; empty: four fifths of what the disk has free."
     )
 
 

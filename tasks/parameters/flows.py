@@ -33,10 +33,10 @@ class BenchmarkParameters(Tracking, Device, Shards):
         None,
         ge=1,
         le=2**34,
-        description="Most elements of the vectors in a + b; null: 2**22 in quick mode, else 2**27.",
+        description="Most elements of the vectors in a + b; empty: 2**22 in quick mode, else 2**27.",
     )
     time_budget: float | None = Field(
-        None, gt=0, description="Seconds after which no further figure is begun; null: 8, 120 or 900, by mode."
+        None, gt=0, description="Seconds after which no further figure is begun; empty: 8, 120 or 900, by mode."
     )
     against: str | None = Field(
         None, pattern="^[0-9a-f]{32}$", description="MLflow run id of an earlier benchmark to be compared with."
@@ -58,12 +58,12 @@ class PredictionParameters(Tracking, Rows, Listing):
         None,
         pattern="^(models|runs):/.+",
         description="The model to predict with, models:/name@alias, models:/name/version or runs:/id/model; "
-        "null: the champion of the experiment.",
+        "empty: the champion of the experiment.",
     )
     output: str | None = Field(
         None,
         min_length=1,
-        description="Folder to write to, a local path or any fsspec URL; null: predictions beside the shards.",
+        description="Folder to write to, a local path or any fsspec URL; empty: predictions beside the shards.",
     )
     format: Literal["csv", "parquet"] = Field(
         "csv",

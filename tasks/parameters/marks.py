@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
@@ -23,11 +24,32 @@ class Mark(Enum):
 CURVE, SPEED, PLACE, RECORD, OWN, LATER = Mark
 
 
+@dataclass(frozen=True)
+class Formerly:
+    """What a null parameter's default was when it could not be null: in the digest it stands for it."""
+
+    value: JsonValue
+
+
+FIRST = (
+    *("shards", "test_shards", "target", "features", "preset", "iterations", "batch_size", "device"),
+    *("mode", "model", "output", "format"),
+)
+
+
 class Parameters(BaseModel):
     """The base of all parameter models: frozen, closed, and finite where it is a number."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     group: ClassVar[str] = ""  # what forms and --help put a class's own fields under
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Put first in forms and in --help what people change, and last who asks for the data, and how it streams."""
+        rank = {name: at - len(FIRST) for at, name in enumerate(FIRST)} | {"Stream": 1, "Access": 2}
+        fields = cls.model_fields
+        for name in sorted(fields, key=lambda name: rank.get(name, rank.get(cls.group_of(name), 0))):
+            fields[name] = fields.pop(name)
 
     @classmethod
     def group_of(cls, name: str) -> str:
@@ -41,11 +63,17 @@ class Parameters(BaseModel):
         return frozenset(name for name, field in cls.model_fields.items() if set(marks) & set(field.metadata))
 
     @classmethod
+    def _formerly(cls, name: str) -> JsonValue:
+        return next((mark.value for mark in cls.model_fields[name].metadata if isinstance(mark, Formerly)), None)
+
+    @classmethod
     def telling(cls, recorded: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
         """Return those of the recorded parameters that the loss curve depends on.
 
-        One that came later is left out where it is its default, so that runs recorded before it have the same ones.
+        One that came later is left out where it is its default, and a null that came later is what it was before, so
+        that runs recorded before have the same ones.
         """
+        recorded = {name: cls._formerly(name) if value is None else value for name, value in recorded.items()}
         neutral, later = cls.marked(SPEED, PLACE, RECORD), cls.marked(LATER)
         return {
             name: value

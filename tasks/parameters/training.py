@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from tasks.parameters.data import Source, Stream
+from tasks.parameters.data import MOST_ROWS, Source, Stream
 from tasks.parameters.marks import CURVE, LATER, OWN, RECORD, SPEED, Parameters
 from tasks.state import STATE
 
@@ -66,32 +66,32 @@ class Model(Device):
         description="default: a model that converges; notebook: the numbers of the notebook that this replaces.",
     )
     iterations: Annotated[int | None, CURVE] = Field(
-        None, ge=1, description="Training iterations, one batch each; null: from the preset."
+        None, ge=1, description="Training iterations, one batch each; empty: from the preset."
     )
     learning_rate: Annotated[float | None, CURVE] = Field(
-        None, gt=0, description="Step size of the optimiser; null: from the preset."
+        None, gt=0, description="Step size of the optimiser; empty: from the preset."
     )
     gradient_norm: Annotated[float | None, CURVE] = Field(
-        None, ge=0, description="Gradients are clipped to this norm; 0: not clipped; null: from the preset."
+        None, ge=0, description="Gradients are clipped to this norm; 0: not clipped; empty: from the preset."
     )
     standardise: Annotated[bool | None, CURVE] = Field(
-        None, description="Train on features of mean 0 and deviation 1, folded back at the end; null: from the preset."
+        None, description="Train on features of mean 0 and deviation 1, folded back at the end; empty: from the preset."
     )
     derive: Annotated[list[Literal["distance_km", "hour_sine", "hour_cosine"]] | None, CURVE] = Field(
         None,
-        description="Engineered features: distance_km, hour_sine, hour_cosine; null: those of the preset whose columns "
-        "are there.",
+        description="Engineered features: distance_km, hour_sine, hour_cosine; empty: those of the preset whose "
+        "columns are there.",
     )
     resident_bytes: Annotated[int | None, SPEED] = Field(
         None,
         ge=0,
         description="Data that takes no more than this stays prepared in the device's memory after its first pass; "
-        "0: never; null: a quarter of what is free. Shuffled data is streamed in every epoch.",
+        "0: never; empty: a quarter of what is free. Shuffled data is streamed in every epoch.",
     )
     optimizer: Annotated[Literal["SGD", "Adam", "AdamW", "RMSprop", "Adagrad"], CURVE] = Field(
         "SGD",
-        description="Optimiser, by its name in torch.optim; a null learning_rate is torch's own, and for SGD the step "
-        "is chosen by the first batch's Hessian.",
+        description="Optimiser, by its name in torch.optim; an empty learning_rate is torch's own, and for SGD the "
+        "step is chosen by the first batch's Hessian.",
     )
     solver: Annotated[Literal["gradient", "exact"], CURVE] = Field(
         "gradient", description="gradient: iterate; exact: the least-squares model, from one pass over the shards."
@@ -116,7 +116,7 @@ class Resuming(Parameters):
     checkpoint_url: Annotated[str | None, RECORD] = Field(
         None,
         min_length=1,
-        description=f"Folder for checkpoints, a local path or any fsspec URL; null: {STATE}/checkpoints.",
+        description=f"Folder for checkpoints, a local path or any fsspec URL; empty: {STATE}/checkpoints.",
     )
     checkpoint_every: Annotated[str, RECORD] = Field(
         "30s",
@@ -172,3 +172,8 @@ class TrainingParameters(Curve, Tracking, Resuming, Model, Stream, Source):
         False,
         description="End at once, as Unchanged, where data, code and parameters are those of the last success.",
     )
+
+    def sized(self, rows: int) -> Self:
+        """Return the same with a batch_size for so many rows: all of them, at most 2**20, where none is chosen."""
+        chosen = self.batch_size or (MOST_ROWS if self.preset == "notebook" else min(MOST_ROWS, rows))
+        return self.model_copy(update={"batch_size": chosen})

@@ -46,5 +46,5 @@ def announce_champion(experiment: str, run: Run) -> None:
     emit_event(
         CHAMPION_CHANGED,
         resource={"prefect.resource.id": f"shardline.model.{name}", "prefect.resource.name": name},
-        payload={"version": champion.version, "run": run.url, "description": champion.description},
+        payload={"version": champion.version, "run": run.place, "description": champion.description},
     )

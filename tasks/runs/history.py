@@ -11,17 +11,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from prefect.artifacts import create_link_artifact
-from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
-from prefect.states import Completed
 from pydantic import JsonValue
 
 from tasks.errors import CheckpointError, ConfigurationError
 from tasks.naming import escape_markdown
 from tasks.parameters import MODEL_PARAMETERS, Mark, TrainingParameters
+from tasks.policy import step
 from tasks.runs.checkpoints import describe_change
 from tasks.runs.events import announce_data
-from tasks.runs.lineage import CODE, FINGERPRINT, KEY, TEST_FINGERPRINT, digest_code, digest_settings
+from tasks.runs.lineage import CODE, FINGERPRINT, KEY, TEST_FINGERPRINT, digest_code
 from tasks.runs.links import page_of
 from tasks.tracking.client import connect, format_parameter, tracking_uri
 from tasks.tracking.processes import PROCESS, is_gone
@@ -47,10 +46,13 @@ def find_unfinished(
     client: Client,
     experiment: str,
     recorded: Mapping[str, JsonValue],
+    key: str,
     manifest: Manifest,
     checkpoint_url: str,
 ) -> str | None:
     """Return the id of the run to go on with, as the parameter `resume` says, or None where a new one is to be started.
+
+    It has the settings of which `key` is the digest.
 
     Raises ConfigurationError for a named run that is finished, unknown or of other settings, and CheckpointError for
     one whose data has changed or that has no checkpoint.
@@ -59,7 +61,6 @@ def find_unfinished(
 
     close_abandoned(client, experiment)
     resume = str(recorded["resume"])
-    key = digest_settings(recorded)
     if resume == "never":
         return None
     if resume != "auto":
@@ -157,8 +158,9 @@ def require_same_data(given: TrainingParameters, manifest: Manifest) -> None:
         )
 
 
-def compare_with_last_success(experiment: str, tags: Mapping[str, str], *, skip: bool) -> State[str] | None:
-    """Announce data that changed since the last success; with `skip`, the state to end in where nothing did.
+@step("compare with the last success")
+def compare_with_last_success(experiment: str, tags: Mapping[str, str], *, skip: bool) -> str | None:
+    """Announce data that changed since the last success; with `skip`, say that nothing did.
 
     `tags` are those that the run would have. Raises TrackingError where MLflow does not answer.
     """
@@ -176,6 +178,8 @@ def compare_with_last_success(experiment: str, tags: Mapping[str, str], *, skip:
         get_run_logger().info("Not the same as run %s, the last success: %s", last.run_id, names)
         return None
     page = page_of(tracking_uri(), last.experiment_id, last.run_id)
-    create_link_artifact(page, link_text=escape_markdown(f"MLflow run {last.name}"), key="unchanged", description=SAME)
-    message = f"{SAME}: MLflow run {last.run_id}, {page}"
-    return Completed(name="Unchanged", message=message, data=message)
+    if page:
+        create_link_artifact(
+            page, link_text=escape_markdown(f"MLflow run {last.name}"), key="unchanged", description=SAME
+        )
+    return f"{SAME}: MLflow run {last.run_id}" + (f", {page}" if page else "")

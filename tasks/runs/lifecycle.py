@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import getpass
+import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prefect.artifacts import create_link_artifact
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from pydantic import JsonValue
 
 from tasks.errors import ConfigurationError, TrackingError
+from tasks.naming import escape_markdown
+from tasks.policy import step, untracked
 from tasks.runs.lineage import VERSIONS_OF, describe_commit
-from tasks.runs.links import page_in_prefect, page_of
+from tasks.runs.links import PAGES_END, page_in_prefect, page_of
 from tasks.tracking.client import begin, connect, reopen, tracking_uri
 from tasks.tracking.inputs import DatasetFacts, keep_inputs
 from tasks.tracking.outbox import Outbox, held
@@ -31,11 +36,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """An MLflow run: its id, its name, and the address of its page."""
+    """An MLflow run: its id, its name, the address of its page, empty where no server shows it, and its parameters.
+
+    The parameters are as MLflow has them: of a run that is gone on with, those that it began with.
+    """
 
     run_id: str
     name: str
     url: str
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def place(self) -> str:
+        """Where it is to be seen, on a line of text."""
+        return self.url or f"run {self.run_id}; `make ui` shows it"
+
+    @property
+    def pages(self) -> str:
+        """Where it is to be seen from its end on, a line each."""
+        again = ["make ui, which shows both pages again:"] if self.url and os.environ.get(PAGES_END) else []
+        return "\n           ".join([*again, self.place, page_in_prefect() or "(no page in Prefect)"])
+
+    @property
+    def link(self) -> str:
+        """The same in markdown."""
+        return f"[This run in MLflow]({self.url})" if self.url else f"MLflow run `{self.run_id}`"
 
 
 @contextmanager
@@ -51,22 +76,14 @@ def tracked(
 
     Raises TrackingError where MLflow does not answer at the start (nothing was done), or its record stays incomplete.
     """
-    client = connect()
-    for problem in complete_records(client).problems:
-        get_run_logger().warning("%s", problem)
-    name = str(flow_run.name or "run")
-    tags = {**context(), **tags}
-    run_id = find_unfinished(client)
-    if run_id:
-        reopen(client, run_id, tags)
-    else:
-        run_id = begin(client, experiment=experiment, name=name, parameters=parameters, tags=tags)
-    run = Run(run_id, name, page_of(tracking_uri(), read_run(client, run_id).experiment_id, run_id))
-    get_run_logger().info("Recording in MLflow: %s", run.url)
-    outbox = Outbox(run_id)
+    run = replace(
+        open_record(experiment, untracked(parameters), untracked({**context(), **tags}), untracked(find_unfinished))
+    )
+    get_run_logger().info("Recording in MLflow: %s", run.place)
+    client, outbox = connect(), Outbox(run.run_id)
     with held(outbox.path) as free:
         if not free:
-            raise ConfigurationError(f"another process goes on with run {run_id} already: resume=never starts anew")
+            raise ConfigurationError(f"another process goes on with run {run.run_id} already: resume=never starts anew")
         try:
             yield run
         except BaseException as error:
@@ -78,7 +95,42 @@ def tracked(
             except TrackingError as incomplete:
                 get_run_logger().warning("%s", incomplete)
             raise
-        complete_outbox(client, outbox.path, "FINISHED")
+        complete_record(untracked(client), outbox.path)
+
+
+@step("open the record")
+def open_record(
+    experiment: str,
+    parameters: Mapping[str, JsonValue],
+    tags: Mapping[str, str],
+    find_unfinished: Callable[[Client], str | None],
+) -> Run:
+    """Begin a run in MLflow, or go on with the unfinished one; complete first what earlier ones left.
+
+    A link artifact leads to its page, where a server shows it.
+    """
+    client = connect()
+    for problem in complete_records(client).problems:
+        get_run_logger().warning("%s", problem)
+    name = str(flow_run.name or "run")
+    run_id = find_unfinished(client)
+    if run_id:
+        reopen(client, run_id, tags)
+    else:
+        run_id = begin(client, experiment=experiment, name=name, parameters=parameters, tags=tags)
+    recorded = read_run(client, run_id)
+    run = Run(run_id, name, page_of(tracking_uri(), recorded.experiment_id, run_id), recorded.params)
+    if run.url:
+        create_link_artifact(
+            run.url, link_text=escape_markdown(f"MLflow run {name}"), key="mlflow", description="This run in MLflow"
+        )
+    return run
+
+
+@step("complete the record")
+def complete_record(client: Client, outbox: Path) -> None:
+    """Send to MLflow what it lacks of the run, with its model, and end the run there."""
+    complete_outbox(client, outbox, "FINISHED")
 
 
 def note_data(run_id: str, data: Mapping[str, tuple[str, Manifest]]) -> None:

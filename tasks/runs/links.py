@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from urllib.parse import urlsplit
 
 from prefect.runtime import flow_run
 
 from tasks.tracking.client import redact
 
-LOCAL_MLFLOW_PAGES = "http://127.0.0.1:5000"  # where `make ui` serves a store that has no server of its own
+MLFLOW_PAGES = "SHARDLINE_MLFLOW_PAGES"  # set for a run by what serves the local store beside it (`deployments.local`)
+PAGES_END = "SHARDLINE_PAGES_END"  # set where these pages, and Prefect's, are served for as long as the run lasts
 
 
 def page_of(uri: str, experiment_id: str, run_id: str) -> str:
-    """Return the address of a run's page: on the tracking server, else where `make ui` serves the local store."""
-    base = redact(uri).rstrip("/") if urlsplit(uri).scheme in ("http", "https") else LOCAL_MLFLOW_PAGES
+    """Return the address of a run's page: on the tracking server, else on the one that serves the local store now.
+
+    Empty where none does: `make ui` will.
+    """
+    base = redact(uri).rstrip("/") if urlsplit(uri).scheme in ("http", "https") else os.environ.get(MLFLOW_PAGES)
     # without the workflow type MLflow opens its pages for language models, which are empty for such a run
-    return f"{base}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+    place = f"#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+    return f"{base}/{place}" if base else ""
 
 
 def page_in_prefect() -> str:

@@ -126,6 +126,7 @@ def register(client: Client, run_id: str, outbox: Path, logged: LoggedModel | No
     client.update_model_version(name, version, plan.description)
     client.set_registered_model_alias(name, "challenger", version)
     client.set_tag(run_id, "shardline.model", f"models:/{name}/{version}")
+    show_version(client, str(logged.model_id), name, version)
     champion = client.get_registered_model(name).aliases.get("champion")
     if plan.wins and str(champion) in (str(plan.against), version):
         client.set_registered_model_alias(name, "champion", version)
@@ -133,6 +134,16 @@ def register(client: Client, run_id: str, outbox: Path, logged: LoggedModel | No
         changed = f"The model stays challenger: version {champion} became champion while it was held against another."
         client.set_model_version_tag(name, version, "shardline.gate", changed)
         client.set_tag(run_id, "shardline.gate", changed)
+
+
+def show_version(client: Client, model_id: str, name: str, version: str) -> None:
+    """Say on the logged model's page which version it is; a server does so itself, a store without one does not."""
+    from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+
+    listed = json.loads(client.get_logged_model(model_id).tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+    entry = {"name": name, "version": version}
+    if not any({**each, "version": str(each["version"])} == entry for each in listed):
+        client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps([*listed, entry])})
 
 
 def ensure_registered(client: Client, name: str) -> None:

@@ -21,6 +21,7 @@ from tasks.policy import STREAMING, step
 from tasks.runs.checkpoints import checkpoint_folder
 from tasks.training.outcome import ProgressArtifact, keep_reading, keep_weights, make_fit
 from tasks.training.start import Started, start_trainer
+from tasks.training.stopping import Stop
 from tasks.training.telling import TIMES, Telling
 
 if TYPE_CHECKING:
@@ -132,12 +133,20 @@ class Saver:
 
     def __init__(self, checkpoints: Checkpoints, job: TrainingJob, started: Started) -> None:
         self.checkpoints = checkpoints
+        self.again = (
+            f"--resume {job.run_id} goes on from there."
+            if job.parameters.resume == "never"
+            else "The same command goes on from there."
+        )
         self.every = job.parameters.checkpoint_every
         self.trainer, self.first_pass = started.trainer, started.first_pass
+        self.began = started.trainer.iteration
         self.told: int | None = None
         self.kept: Checkpoint | None = None
         self.kept_at = 0.0
         self.warned = False
+        self.written = 0
+        self.stop = Stop(self.has_recorded_all)
         self.facts = {
             "shards": job.data.train.etags,
             "fingerprint": job.data.train.fingerprint,
@@ -146,13 +155,18 @@ class Saver:
         }
 
     def __enter__(self) -> Saver:
+        self.stop.__enter__()
         return self
+
+    def has_recorded_all(self) -> bool:
+        """Return whether the trainer's state is that after the last recorded iteration, or nothing is trained yet."""
+        return self.trainer.is_whole and self.trainer.iteration == (self.told or self.began)
 
     def keep(self, trainer: Trainer) -> None:
         """Copy the state after a step where it is time to: after the first one, always."""
         number, unit = int(self.every.removesuffix("s")), self.every[-1:]
         since = time.monotonic() - self.kept_at
-        if not self.kept_at or (since >= number if unit == "s" else trainer.iteration % number == 0):
+        if not self.kept_at or self.stop.asked or (since >= number if unit == "s" else trainer.iteration % number == 0):
             self.kept, self.kept_at = self._state(), time.monotonic()
 
     def save(self, iteration: int) -> None:
@@ -161,19 +175,31 @@ class Saver:
         if self.kept and self.kept.iteration <= self.told:
             self._write(self.kept)
             self.kept = None
+        if self.stop.asked and (self.has_recorded_all() or self.written == self.told or self.warned):
+            self.stop.obey()
 
     def _write(self, state: Checkpoint) -> None:
         try:
             self.checkpoints.write(replace(state, facts={**state.facts, **self.facts}))
+            self.written = state.iteration
         except CheckpointError as error:
             if not self.warned:
                 get_run_logger().warning("%s; the training goes on without", error)
             self.warned = True
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        recorded = self.trainer.is_whole and self.trainer.iteration == self.told
-        if error is not None and recorded and not isinstance(error, NonFiniteLossError):
+        self.stop.__exit__()
+        if error is not None and self.told and self.has_recorded_all() and not isinstance(error, NonFiniteLossError):
             self._write(self._state())
+        if isinstance(error, KeyboardInterrupt) and self.told:
+            raise KeyboardInterrupt(self.describe_stop(self.told - 1)) from None
+
+    def describe_stop(self, last: int) -> str:
+        """Return two lines for whoever pressed Ctrl-C after that iteration: what is kept, and how it goes on."""
+        if not self.written:
+            return f"Stopped after iteration {last}; no checkpoint could be written.\nThe same command starts anew."
+        whose = "its checkpoint" if self.written == last + 1 else f"the checkpoint of iteration {self.written - 1}"
+        return f"Stopped after iteration {last}; {whose} is kept.\n{self.again}"
 
     def _state(self) -> Checkpoint:
         """Copy the trainer's state, and the moments that the first pass had when it reached that iteration."""

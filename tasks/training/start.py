@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from tasks.errors import CheckpointError, ConfigurationError, ShardlineError
 from tasks.facts import StreamTimes, TrainingJob
 from tasks.learning.sums import MOMENTS, MomentSums
-from tasks.parameters import TrainingParameters
+from tasks.parameters import MOST_ROWS, TrainingParameters
 from tasks.sources import open_dataset
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def start_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
         stop=resolved.iterations,
         shuffle=given.shuffle,
         seed=given.seed,
-        placement=Placement(slice_rows=slice_rows(given.batch_size)),
+        placement=Placement(slice_rows=slice_rows(given.batch_size or MOST_ROWS)),
     )
     reduction = find_reduction(dataset.batch_size)
     clock = StageClock()
