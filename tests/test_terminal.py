@@ -115,6 +115,7 @@ def test_ctrl_c_is_two_lines_and_a_second_one_ends_it_at_once(tmp_path, shards, 
     again.read_until(f"Going on at iteration {int(stopped_at[1]) + 1}")
     again.read_until("Iteration: ")
     again.press(CTRL_C)
+    time.sleep(0.5)  # as fast as a person presses twice
     again.press(CTRL_C)
     began = time.monotonic()
     assert again.end() in (130, -signal.SIGINT)
