@@ -16,6 +16,8 @@ SKIPPED = {  # for they need matplotlib, and hypothesis
     "tests/test_devices_plots.py",
     "tests/test_stream_arithmetic.py",
     "tests/test_stream_kernel.py",
+    "tests/test_stream_machine.py",
+    "tests/test_stream_originals.py",
 }
 TRAIN = """
 import json, sys

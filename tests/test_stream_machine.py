@@ -20,15 +20,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
 from torch.utils.data import DataLoader
 
 from tasks.errors import ShardlineError
@@ -36,6 +27,11 @@ from tasks.streaming import CacheSettings, Manifest, ObjectStorageDataset, Place
 from tasks.streaming.arithmetic import shard_order, window_permutation
 from tests.servers import BUCKET, make_client, serve_rclone
 from tests.shards import write_metadata
+
+hypothesis = pytest.importorskip("hypothesis")
+stateful = pytest.importorskip("hypothesis.stateful")
+HealthCheck, settings, st = hypothesis.HealthCheck, hypothesis.settings, hypothesis.strategies
+initialize, precondition, rule = stateful.initialize, stateful.precondition, stateful.rule
 
 HEADER = b"shard,line,version\n"
 NAMES = [f"part-{number:05d}.csv" for number in range(4)]
@@ -232,7 +228,7 @@ def run_in_child(passed: Pass, pipe, file_size: int | None) -> None:
         pipe.send(error)
 
 
-class Machine(RuleBasedStateMachine):
+class Machine(stateful.RuleBasedStateMachine):  # type: ignore[misc, name-defined]
     """Shards, listings of them, a cache, and passes that are under way."""
 
     def __init__(self) -> None:
@@ -471,7 +467,7 @@ def s3(tmp_path_factory):
 
 def run(machine, examples, steps, **chosen):
     chosen |= {"max_examples": examples, "stateful_step_count": steps, "deadline": None}
-    run_state_machine_as_test(machine, settings=settings(**chosen, suppress_health_check=list(HealthCheck)))
+    stateful.run_state_machine_as_test(machine, settings=settings(**chosen, suppress_health_check=list(HealthCheck)))
 
 
 @pytest.mark.parametrize("machine", [Machine, MachineOverMetadata])

@@ -14,14 +14,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
-import pandas as pd  # type: ignore[import-untyped]
 import pyarrow
 import pytest
-import sklearn.datasets
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pyarrow import parquet
 
 from tasks.errors import ConfigurationError, RowCountError, RowError, ShardChangedError
@@ -34,7 +29,13 @@ from tasks.streaming.writing import ShardWriter
 from tests.faults import BreakOff, Fault, FaultProxy, FlipBit, Refuse
 from tests.servers import BUCKET, serve_moto, upload
 
-DATA = Path(sklearn.datasets.__file__).parent / "data"
+hypothesis = pytest.importorskip("hypothesis")
+mpl = pytest.importorskip("matplotlib")
+pd = pytest.importorskip("pandas")
+sklearn_datasets = pytest.importorskip("sklearn.datasets")
+given, settings, st = hypothesis.given, hypothesis.settings, hypothesis.strategies
+
+DATA = Path(sklearn_datasets.__file__).parent / "data"
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), max_size=8)
 QUOTED = TEXTS.map(lambda text: '"' + text.replace('"', '""') + '"')
 BARE = st.text(st.sampled_from("ab 01.-é'"), max_size=6)
