@@ -37,6 +37,26 @@ def test_the_readmes_examples_of_the_stream_run(printed):
     assert left[-1] < left[0] < 1
 
 
+def test_the_readme_begins_with_six_lines_of_the_stream_that_run_and_four_of_the_model(tmp_path):
+    stream, model = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text().split("\n## ")[0], re.S)
+    assert (len(stream.splitlines()), len(model.splitlines())) == (6, 4)
+    write_data(tmp_path / "data", 5000)
+    example = stream.replace("s3://bucket/path", f"{tmp_path}/data/csv/dev")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", example]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert re.fullmatch(r"mean of fareamount_double: \d+\.\d\d\n", done.stdout), done.stderr
+
+
+def test_every_figure_of_the_readmes_table_stands_in_the_results():
+    table = (ROOT / "README.md").read_text().split("| instead of |")[1].split("\n\n")[0]
+    rows = [row.split("|")[3] for row in table.splitlines()[2:]]
+    results = (ROOT / "tests" / "benchmarks" / "RESULTS.md").read_text()
+    figures = re.findall(r"\d+\.\d+", "".join(rows))
+    assert len(rows) == 4 and len(figures) >= 7
+    assert [figure for figure in figures if not re.search(rf"\| \**{figure}\** \|", results)] == []
+
+
 @pytest.mark.parametrize(("check", "commits"), [("true", 1), ("false", 0)])
 def test_the_hook_lets_a_commit_pass_where_the_checks_do(check, commits, tmp_path):
     shutil.copytree(ROOT / ".githooks", tmp_path / ".githooks")
@@ -46,6 +66,10 @@ def test_the_hook_lets_a_commit_pass_where_the_checks_do(check, commits, tmp_pat
         subprocess.run(["git", *words], cwd=tmp_path, capture_output=True)
     log = subprocess.run(["git", "log", "--oneline"], cwd=tmp_path, capture_output=True, text=True)
     assert len(log.stdout.splitlines()) == commits
+
+
+def test_the_readme_leads_to_the_operations_page():
+    assert "](deployments/README.md)" in (ROOT / "README.md").read_text().split("\n## ")[0]
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "deployments/README.md"])

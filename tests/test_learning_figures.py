@@ -18,7 +18,7 @@ from tasks.learning.scoring import Moments, score
 Image = pytest.importorskip("PIL.Image", reason="figures are drawn by matplotlib, which brings Pillow")
 
 OUTPUT = Path(__file__).parent / "output"
-GROUNDS = {"light": (255, 255, 255), "dark": (17, 23, 28)}  # of MLflow's and Prefect's pages, nearly
+GROUNDS = {"light": (255, 255, 255), "dark": (17, 23, 28), "grey": (37, 39, 43)}  # of MLflow's and Prefect's pages
 FEATURES = Features(columns=("fare", "km", "hour_integer"), target="fare", raw=("km", "hour_integer"))
 LEGIBLE = 3.0  # the contrast that WCAG 2.2 asks of graphics and large letters
 

@@ -102,6 +102,20 @@ def test_mlflow_has_a_view_of_the_runs_scores(browser, site, mlflow_run):
     look(browser, url, "Scores", "Metrics", "test_r2", mlflow_run["info"]["run_name"], picture="mlflow-scores")
 
 
+def test_mlflows_view_draws_single_values_apart_from_curves(browser, site, mlflow_run):
+    experiment = mlflow_run["info"]["experiment_id"]
+    runs = f"{site.pages.mlflow}/#/experiments/{experiment}/runs?workflowType=machine_learning"
+    url = f"{runs}&viewStateShareKey=scores&compareRunsMode=CHART"
+    said = look(browser, url, "What models are worth", "Sort: test_r2", picture="mlflow-view")
+    assert said.index("What models are worth") < said.index("test_rmse_mean")
+    look(browser, runs, "All runs by what their models are worth", picture="mlflow-described")
+
+
+def test_mlflow_shows_a_figure(browser, mlflow_page):
+    url = f"{mlflow_page}/artifacts/figures/above_exact.png?workflowType=machine_learning"
+    look(browser, url, "above_exact.png", "predicted.png", picture="mlflow-figure")
+
+
 def test_mlflow_shows_the_model_its_scores_and_its_version(browser, site, mlflow_run):
     experiment = mlflow_run["info"]["experiment_id"]
     found = ask(f"{site.pages.mlflow}/api/2.0/mlflow/logged-models/search", {"experiment_ids": [experiment]})

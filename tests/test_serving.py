@@ -123,13 +123,19 @@ def test_a_fresh_process_predicts_from_raw_columns_by_name_in_any_order(uri, def
     assert np.allclose(json.loads(done.stdout), (x @ weights["w"] + weights["b"]).flatten(), rtol=1e-6)
 
 
-def test_the_lines_of_the_models_description_predict(default_run, client, test_rows, tmp_path):
-    described = client.get_registered_model("a-serving-place").description
-    lines = described.partition("```python\n")[2].partition("```")[0]
-    test_rows.to_csv(tmp_path / "rows.csv", index=False)
+@pytest.mark.parametrize("place", ["description", "README"])
+def test_the_lines_to_copy_of_the_models_description_and_of_the_readme_predict(
+    place, default_run, client, workplace, test_rows
+):
+    text = client.get_registered_model("a-serving-place").description
+    if place == "README":
+        text = (Path(__file__).parents[1] / "README.md").read_text().split("in four:")[1]
+        text = text.replace("models:/shardline@", "models:/a-serving-place@")
+    lines = text.partition("```python\n")[2].partition("```")[0]
+    test_rows.to_csv(workplace / "rows.csv", index=False)
     command = [sys.executable, "-c", f"{lines}\nprint(len(model.predict(pandas.read_csv('rows.csv'))))"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout.split() == [str(len(test_rows))], done.stderr
+    done = subprocess.run(command, cwd=workplace, capture_output=True, text=True)
+    assert done.stdout.split()[-1:] == [str(len(test_rows))], done.stderr
 
 
 def test_a_missing_column_is_named(default_run, test_rows):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Draw: TypeAlias = Callable[[Axes], None]
 
-INK = "#767c85"  # of letters: as far from white as from the ground of a dark page
+INK = "#7b818a"  # of letters: as far from white as from the ground of a dark page
 BLUE, GREEN, AMBER, ROSE = "#3b82f6", "#0b9a6d", "#c2740c", "#e0457b"  # of lines, in the middle too
 REFERENCES = {"exact": ("exact least squares", GREEN), "mean": ("always the mean", AMBER)}
 STAGES = {"waiting": AMBER, "copying": ROSE, "computing": BLUE}

@@ -41,9 +41,9 @@ def describe_experiment(name: str, experiment_id: str, tracking_uri: str) -> dic
         if name.endswith(f"-{kind}"):
             return {NOTE: text}
     view = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey=scores"
-    text = f"""Linear models trained on shards in object storage: a run for each training (`python -m flows.training`).
+    text = f"""**[All runs by what their models are worth]({view})**, the best one first.
 
-**[All runs by what their models are worth]({view})**, the best one first.
+Linear models trained on shards in object storage: a run for each training (`python -m flows.training`).
 
 {describe_model(name_of_model(name), tracking_uri)}"""
     return {NOTE: text, SAVED_VIEW: saved_view()}
@@ -74,6 +74,7 @@ def saved_view() -> str:
         "orderByKey": f"metrics.`{VIEWED[0]}`",
         "orderByAsc": False,
         "selectedColumns": [*(f"metrics.`{key}`" for key in VIEWED), "attributes.`Models`"],
+        "isAccordionReordered": True,  # else they stand by their names
         "compareRunSections": [
             {
                 "uuid": title,
