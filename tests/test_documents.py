@@ -39,7 +39,7 @@ def test_the_readmes_examples_of_the_stream_run(printed):
 
 def test_the_readme_begins_with_six_lines_of_the_stream_that_run_and_four_of_the_model(tmp_path):
     stream, model = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text().split("\n## ")[0], re.S)
-    assert (len(stream.splitlines()), len(model.splitlines())) == (6, 4)
+    assert [len(list(filter(None, lines.splitlines()))) for lines in (stream, model)] == [6, 4]
     write_data(tmp_path / "data", 5000)
     example = stream.replace("s3://bucket/path", f"{tmp_path}/data/csv/dev")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
