@@ -28,7 +28,8 @@ from flows.terminal import INTERRUPTED, Interrupts, tidy_screen, without_traceba
 from tasks.aws.block import credentials_of
 from tasks.errors import ShardlineError
 from tasks.naming import split_names
-from tasks.parameters import Parameters
+from tasks.parameters import ADDRESSES, Parameters
+from tasks.redaction import redact_text, withhold
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Model = TypeVar("Model", bound=Parameters)
@@ -163,7 +164,7 @@ def tell_fault(error: ValidationError) -> str:
     if not fault["loc"]:
         return message
     option = "--" + str(fault["loc"][0]).replace("_", "-")
-    return f"{option} {fault['input']!r}: {message[0].lower()}{message[1:]}"
+    return redact_text(f"{option} {fault['input']!r}: {message[0].lower()}{message[1:]}")
 
 
 def run(
@@ -184,10 +185,13 @@ def run(
     except ShardlineError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         sys.exit(2)
+    words = {  # Prefect keeps a flow run's parameters: the whole of a presigned address stays in this process
+        name: withhold(value) if name in ADDRESSES and value else value for name, value in given.model_dump().items()
+    }
     use_servers(argv, prog)
     interrupts, screen = Interrupts(), tidy_screen()
     try:
-        state = flow(**given.model_dump(), return_state=True)
+        state = flow(**words, return_state=True)
     except KeyboardInterrupt:  # before the flow began, or after its end
         state = Crashed(message=STOPPED)
     screen.end_line()

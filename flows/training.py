@@ -28,6 +28,7 @@ from tasks.facts import Evaluation, Fit, TrainingData, TrainingJob
 from tasks.learning.features import Features
 from tasks.parameters import MODEL_PARAMETERS, BenchmarkParameters, TrainingParameters
 from tasks.policy import untracked
+from tasks.redaction import redact
 from tasks.registration import register_model
 from tasks.reporting import report_run
 from tasks.runs.checkpoints import check_checkpoint_url, checkpoint_folder, discard_checkpoints
@@ -37,7 +38,7 @@ from tasks.runs.lifecycle import Run, note_data, tracked
 from tasks.runs.lineage import FINGERPRINT, KEY, digest_settings, tags_of_work
 from tasks.sources import Sources, resolve_sources
 from tasks.streaming.manifest import Manifest
-from tasks.tracking.client import redact, tracking_uri
+from tasks.tracking.client import show_uri, tracking_uri
 from tasks.tracking.views import name_of_model
 from tasks.training.exact import solve_model
 from tasks.training.gradient import train_model
@@ -49,7 +50,7 @@ def name_run() -> str:
     given = TrainingParameters(**flow_run.parameters)
     if given.like:
         return f"like {given.like[:8]}"
-    where = "/".join(resolve_sources(given).shards.split("/")[-3:-1])
+    where = "/".join(redact(resolve_sources(given).shards).split("/")[-3:-1])
     work = f"× {given.batch_size}" if given.batch_size else "iterations"
     return f"{given.preset} · {where} · " + (
         "exact" if given.solver == "exact" else f"{given.resolved().iterations} {work}"
@@ -147,7 +148,7 @@ def make_tags(identity: Identity, data: TrainingData, settings: Mapping[str, Jso
     return {
         "aws.account": identity.account or "none",
         "shardline.flow": "training",
-        "shardline.shards": str(settings["shards"]),
+        "shardline.shards": redact(str(settings["shards"])),
         FINGERPRINT: data.train.fingerprint,
         KEY: digest_settings(settings),
         **tags_of_work(data.test),
@@ -175,7 +176,7 @@ def write_summary(job: TrainingJob, evaluation: Evaluation, mlflow_run: Run) -> 
 
   Look     {mlflow_run.pages}
   Predict  python -m flows.predicting --shards 's3://bucket/path/part*.csv'{chosen}
-  Serve    MLFLOW_TRACKING_URI={redact(tracking_uri())} mlflow models serve -m {model} --env-manager local"""
+  Serve    MLFLOW_TRACKING_URI={show_uri(tracking_uri())} mlflow models serve -m {model} --env-manager local"""
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from tasks.facts import Located, Preview, TrainingData
 from tasks.naming import escape_markdown, write_code
 from tasks.parameters import MOST_ROWS, Listing, TrainingParameters
 from tasks.policy import READING, step
+from tasks.redaction import redact, reveal
 from tasks.sources import Sources, open_dataset, read_only_used
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def locate_shards(
     uri = str(sources.test_shards) if role == "test" else sources.shards
     manifest = locate(
         uri,
-        meta_shards=None if role == "test" else given.meta_shards,
+        meta_shards=None if role == "test" else given.meta_shards and reveal(given.meta_shards),
         header=HEADERS[given.header],
         columns=given.columns,
         names=names,
@@ -54,9 +55,10 @@ def locate_shards(
         storage_options=sources.storage_options(uri),
     )
     logger = get_run_logger()
+    warn_of_secrets(uri, given)
     logger.info(
         "%s: %d shards, %s rows, %s, fingerprint %s",
-        uri,
+        redact(uri),
         len(manifest.shards),
         f"{manifest.rows:,}",
         write_bytes(manifest.size),
@@ -75,15 +77,31 @@ def locate_shards(
     return Located(manifest=manifest, statistics=statistics)
 
 
+def warn_of_secrets(uri: str, given: Listing) -> None:
+    """Say what a run cannot do later whose address holds a password or signature, and where Prefect keeps that."""
+    if redact(uri) == uri:
+        return
+    get_run_logger().warning(
+        "%s is recorded like this: a run that goes on with this one, or repeats it (--like), needs the whole address "
+        "again, signed anew where the signature has expired%s",
+        redact(uri),
+        "; it was given as a parameter of this flow run, where Prefect keeps the whole of it"
+        if uri in (given.shards, getattr(given, "test_shards", None))
+        else "",
+    )
+
+
 def show_shards(manifest: Manifest, uri: str, role: str) -> None:
     """Leave a table artifact of the first shards, with the sums of all."""
     first = manifest.shards[:MOST_SHARDS_IN_A_TABLE]
     create_table_artifact(
         key=f"{role}-shards",
-        table=[{"shard": s.uri.rsplit("/", 1)[-1], "rows": s.rows, "bytes": s.size, "etag": s.etag} for s in first],
+        table=[
+            {"shard": redact(s.uri).rsplit("/", 1)[-1], "rows": s.rows, "bytes": s.size, "etag": s.etag} for s in first
+        ],
         description="\n".join(
             [
-                f"**{role.capitalize()} shards** of {write_code(uri)}: {len(manifest.shards)} shards, "
+                f"**{role.capitalize()} shards** of {write_code(redact(uri))}: {len(manifest.shards)} shards, "
                 f"{manifest.rows:,} rows, {write_bytes(manifest.size)}; fingerprint `{manifest.fingerprint}`",
                 *(["", f"The table shows the first {len(first)}."] if len(first) < len(manifest.shards) else []),
                 *(f"- {escape_markdown(note)}" for note in manifest.notes),

@@ -16,9 +16,12 @@
     └── TrackingError           MLflow cannot be reached, or its record is incomplete
 
 Every message says what was wrong, shows the offending value and its place (URI, line, column), and what to do.
-Each class takes that one message, so that it crosses process borders unchanged; foreign errors are kept as `__cause__`.
-This module stands below all floors: it imports nothing, and every room may import it.
+Each class takes that one message, so that it crosses process borders unchanged; addresses in it are redacted. Foreign
+errors are kept as `__cause__`. This module stands below all floors: it imports but `redaction`, and every room may
+import it.
 """
+
+from tasks.redaction import redact_text
 
 
 class ShardlineError(Exception):
@@ -28,6 +31,9 @@ class ShardlineError(Exception):
     """
 
     retryable = False
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redact_text(message))
 
 
 class ConfigurationError(ShardlineError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
 from prefect import task
@@ -12,6 +13,7 @@ from prefect.tasks import Task
 from prefect.utilities.annotations import quote
 
 from tasks.errors import ShardlineError
+from tasks.redaction import redact_causes
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,7 +31,7 @@ def step(
     are the seconds before each further attempt: a step has as many, for errors that may be gone by then. Nothing is
     taken from Prefect's cache: what a step reads, it reads anew.
     """
-    return task(
+    decorate = task(
         name=name,
         task_run_name=run_name or name,
         cache_policy=NO_CACHE,
@@ -37,6 +39,21 @@ def step(
         retry_delay_seconds=[float(pause) for pause in pauses],
         retry_condition_fn=may_succeed_later,
     )
+    return lambda function: decorate(without_secrets(function))
+
+
+def without_secrets(function: Callable[P, R]) -> Callable[P, R]:
+    """Return a function whose errors show no secret of an address when Prefect logs them with all their causes."""
+
+    @wraps(function)
+    def guarded(*args: P.args, **given: P.kwargs) -> R:
+        try:
+            return function(*args, **given)
+        except Exception as error:
+            redact_causes(error)
+            raise
+
+    return guarded
 
 
 def untracked(value: R) -> R:

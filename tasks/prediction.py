@@ -18,6 +18,7 @@ from tasks.facts import ChosenModel, Predicted
 from tasks.naming import escape_markdown
 from tasks.parameters import MOST_ROWS, PredictionParameters
 from tasks.policy import STREAMING, step
+from tasks.redaction import redact
 from tasks.runs.lifecycle import Run
 from tasks.sources import Sources, open_shards
 from tasks.streaming.writing import PREDICTION, OutputFolder, ShardWriter, name_shards
@@ -144,7 +145,7 @@ def report_predictions(run: Run, model: ChosenModel, predicted: Predicted, outpu
         else ""
     )
     verdict = (
-        f"{model.uri} predicted {predicted.rows:,} rows in {predicted.seconds:.1f} s; they are in {output}, "
+        f"{model.uri} predicted {predicted.rows:,} rows in {predicted.seconds:.1f} s; they are in {redact(output)}, "
         f"{predicted.shards} {'shard' if predicted.shards == 1 else 'shards'}.{error}{left_out}"
     )
     Outbox(run.run_id).tag(

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from tasks.learning.linear import LinearModel
 
 SHIPPED = (
-    "__init__", "errors", "naming", "learning/__init__", "learning/features", "learning/linear", "learning/served",
+    "__init__", "errors", "naming", "redaction",
+    "learning/__init__", "learning/features", "learning/linear", "learning/served",
 )  # fmt: skip
 LOADER = "learning/served"  # of these, the one that MLflow loads the weights by
 REQUIRED = ("mlflow", "torch", "numpy", "pandas", "safetensors")

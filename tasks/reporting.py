@@ -13,6 +13,7 @@ from prefect.artifacts import create_markdown_artifact
 from tasks.facts import ROWS_OF, Evaluation, Fit, TrainingJob
 from tasks.naming import escape_markdown, write_code
 from tasks.policy import step
+from tasks.redaction import redact
 from tasks.runs.lifecycle import Run
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def write_circumstances(job: TrainingJob, fit: Fit, identity: Identity, hardware
     """Return a list of what was read, as whom, on what, and how the model was found."""
     manifest, given = job.data.train, job.parameters
     lines = {
-        "Shards": f"{write_code(job.sources.shards)}: {len(manifest.shards)}, {manifest.rows:,} rows, "
+        "Shards": f"{write_code(redact(job.sources.shards))}: {len(manifest.shards)}, {manifest.rows:,} rows, "
         f"fingerprint `{manifest.fingerprint[:12]}`",
         "Account": escape_markdown(identity.account or identity.note),
         "Batches": f"{[given.batch_size, len(manifest.columns)]} of {given.dtype}",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from tasks.errors import ConfigurationError
 from tasks.learning.features import Features
 from tasks.parameters import MOST_ROWS, Reading, Rows, Shards, Source
+from tasks.redaction import is_well_formed, is_withheld, redact, reveal, without_user_info
 from tasks.state import STATE
 
 if TYPE_CHECKING:
@@ -161,7 +162,21 @@ def read_only_used(manifest: Manifest, given: Shards, derive: Sequence[str]) -> 
     return manifest.choose([name for name in manifest.columns if name in used])
 
 
-def _absolute(uri: str) -> str:
-    """Return a local path as an absolute one, so that it means the same wherever the flow runs; a URL as it is."""
+def _absolute(given: str) -> str:
+    """Return a local path as an absolute one, so that it means the same wherever the flow runs; a URL as it is.
+
+    Raises ConfigurationError for a user or password that would not be parsed as such, and so be shown.
+    """
+    uri = reveal(given)
+    if without_user_info(uri) != uri and not is_well_formed(uri):
+        raise ConfigurationError(
+            f"the address {redact(uri)} cannot be read: in its user and password, write @ as %40, / as %2F, ? as %3F, "
+            "# as %23, : as %3A and what is no letter or digit likewise"
+        )
+    if is_withheld(uri):
+        raise ConfigurationError(
+            f"the address {uri} was kept without its user, password or signature: give the whole of it again, signed "
+            "anew where the signature has expired"
+        )
     scheme, sign, rest = uri.partition("://")
     return f"{scheme.lower()}{sign}{rest}" if sign and scheme else str(Path(uri).expanduser().absolute())

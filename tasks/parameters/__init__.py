@@ -6,7 +6,7 @@ is frozen and knows its own cross-field rules; what needs the environment to be 
 in `tasks.sources`.
 """
 
-from tasks.parameters.data import MOST_ROWS, Access, Listing, Reading, Rows, Shards, Source, Stream
+from tasks.parameters.data import ADDRESSES, MOST_ROWS, Access, Listing, Reading, Rows, Shards, Source, Stream
 from tasks.parameters.flows import BenchmarkParameters, PredictionParameters, ReplayParameters
 from tasks.parameters.marks import Mark, Parameters
 from tasks.parameters.training import (
@@ -21,6 +21,7 @@ from tasks.parameters.training import (
 )
 
 __all__ = [
+    "ADDRESSES",
     "MODEL_PARAMETERS",
     "MOST_ROWS",
     "PRESETS",

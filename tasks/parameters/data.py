@@ -11,6 +11,7 @@ from tasks.parameters.marks import CURVE, OWN, PLACE, SPEED, Formerly, Parameter
 from tasks.state import STATE
 
 MOST_ROWS = 2**20  # in a batch whose size nobody chose
+ADDRESSES = ("shards", "test_shards", "meta_shards")  # which may hold a password or a signature: `tasks.redaction`
 
 
 class Access(Parameters):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from prefect.logging import get_run_logger
 
 from tasks.errors import CheckpointError, ConfigurationError
+from tasks.redaction import label
 from tasks.state import STATE
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def describe_change(checkpoint_url: str, run_id: str, manifest: Manifest) -> str
     before = Checkpoints(checkpoint_url, run_id).latest()
     if before is None:
         return "its manifest is not at hand"
-    old = before.facts.get("shards", {})
+    old = {label(uri): etag for uri, etag in before.facts.get("shards", {}).items()}
     new = manifest.etags
     changes = [f"{uri} is gone" for uri in old if uri not in new]
     changes += [f"{uri} is new" for uri in new if uri not in old]

@@ -16,8 +16,9 @@ from pydantic import JsonValue
 
 from tasks.errors import CheckpointError, ConfigurationError
 from tasks.naming import escape_markdown
-from tasks.parameters import MODEL_PARAMETERS, Mark, TrainingParameters
+from tasks.parameters import ADDRESSES, MODEL_PARAMETERS, Mark, TrainingParameters
 from tasks.policy import step
+from tasks.redaction import is_withheld, redact_all
 from tasks.runs.checkpoints import describe_change
 from tasks.runs.events import announce_data
 from tasks.runs.lineage import CODE, FINGERPRINT, KEY, TEST_FINGERPRINT, digest_code
@@ -98,7 +99,7 @@ def _require_resumable(
     if run.tags.get(KEY) != key:
         differing = [
             f"{name} is {format_parameter(value)}, was {run.params.get(name)}"
-            for name, value in TrainingParameters.telling(recorded).items()
+            for name, value in redact_all(TrainingParameters.telling(recorded)).items()
             if run.params.get(name) != format_parameter(value)
         ]
         raise ConfigurationError(f"resume names run {run_id}, which has other settings: {'; '.join(differing)}")
@@ -129,6 +130,12 @@ def repeat_parameters(given: TrainingParameters) -> TrainingParameters:
     changed = {name: value for name, value in given.model_dump().items() if value != fields[name].default}
     if given.bucket_id:
         kept |= {"shards": None, "test_shards": None}
+    for name in ADDRESSES:
+        if name not in changed and is_withheld(str(kept.get(name))):
+            raise ConfigurationError(
+                f"like names run {given.like}, whose {name} are recorded without user, password or signature, as "
+                f"{kept[name]}: give --{name.replace('_', '-')} too, signed anew where the signature has expired"
+            )
     if run.tags.get(CODE) != digest_code():
         commit = run.tags.get("mlflow.source.git.commit", "unknown")
         get_run_logger().warning("Run %s was made by other code or libraries (commit %s)", given.like, commit)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from tasks.parameters import TrainingParameters
+from tasks.parameters import ADDRESSES, TrainingParameters
+from tasks.redaction import identify
 
 if TYPE_CHECKING:
     from tasks.streaming.manifest import Manifest
@@ -25,8 +26,12 @@ VERSIONS_OF = ("prefect", "torch", "mlflow", "s3fs", "boto3", "pyarrow", "numpy"
 
 
 def digest_settings(recorded: Mapping[str, JsonValue]) -> str:
-    """Return a digest of the recorded parameters that the loss curve depends on."""
-    return hashlib.sha256(json.dumps(TrainingParameters.telling(recorded), sort_keys=True).encode()).hexdigest()
+    """Return a digest of the recorded parameters that the loss curve depends on; of an address, what it names."""
+    telling = {
+        name: identify(value) if name in ADDRESSES and isinstance(value, str) else value
+        for name, value in TrainingParameters.telling(recorded).items()
+    }
+    return hashlib.sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()
 
 
 def digest_code() -> str:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from prefect.runtime import flow_run
 
-from tasks.tracking.client import redact
+from tasks.tracking.client import show_uri
 
 MLFLOW_PAGES = "SHARDLINE_MLFLOW_PAGES"  # set for a run by what serves the local store beside it (`deployments.local`)
 PAGES_END = "SHARDLINE_PAGES_END"  # set where these pages, and Prefect's, are served for as long as the run lasts
@@ -18,7 +18,7 @@ def page_of(uri: str, experiment_id: str, run_id: str) -> str:
 
     Empty where none does: `make ui` will.
     """
-    base = redact(uri).rstrip("/") if urlsplit(uri).scheme in ("http", "https") else os.environ.get(MLFLOW_PAGES)
+    base = show_uri(uri).rstrip("/") if urlsplit(uri).scheme in ("http", "https") else os.environ.get(MLFLOW_PAGES)
     # without the workflow type MLflow opens its pages for language models, which are empty for such a run
     place = f"#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
     return f"{base}/{place}" if base else ""

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from tasks.errors import ConfigurationError
+from tasks.redaction import identify, label, redact
 from tasks.streaming.formats.contract import Contract
 from tasks.streaming.manifest import Shard
 from tasks.streaming.objects.retrying import ClosedError
@@ -121,8 +122,8 @@ class Cache:
         self._checked.pop(shard.uri, None)
         if not path.exists():
             return
-        log.warning("Cached shard %s is damaged and will be fetched again (%s): %s", path, shard.uri, fault)
-        self._damaged.append(shard.uri)
+        log.warning("Cached shard %s is damaged and will be fetched again (%s): %s", path, redact(shard.uri), fault)
+        self._damaged.append(redact(shard.uri))
         path.unlink(missing_ok=True)
 
     @contextmanager
@@ -147,7 +148,7 @@ class Cache:
 
     def store(self, shard: Shard, staging: FileStaging) -> None:
         """Give a verified shard its name. Raises OSError where the disk is full."""
-        page = json.dumps(self._facts(shard) | {"crc32": staging.checksum}).encode()
+        page = json.dumps(self._facts(shard, label(shard.uri)) | {"crc32": staging.checksum}).encode()
         if len(page) > PAGE:
             raise OSError(errno.EFBIG, "the facts of a cached shard do not fit one page")
         staging.file.seek(0)
@@ -171,16 +172,19 @@ class Cache:
                     "The cache in %s stores nothing more (%s); the stream goes on without it", self.folder, reason
                 )
 
-    def _facts(self, shard: Shard) -> dict[str, Any]:
+    def _facts(self, shard: Shard, uri: str) -> dict[str, Any]:
         return {
-            "format": FORMAT, "uri": shard.uri, "size": shard.size, "etag": shard.etag, "rows": shard.rows,
+            "format": FORMAT, "uri": uri, "size": shard.size, "etag": shard.etag, "rows": shard.rows,
             "columns": list(self._contract.columns), "header": self._contract.header and sorted(self._contract.header),
             "drop_bad_rows": self._contract.drops_bad_rows, "dtype": self._dtype,
             **({} if self._contract.cells is None else {"cells": list(self._contract.cells)}),
         }  # fmt: skip
 
     def _path(self, shard: Shard) -> Path:
-        return self.folder / f"{hashlib.sha256(json.dumps(self._facts(shard)).encode()).hexdigest()[:40]}.rows"
+        return (
+            self.folder
+            / f"{hashlib.sha256(json.dumps(self._facts(shard, identify(shard.uri))).encode()).hexdigest()[:40]}.rows"
+        )
 
     def _partial(self, shard: Shard) -> Path:
         return self._path(shard).with_suffix(".partial")
@@ -207,9 +211,10 @@ class Cache:
         try:
             facts = json.loads(file.read(PAGE))
             checksum = facts.pop("crc32")
+            facts["uri"] = label(facts["uri"])  # an earlier version kept the whole of it
         except (ValueError, KeyError, AttributeError):
             return False
-        return bool(facts == self._facts(shard) and compute_crc(file, PAGE) == checksum)
+        return bool(facts == self._facts(shard, label(shard.uri)) and compute_crc(file, PAGE) == checksum)
 
     def _lock_partial(self, shard: Shard, stop: threading.Event) -> IO[bytes] | None:
         """Return the partial file, empty and locked, once no other process holds it; None to store nothing more."""
@@ -242,7 +247,9 @@ class Cache:
             limit = self._limit if self._limit is not None else int((used + free) * SHARE_OF_FREE_DISK)
             others = [path for path in sizes if path.suffix == ".rows" and path.name not in self._own]
             if used + wanted - sum(sizes[path].st_size for path in others) > limit:
-                log.info("The cache in %s holds %d bytes at most: %s is not stored", self.folder, limit, shard.uri)
+                log.info(
+                    "The cache in %s holds %d bytes at most: %s is not stored", self.folder, limit, redact(shard.uri)
+                )
                 return False
             for path in sorted(others, key=lambda path: sizes[path].st_mtime):
                 if used + wanted <= limit:

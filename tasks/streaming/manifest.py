@@ -12,6 +12,7 @@ from typing import Any
 
 from tasks.errors import ConfigurationError
 from tasks.naming import join_names, suggest
+from tasks.redaction import identify, is_withheld, label, redact
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,18 @@ class Manifest:
 
     @property
     def etags(self) -> dict[str, str]:
-        """ETags by URI: what a checkpoint keeps, to tell which shards have changed since."""
-        return {shard.uri: shard.etag for shard in self.shards}
+        """ETags by what each URI names: what a checkpoint keeps, to tell which shards have changed since."""
+        return {label(shard.uri): shard.etag for shard in self.shards}
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over URI, size, ETag and rows of every shard, in order: equal data, equal fingerprint."""
+        """SHA-256 (hex) over URI, size, ETag and rows of every shard, in order: equal data, equal fingerprint.
+
+        Of a URI it takes what that names: not who reads it, nor how that is signed.
+        """
         digest = hashlib.sha256()
         for shard in self.shards:
-            digest.update(repr((shard.uri, shard.size, shard.etag, shard.rows)).encode())
+            digest.update(repr((identify(shard.uri), shard.size, shard.etag, shard.rows)).encode())
         return digest.hexdigest()
 
     def choose(self, columns: Sequence[str] | None = None, max_shards: int | None = None) -> "Manifest":
@@ -101,7 +105,7 @@ class Manifest:
         return replace(self, shards=self.shards[:needed])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types; `from_dict` reads them back."""
+        """Return plain JSON types, without what URIs hold of secrets; `from_dict` reads them back."""
         return {
             "fingerprint": self.fingerprint,
             "rows": self.rows,
@@ -110,7 +114,7 @@ class Manifest:
             "header": None if self.header is None else list(self.header),
             **({} if self.cells is None else {"cells": list(self.cells)}),
             "notes": list(self.notes),
-            "shards": [vars(shard).copy() for shard in self.shards],
+            "shards": [vars(shard) | {"uri": redact(shard.uri)} for shard in self.shards],
         }
 
     @classmethod
@@ -124,6 +128,11 @@ class Manifest:
                 "the shards again"
             ) from error
         if facts.get("fingerprint", manifest.fingerprint) != manifest.fingerprint:
+            if hidden := next((shard.uri for shard in manifest.shards if is_withheld(shard.uri)), None):
+                raise ConfigurationError(
+                    f"The manifest keeps {hidden} without the values of its query, so it cannot be read from it: "
+                    "locate the shards again"
+                )
             raise ConfigurationError(
                 f"The manifest says that its fingerprint is {facts['fingerprint']}, but its shards give "
                 f"{manifest.fingerprint}: it was changed by hand or cut short; locate the shards again"

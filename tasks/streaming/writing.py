@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from tasks.errors import BucketError, ConfigurationError, RowError, TransferError
+from tasks.redaction import name_of
 from tasks.streaming.formats.originals import Lines, Originals
 from tasks.streaming.staging import explain_full_disk
 
@@ -160,7 +161,7 @@ def name_shards(uris: Sequence[str], form: str) -> list[str]:
 
     Raises ConfigurationError where two would have the same name.
     """
-    names = [f"{SUFFIXES.sub('', uri.rpartition('/')[2])}.{form}" for uri in uris]
+    names = [f"{SUFFIXES.sub('', name_of(uri))}.{form}" for uri in uris]
     if len(set(names)) < len(names):
         twice = next(name for index, name in enumerate(names) if name in names[:index])
         raise ConfigurationError(f"predictions of two shards would be named {twice}: predict each folder by itself")

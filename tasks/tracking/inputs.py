@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from tasks.redaction import redact
 from tasks.tracking.outbox import INPUTS, Outbox, read_part, write_part
 
 if TYPE_CHECKING:
@@ -48,10 +49,10 @@ def describe_dataset(facts: DatasetFacts) -> dict[str, str]:
         "fingerprint": facts.fingerprint,
     }
     return {
-        "name": facts.uri[:MOST_DATASET_NAME],
+        "name": redact(facts.uri)[:MOST_DATASET_NAME],
         "digest": facts.fingerprint[:MOST_DATASET_DIGEST],
         "source_type": kind,
-        "source": json.dumps({"url" if kind == "http" else "uri": facts.uri}),
+        "source": json.dumps({"url" if kind == "http" else "uri": redact(facts.uri)}),
         "schema": json.dumps({"mlflow_colspec": columns}),
         "profile": json.dumps(profile),
     }

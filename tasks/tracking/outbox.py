@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from tasks.errors import TrackingError
 from tasks.files import write_whole
+from tasks.redaction import redact_all, redact_text
 from tasks.state import STATE
 
 REGISTRATION = "registration.json"  # in an outbox, like the next ones, where there is such a thing to record
@@ -82,12 +83,12 @@ class Outbox:
         target = self.path / "artifacts" / path
         with keeping(self.path):
             target.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(target, content)
+            write_whole(target, redact_text(content) if isinstance(content, str) else content)
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Keep tags for the run."""
         kept = read_part(self.path, TAGS, dict) or {}
-        write_part(self.path, TAGS, json.dumps({**kept, **tags}))
+        write_part(self.path, TAGS, json.dumps({**kept, **redact_all(tags)}))
 
 
 @contextmanager

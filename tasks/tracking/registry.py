@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.errors import ConfigurationError
 from tasks.files import write_whole
 from tasks.naming import join_names, suggest
-from tasks.tracking.client import redact, translated
+from tasks.tracking.client import show_uri, translated
 from tasks.tracking.outbox import MODEL, REGISTRATION, MetricRow, read_part, write_part
 from tasks.tracking.scratch import ScratchFolder
 from tasks.tracking.views import describe_model
@@ -150,7 +150,7 @@ def ensure_registered(client: Client, name: str) -> None:
     """Make the registered model of this name where it is not there, and describe it where nobody has."""
     from mlflow.exceptions import MlflowException
 
-    text = describe_model(name, redact(client.tracking_uri))
+    text = describe_model(name, show_uri(client.tracking_uri))
     try:
         client.create_registered_model(name, description=text)
     except MlflowException as error:

@@ -58,7 +58,7 @@ def sending_in_background(client: Client, outbox: Outbox) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        sender.join(timeout=30)
+        sender.join(timeout=5)
 
 
 def send_metrics(client: Client, run_id: str, rows: Sequence[MetricRow]) -> None:

@@ -18,6 +18,7 @@ from tasks.errors import CheckpointError, NonFiniteLossError, TrackingError
 from tasks.facts import Fit, FitTimes, TrainingJob
 from tasks.learning.sums import MOMENTS
 from tasks.policy import STREAMING, step
+from tasks.redaction import redact_all
 from tasks.runs.checkpoints import checkpoint_folder
 from tasks.training.outcome import ProgressArtifact, keep_reading, keep_weights, make_fit
 from tasks.training.start import Started, start_trainer
@@ -151,7 +152,7 @@ class Saver:
             "shards": job.data.train.etags,
             "fingerprint": job.data.train.fingerprint,
             "seed": job.parameters.seed,
-            "settings": job.parameters.model_dump(mode="json"),
+            "settings": redact_all(job.parameters.model_dump(mode="json")),
         }
 
     def __enter__(self) -> Saver:

@@ -18,6 +18,7 @@ from tasks.errors import CheckpointError, ConfigurationError, ShardlineError
 from tasks.facts import StreamTimes, TrainingJob
 from tasks.learning.sums import MOMENTS, MomentSums
 from tasks.parameters import MOST_ROWS, TrainingParameters
+from tasks.redaction import label
 from tasks.sources import open_dataset
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def start_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
         dtype=getattr(torch, given.dtype),
         optimizer=given.optimizer,
     )
-    if kept and kept.facts["shards"] != job.data.train.etags:
+    if kept and {label(uri): etag for uri, etag in kept.facts["shards"].items()} != job.data.train.etags:
         raise CheckpointError("the checkpoints of this run are of other shards: start anew with resume=never")
     first = kept.iteration if kept else 0
     dataset = open_dataset(

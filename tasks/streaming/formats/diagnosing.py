@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import RowError
+from tasks.redaction import redact
 from tasks.streaming.formats.contract import Contract, split_line
 from tasks.streaming.formats.csv import Block, cut_blocks, parse_lines
 from tasks.streaming.formats.native import decode_natively, find_kernel
@@ -131,7 +132,7 @@ def describe_bad_line(block: Block, index: int, raw: bytes, columns: tuple[str, 
                 reason = f"column {name!r} {problem}"
                 break
     text = raw.rstrip(b"\r").decode("utf-8", errors="replace")
-    return BadLine(block.uri, block.line + index, column, cell, reason, text)
+    return BadLine(redact(block.uri), block.line + index, column, cell, reason, text)
 
 
 def _find_problem(cell: str, dtype: str) -> str | None:

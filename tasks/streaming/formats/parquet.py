@@ -8,6 +8,7 @@ import io
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from tasks.errors import RowError
 from tasks.streaming.formats.contract import Contract
@@ -23,7 +24,8 @@ ROWS_AT_ONCE = 2**16
 
 
 def is_parquet(uri: str) -> bool:
-    return uri.endswith((".parquet", ".pq"))
+    path = urlsplit(uri).path if uri.startswith(("http://", "https://")) else uri  # without a signature
+    return path.endswith((".parquet", ".pq"))
 
 
 def read_footer(uri: str, file: IO[bytes] | io.RawIOBase) -> tuple[tuple[str, ...], int]:

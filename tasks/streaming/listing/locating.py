@@ -10,6 +10,7 @@ from typing import Any
 
 from tasks.errors import ConfigurationError, RowError, ShardsNotFoundError
 from tasks.naming import join_names, suggest
+from tasks.redaction import name_of
 from tasks.streaming.formats import parquet
 from tasks.streaming.formats.contract import Contract, Header, is_numeric, name_columns, split_line
 from tasks.streaming.listing.counting import count_rows, hash_content, read_first_line
@@ -120,7 +121,7 @@ def _may_be_folder(pattern: str) -> bool:
 
 
 def _is_by_product(uri: str) -> bool:
-    name = uri.rsplit("/", 1)[-1]
+    name = name_of(uri)
     return name.startswith(("_", ".")) or name.endswith(".crc") or "/.meta/" in uri or not name
 
 

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 
 from tasks.errors import RowCountError, ShardsNotFoundError
+from tasks.redaction import is_signed
 from tasks.streaming.formats.compression import decompress
 from tasks.streaming.formats.contract import is_numeric, split_line
 from tasks.streaming.listing.counting import FIRST_BYTES
@@ -33,7 +34,7 @@ class Counts:
 def find_counts(store: Store, listed: list[Listed], meta_shards: str | None, retry: RetryPolicy) -> Counts | None:
     """Return the counts that `meta_shards` names, else those beside the shards; None where there are none."""
     folders = {entry.uri.rsplit("/", 1)[0] for entry in listed}
-    if meta_shards is None and len(folders) != 1:
+    if meta_shards is None and (len(folders) != 1 or is_signed(listed[0].uri)):
         return None
     pattern = meta_shards or f"{min(folders)}/.meta/shards/part-*.csv"
     files = [entry for entry in list_objects(store, pattern, retry) if entry.size and not entry.uri.endswith(".crc")]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from tasks.errors import ShardError
+from tasks.redaction import is_signed
 from tasks.streaming.manifest import Manifest
 from tasks.streaming.objects.retrying import RetryPolicy
 from tasks.streaming.objects.schemes import open_store
@@ -41,7 +42,7 @@ def read_statistics(
     Raises ShardError, with the place, where the file is there and is not what Spark writes.
     """
     folders = {shard.uri.rsplit("/", 1)[0] for shard in manifest.shards}
-    if len(folders) != 1:
+    if len(folders) != 1 or is_signed(manifest.shards[0].uri):
         return {}
     store = open_store(manifest.shards[0].uri, storage_options, retry)
     pattern = f"{folders.pop()}/.meta/stats/part-*.csv"

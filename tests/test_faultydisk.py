@@ -1,0 +1,142 @@
+"""A disk that fails once, at any write, fsync or rename: the run ends well or in words, and the next one ends the same.
+
+The disk is `faultydisk.c`, preloaded. What runs without Prefect is in `faultydisk.py`.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from errno import EIO, ENOSPC, EROFS
+from pathlib import Path
+
+import pytest
+
+from tests.faultydisk import FOREIGN, ITERATIONS, OURS, WELL
+
+ROOT = Path(__file__).parents[1]
+KILL = 0
+KINDS = (ENOSPC, EIO, EROFS, KILL)
+SEEDED = 20
+
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux") or not shutil.which("cc"), reason="a disk that fails is made by a C compiler"
+)
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory):
+    """The library that lets one call fail."""
+    library = tmp_path_factory.mktemp("disk") / "faultydisk.so"
+    command = ["cc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", library, ROOT / "tests/faultydisk.c", "-ldl"]
+    subprocess.run(command, check=True)
+    return library
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Three shards of 50 rows, one with a bad row besides."""
+    folder, numbers = tmp_path_factory.mktemp("shards"), random.Random(1)
+    for shard in range(3):
+        rows = [(numbers.random(), numbers.random(), numbers.random()) for _ in range(50)]
+        lines = ["y,a,b", *(f"{2 * a - b + noise},{a},{b}" for a, b, noise in rows), *(["x,1,2"] if shard == 1 else [])]
+        (folder / f"part-{shard}.csv").write_text("\n".join(lines) + "\n")
+    return f"{folder}/part-*.csv"
+
+
+def try_cases(disk, shards, home, cases):
+    """The undisturbed run's record and that of each case, a pair (number, errno)."""
+    words = [f"{number}:{error}" for number, error in cases]
+    command = [sys.executable, "-m", "tests.faultydisk", str(home), shards, *words]
+    environment = os.environ | {"LD_PRELOAD": str(disk), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    undisturbed, *tried = map(json.loads, done.stdout.splitlines())
+    assert len(tried) == len(words)
+    return undisturbed, tried
+
+
+def assert_all_ended_well(undisturbed, tried):
+    curve = undisturbed["first"][1]["curve"]
+    assert len(curve) == ITERATIONS
+    ends = {WELL, OURS}
+    for case in tried:
+        code, told = case["first"]
+        assert code in (ends if case["error"] else {WELL, -signal.SIGKILL}), told
+        assert code != FOREIGN
+        assert case["second"][0] == WELL, case
+        assert case["second"][1]["curve"] == curve, case
+        assert case["left"] == [], case
+    assert {case["first"][0] for case in tried} >= {OURS, -signal.SIGKILL}  # the faults were felt
+
+
+def count_calls(disk, shards, home):
+    undisturbed, _ = try_cases(disk, shards, home, [])
+    return int(undisturbed["first"][1]["calls"])
+
+
+def test_twenty_faults_of_the_disk_end_in_words_and_the_next_run_ends_well(disk, shards, tmp_path):
+    numbers = random.Random(11).sample(range(1, count_calls(disk, shards, tmp_path) + 1), SEEDED)
+    cases = [(number, KINDS[at % len(KINDS)]) for at, number in enumerate(numbers)]
+    assert_all_ended_well(*try_cases(disk, shards, tmp_path, cases))
+
+
+@pytest.mark.long
+def test_every_fault_of_the_disk_ends_in_words_and_the_next_run_ends_well(disk, shards, tmp_path):
+    """Each call fails once, by one kind of fault in turn: a quarter of them are kills."""
+    calls = count_calls(disk, shards, tmp_path)
+    cases = [(number, KINDS[number % len(KINDS)]) for number in range(1, calls + 1)]
+    assert_all_ended_well(*try_cases(disk, shards, tmp_path, cases))
+
+
+def run_flow(disk, shards, place, prefect_api, call, error):
+    words = ["--shards", shards, "--batch-size", "40", "--iterations", str(ITERATIONS), "--checkpoint-every", "1"]
+    words += ["--on-bad-rows", "quarantine", "--preset", "notebook"]
+    environment = os.environ | {
+        "LD_PRELOAD": str(disk),
+        "PYTHONPATH": str(ROOT),
+        "PREFECT_API_URL": prefect_api,
+        "FAULTY_FOLDER": str(place / ".shardline"),
+        "FAULTY_CALL": str(call),
+        "FAULTY_ERROR": str(error),
+        "FAULTY_COUNT": str(place / "calls"),
+    }
+    command = [sys.executable, "-m", "flows.training", *words]
+    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def read_curve(place):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{place}/.shardline/mlflow.db")
+    runs = client.search_runs(["1"], "attributes.status = 'FINISHED'")
+    history = client.get_metric_history(runs[0].info.run_id, "mse")
+    return [each.value for each in sorted(history, key=lambda each: each.step)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(disk, shards, prefect_api, tmp_path_factory):
+    """The number of calls of the flow that nothing disturbs, and its curve."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    done = run_flow(disk, shards, place, prefect_api, 0, 0)
+    assert done.returncode == 0, done.stdout + done.stderr
+    calls = int((place / "calls").read_text())
+    return calls, read_curve(place)
+
+
+@pytest.mark.parametrize(("share", "error"), [(0.97, ENOSPC), (0.9, KILL), (0.8, EROFS)])
+def test_a_fault_of_the_disk_under_the_real_flow_ends_in_words_and_the_same_command_ends_well(
+    share, error, disk, shards, prefect_api, undisturbed, tmp_path
+):
+    calls, curve = undisturbed
+    first = run_flow(disk, shards, tmp_path, prefect_api, int(calls * share), error)
+    printed = first.stdout + first.stderr
+    assert first.returncode in ((0, 1) if error else (-signal.SIGKILL,)), printed
+    assert first.returncode == 0 or not error or "flows.training: " in first.stderr, printed
+    again = run_flow(disk, shards, tmp_path, prefect_api, 0, 0)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert read_curve(tmp_path) == curve
+    assert list((tmp_path / ".shardline/outbox").iterdir()) == []
