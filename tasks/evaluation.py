@@ -139,7 +139,7 @@ def keep_scores(outbox: Outbox, scores: Scores, prefix: str) -> None:
 
 
 def tabulate_slices(slices: Sequence[Slice]) -> list[dict[str, Any]]:
-    """Return the slices as a table for people: rows, and root mean squared errors to four digits."""
+    """Return the slices as a table for people: rows, and root mean squared errors to six digits."""
     present = ((each.name, {name: score for name, score in each.scores.items() if score}) for each in slices)
     return [
         {
@@ -154,7 +154,7 @@ def tabulate_slices(slices: Sequence[Slice]) -> list[dict[str, Any]]:
 
 
 def _digits(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+    return "–" if value is None else f"{value:.6g}"
 
 
 def write_verdict(scores: Mapping[str, Score], rows_of: RowsOf) -> str:
@@ -164,14 +164,14 @@ def write_verdict(scores: Mapping[str, Score], rows_of: RowsOf) -> str:
     if trained.r2 is None:
         return (
             f"The target is constant on {rows}, so no model can be told from guessing its mean: "
-            f"RMSE {trained.rmse:.4g}, always guessing the mean {mean.rmse:.4g}."
+            f"RMSE {trained.rmse:.6g}, always guessing the mean {mean.rmse:.6g}."
         )
     if trained.mse >= mean.mse:
         return (
-            f"This model is worse than always guessing the mean on {rows}: RMSE {trained.rmse:.4g} against "
-            f"{mean.rmse:.4g}; the best linear model reaches {exact.rmse:.4g}."
+            f"This model is worse than always guessing the mean on {rows}: RMSE {trained.rmse:.6g} against "
+            f"{mean.rmse:.6g}; the best linear model reaches {exact.rmse:.6g}."
         )
     return (
-        f"This model explains {trained.r2:.1%} of the variance on {rows} (RMSE {trained.rmse:.4g}; "
-        f"always guessing the mean {mean.rmse:.4g}; the best linear model {exact.rmse:.4g})."
+        f"This model explains {trained.r2:.1%} of the variance on {rows} (RMSE {trained.rmse:.6g}; "
+        f"always guessing the mean {mean.rmse:.6g}; the best linear model {exact.rmse:.6g})."
     )

@@ -113,7 +113,7 @@ def write_worst(evaluation: Evaluation) -> list[str]:
         return []
     worst = sorted(large, key=lambda each: -each[1].rmse)[:2]
     named = " and ".join(
-        f"{escape_markdown(name)} (RMSE {own.rmse:.4g} over {own.rows:,} rows; always the mean {mean.rmse:.4g})"
+        f"{escape_markdown(name)} (RMSE {own.rmse:.6g} over {own.rows:,} rows; always the mean {mean.rmse:.6g})"
         for name, own, mean in worst
     )
     return [f"The errors are largest where {named}."]
@@ -204,18 +204,23 @@ HELP = {
     "decoding": "more cores, Parquet shards, or a cache that holds all shards would help",
     "waiting for data": "more DataLoader workers, or none (threads share one cache of decoded shards), may help",
     "copying": "data that stays on the device (resident_bytes) would help",
+    "recording": "fewer and larger batches, or a longer checkpoint_every, would help",
     "computing": "a GPU, float32 or fewer iterations would help; the data comes fast enough",
 }
 
 
 def write_times(fit: Fit) -> str:
-    """Return one paragraph: iterations, time, what share of it was waiting, copying and computing, what would help."""
+    """Return one paragraph: iterations, time, what share of it was waiting, copying and computing, what would help.
+
+    What is left of the time is recording: log lines, metrics and checkpoints. The parts sum to the total, as printed.
+    """
     times, stream = fit.times, fit.times.stream
     parts = {
-        "waiting for data": times.wait_seconds,
-        "copying": times.copy_seconds,
-        "computing": times.compute_seconds,
+        "waiting for data": round(times.wait_seconds, 2),
+        "copying": round(times.copy_seconds, 2),
+        "computing": round(times.compute_seconds, 2),
     }
+    parts["recording"] = max(0.0, round(times.seconds, 2) - sum(parts.values()))
     total = sum(parts.values()) or 1.0
     shares = ", ".join(f"{name} {seconds:.2f} s ({seconds / total:.0%})" for name, seconds in parts.items())
     bound = max(parts, key=lambda name: parts[name])
@@ -224,6 +229,6 @@ def write_times(fit: Fit) -> str:
         shares += f" (behind it: fetching {stream.fetch_seconds:.2f} s, decoding {stream.decode_seconds:.2f} s)"
     number = f"{fit.iterations} iterations" if fit.learning_rate else "One pass"
     return (
-        f"{number} over {fit.rows:,} rows in {times.seconds:.1f} s on "
+        f"{number} over {fit.rows:,} rows in {sum(parts.values()):.2f} s on "
         f"{fit.device}: {shares}. The run was bound by {bound}: {HELP[bound]}."
     )

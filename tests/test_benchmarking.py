@@ -296,3 +296,27 @@ def test_a_noisy_figure_is_marked_in_the_report(streamed):
     text = write_report(replace(measured, figures=(noisy,)))
 
     assert [line for line in text.splitlines() if line.startswith("| noisy one") and "**too noisy**" in line]
+
+
+def test_a_headline_that_rests_on_a_noisy_figure_says_so_and_one_that_does_not_does_not(streamed):
+    _, run, client = streamed
+    measured = Benchmark.from_json(Path(client.download_artifacts(run.info.run_id, "benchmark.json")).read_text())
+    quiet = [calm(figure) for figure in measured.figures]
+    steps = [replace(each, high=2 * each.seconds) if each.name == "step" else each for each in quiet]
+    shaky = write_verdict(replace(measured, figures=tuple(steps)))
+    assert "But this rests on figures too noisy to use (step on cpu" in shaky
+    assert write_report(replace(measured, figures=tuple(steps))).startswith(f"**{shaky}**")
+    assert "too noisy" not in write_verdict(replace(measured, figures=tuple(quiet)))
+
+
+def calm(figure):
+    """The figure as it would be on an idle machine."""
+    return replace(figure, low=figure.seconds, high=figure.seconds, samples=max(figure.samples, 4), preempted=False)
+
+
+def test_a_report_without_sums_says_nothing_of_their_plots(streamed):
+    _, run, client = streamed
+    measured = Benchmark.from_json(Path(client.download_artifacts(run.info.run_id, "benchmark.json")).read_text())
+    others = tuple(figure for figure in measured.figures if figure.name != "add")
+    assert "in the table and the plots" in write_report(measured)
+    assert "in the table and the plots" not in write_report(replace(measured, figures=others))

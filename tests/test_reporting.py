@@ -1,6 +1,7 @@
 """What the report says of a run is true: where features nearly depend on each other, how it stepped, where it errs."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,11 +10,11 @@ from tasks.facts import Evaluation, Fit, FitTimes, Promotion
 from tasks.learning.batches import Prepared
 from tasks.learning.conditioning import most_condition
 from tasks.learning.features import Features
-from tasks.learning.loop import Settings, Trainer, train
+from tasks.learning.loop import Iteration, Settings, Trainer, train
 from tasks.learning.scaling import Scaling
 from tasks.learning.scores import Profile, Score, Slice
 from tasks.learning.scoring import Moments
-from tasks.reporting import above_exact, write_condition, write_step, write_worst
+from tasks.reporting import above_exact, write_condition, write_step, write_times, write_worst
 
 FEATURES = Features(columns=("y", "a", "b", "c"), target="y", raw=("a", "b", "c"))
 ENOUGH = {"float64": 6e-4, "float32": 2e-2}  # how far b is from a, in deviations, where 50 iterations are just enough
@@ -122,3 +123,20 @@ def test_one_sentence_names_the_worst_slices_of_those_that_hold_some_rows():
 
 def test_the_error_above_the_exact_model_is_the_curve_less_its_error_over_all_rows():
     assert above_exact(make_fit([9.0, 5.0, 3.5], 1.0, None), make_evaluation()) == [5.0, 1.0, -0.5]
+
+
+@pytest.mark.parametrize("times", [(12.34, 1.111, 0.222, 10.004), (0.03, 0.004, 0.004, 0.0149), (5.0, 2.0, 1.0, 3.0)])
+def test_waiting_copying_computing_and_recording_sum_to_the_total_as_printed(times):
+    seconds, waiting, copying, computing = times
+    spent = {"seconds": seconds, "wait_seconds": waiting, "copy_seconds": copying, "compute_seconds": computing}
+    fit = make_fit([1.0], 1.0, None)
+    text = write_times(replace(fit, times=replace(fit.times, **spent)))
+    (total,) = (float(each) for each in re.findall(r" in ([\d.]+) s on cpu", text))
+    parts = [float(each) for each in re.findall(r"(?:data|copying|computing|recording) ([\d.]+) s \(", text)]
+    assert len(parts) == 4
+    assert sum(parts) == pytest.approx(total, abs=1e-9)
+
+
+def test_an_iterations_line_says_what_its_seconds_leave_out():
+    line = str(Iteration(iteration=7, mse=8.16, rows=10, wait_seconds=0.25, copy_seconds=0.0, compute_seconds=0.5))
+    assert line == "Iteration: 007, Seconds/Iteration: 0.500 MSE: 8.16 (without 0.250 s of waiting for data)"

@@ -61,7 +61,8 @@ class Iteration:
         return self.copy_seconds + self.compute_seconds
 
     def __str__(self) -> str:
-        return f"Iteration: {self.iteration:03d}, Seconds/Iteration: {self.seconds:.3f} MSE: {self.mse:.2f}"
+        waited = f"(without {self.wait_seconds:.3f} s of waiting for data)"
+        return f"Iteration: {self.iteration:03d}, Seconds/Iteration: {self.seconds:.3f} MSE: {self.mse:.2f} {waited}"
 
 
 class Trainer:
