@@ -140,6 +140,13 @@ def test_the_number_of_batches_is_rounded_up(rows, batch_size, epochs, batches):
     assert count_batches(rows, batch_size, epochs) == batches
 
 
+def test_one_sequencing_has_the_order_of_every_epoch():
+    sequencing = Sequencing([5, 6, 7], window=8)
+    assert sequencing.seed == 0
+    for epoch in (0, 1, 1, 3, 0):
+        assert read_epoch(sequencing, epoch) == read_epoch(Sequencing([5, 6, 7], window=8, seed=0), epoch)
+
+
 def test_a_span_is_cut_at_the_windows():
     found = Sequencing([20], window=8).windows(Span(3, 5, 18))
     assert found == [(0, Span(3, 5, 8)), (1, Span(3, 0, 8)), (2, Span(3, 0, 2))]
@@ -154,6 +161,12 @@ def test_no_batch_is_planned_behind_the_last_row():
     assert [batch.iteration for batch in plan(Sequencing([10]))] == [0, 1, 2, 3]
     assert [batch.iteration for batch in plan(Sequencing([10]), first=1, step=2)] == [1, 3]
     assert [batch.iteration for batch in plan(Sequencing([10]), epochs=None, stop=3)] == [0, 1, 2]
+    assert [batch.rows for batch in plan(Sequencing([10]), batch_size=8)] == [8, 8, 4]
+
+
+def test_epochs_are_numbered_from_the_first_one_on():
+    found = [batch.spans for batch in plan(Sequencing([10]), batch_size=8, epoch=3)]
+    assert found == [(Span(3, 0, 8),), (Span(3, 8, 10), Span(4, 0, 6)), (Span(4, 6, 10),)]
 
 
 def test_a_plan_names_windows_and_all_shards_that_lie_in_them():
