@@ -38,6 +38,7 @@ READABLE = {
     "reordered columns": b"hour,fare,latitude\n7,1.5,38.9\n23,2.5,38.8\n",
     "gzip": GZIPPED,
     "gzip in two members": gzip.compress(HEADER) + gzip.compress(GOOD),
+    "gzip with padding between and behind": gzip.compress(HEADER) + bytes(9) + gzip.compress(GOOD) + bytes(512),
 }
 
 
