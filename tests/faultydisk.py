@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import traceback
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -27,9 +28,9 @@ def train(shards: str) -> list[float]:
     from tasks.data import split_rows
     from tasks.facts import Located, TrainingJob
     from tasks.parameters import TrainingParameters
+    from tasks.runs import lifecycle
     from tasks.runs.checkpoints import checkpoint_folder, discard_checkpoints
     from tasks.runs.history import find_unfinished
-    from tasks.runs.lifecycle import note_data, tracked
     from tasks.runs.lineage import FINGERPRINT, KEY, digest_settings
     from tasks.sources import resolve_sources
     from tasks.streaming import locate
@@ -50,13 +51,19 @@ def train(shards: str) -> list[float]:
         find_unfinished,
         experiment="faulty",
         recorded=settings,
+        key=tags[KEY],
         manifest=manifest,
         checkpoint_url=checkpoint_folder(None),
     )
-    with disable_run_logger(), patch("tasks.training.gradient.ProgressArtifact"):
-        with tracked("faulty", settings, tags, find) as run:
+    with ExitStack() as without_prefect:
+        without_prefect.enter_context(disable_run_logger())
+        without_prefect.enter_context(patch("tasks.training.gradient.ProgressArtifact"))
+        for name in ("open_record", "complete_record"):
+            without_prefect.enter_context(patch.object(lifecycle, name, getattr(lifecycle, name).fn))
+        without_prefect.enter_context(patch.object(lifecycle, "untracked", lambda value: value))
+        with lifecycle.tracked("faulty", settings, tags, find) as run:
             job = TrainingJob(parameters=given, sources=sources, data=data, features=features, run_id=run.run_id)
-            note_data(run.run_id, name_data(job))
+            lifecycle.note_data(run.run_id, name_data(job))
             fit = train_model.fn(job)
             Outbox(run.run_id).keep("report.md", "report")
             Outbox(run.run_id).tag({"shardline.verdict": "good"})
