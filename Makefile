@@ -67,10 +67,10 @@ clean:  ## remove .venv and caches; .shardline, with all runs and generated data
 
 KERNEL := tasks/streaming/formats/kernel.c
 
-.venv/.installed-local: pyproject.toml constraints.txt $(KERNEL)
+.venv/.installed-local: pyproject.toml constraints.txt $(wildcard $(KERNEL))
 	@$(call install,local)
 
-.venv/.installed-test: pyproject.toml constraints.txt $(KERNEL)
+.venv/.installed-test: pyproject.toml constraints.txt $(wildcard $(KERNEL))
 	@$(call install,local$(comma)test)
 	@touch .venv/.installed-local
 
