@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 
 from deployments.generator import provide_data
+from deployments.processes import wait_until
 from tests.sites import ENVIRONMENT, ask
 from tests.test_pages import look
 
 ENDLESS = ("--iterations", "1000000", "--batch-size", "500", "--checkpoint-every", "1000")
 ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-RUN_IN_MLFLOW = re.compile(r"(http://127\.0\.0\.1:\d+)/#/experiments/\d+/runs/([0-9a-f]{32})\S*")
+RUN_IN_MLFLOW = re.compile(r"(http://127\.0\.0\.1:\d+)/#/experiments/\d+/runs/([0-9a-f]{32})[\w?=]*")
 RUN_IN_PREFECT = re.compile(r"(http://127\.0\.0\.1:\d+)/runs/flow-run/([0-9a-f-]{36})")
 CTRL_C = b"\x03"
 
@@ -180,7 +181,9 @@ def test_the_links_of_make_train_open_the_pages_that_they_name_while_it_trains(b
         running.read_until("Iteration: ")
         mlflow, prefect = found(RUN_IN_MLFLOW, running.raw), found(RUN_IN_PREFECT, running.raw)
         assert not mlflow[1].endswith(":5000")
-        run = ask(f"{mlflow[1]}/api/2.0/mlflow/runs/get?run_id={mlflow[2]}")["run"]
+        question = f"{mlflow[1]}/api/2.0/mlflow/runs/get?run_id={mlflow[2]}"
+        assert wait_until(lambda: "metrics" in ask(question)["run"]["data"], 60, 0.5)  # the page does not ask again
+        run = ask(question)["run"]
         assert run["info"]["status"] == "RUNNING"
         look(browser, mlflow[0], run["info"]["run_name"], "seconds_per_iteration", picture="train-mlflow")
         look(browser, prefect[0], run["info"]["run_name"], "Running", picture="train-prefect")
