@@ -50,10 +50,10 @@ def become(standin, monkeypatch, keys):
 def test_training_and_predicting_work_with_their_policies_alone(standin, trainer, workplace, monkeypatch):
     become(standin, monkeypatch, trainer)
     assert ended(train, **SMALL).is_completed()
-    refused = ended(predict, cache=False)
+    refused = ended(predict)
     assert refused.is_failed()
     become(standin, monkeypatch, standin.create_user("predictor", policy(standin, "training", "predicting")))
-    assert ended(predict, cache=False).is_completed()
+    assert ended(predict).is_completed()
 
 
 @pytest.mark.parametrize("dropped", ["ListTheShards", "ReadTheShards"])

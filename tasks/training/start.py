@@ -123,13 +123,16 @@ def start_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
 def start_first_pass(
     features: Features, dataset: ObjectStorageDataset, reduction: Reduction, kept: Checkpoint | None
 ) -> FirstPass | None:
-    """Return where the first pass over the data stands; None where a checkpoint does not say what it had taken in."""
-    from tasks.learning.first_pass import FirstPass
-    from tasks.streaming.arithmetic import split_batch
+    """Return where the first pass over the data stands.
 
-    size, slice_rows = dataset.batch_size, dataset.slice_rows
-    offset, _ = split_batch(size, dataset.rank, dataset.world_size, slice_rows)
-    first_pass = FirstPass(features, dataset.manifest.rows, size, offset=offset, reduction=reduction)
+    None over several ranks, which keep different parts of it and so would not all send the same messages, and where a
+    checkpoint does not say what was taken in.
+    """
+    from tasks.learning.first_pass import FirstPass
+
+    if dataset.world_size > 1:
+        return None
+    first_pass = FirstPass(features, dataset.manifest.rows, dataset.batch_size, reduction=reduction)
     if kept:
         if MOMENTS not in kept.facts:
             return None
