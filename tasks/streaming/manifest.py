@@ -122,12 +122,13 @@ class Manifest:
         """Return the manifest that `to_dict` wrote. Raises ConfigurationError where it is none, or was changed."""
         try:
             manifest = cls._read(facts)
+            fingerprint = manifest.fingerprint  # of values of any kind, until now
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ConfigurationError(
                 f"This is no manifest ({type(error).__name__}: {error}): it was changed by hand or cut short; locate "
                 "the shards again"
             ) from error
-        if facts.get("fingerprint", manifest.fingerprint) != manifest.fingerprint:
+        if facts.get("fingerprint", fingerprint) != fingerprint:
             if hidden := next((shard.uri for shard in manifest.shards if is_withheld(shard.uri)), None):
                 raise ConfigurationError(
                     f"The manifest keeps {hidden} without the values of its query, so it cannot be read from it: "
@@ -135,7 +136,7 @@ class Manifest:
                 )
             raise ConfigurationError(
                 f"The manifest says that its fingerprint is {facts['fingerprint']}, but its shards give "
-                f"{manifest.fingerprint}: it was changed by hand or cut short; locate the shards again"
+                f"{fingerprint}: it was changed by hand or cut short; locate the shards again"
             )
         return manifest
 
