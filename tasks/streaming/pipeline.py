@@ -3,16 +3,13 @@
 Which rows a batch holds is said by `arithmetic.py`, what it needs by `planning.py`; nothing here can change it.
 """
 
-import queue
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tasks.streaming.arithmetic import Piece, Sequencing, Span, window_permutation
-from tasks.streaming.objects.retrying import ClosedError
+from tasks.streaming.handover import HandOver
 from tasks.streaming.planning import BatchPlan
 from tasks.streaming.prefetching import Prefetcher
 from tasks.streaming.staging import PagePool
@@ -42,44 +39,17 @@ class Pipeline:
         self._width, self._dtype = width, dtype
         self._pages = PagePool(kept=1)
         self._windows: dict[tuple[int, int], tuple[NDArray[Any], NDArray[Any]]] = {}
-        self._ready: queue.Queue[Assembled | BaseException | None] = queue.Queue(1)
-        self._assembler = threading.Thread(target=self._assemble_all, name="shardline-assemble", daemon=True)
+        assembled = map(self._assemble, prefetcher.plans())
+        self._ready = HandOver(assembled, 1, prefetcher.closed, "shardline-assemble")
 
     def __iter__(self) -> Iterator[Assembled]:
-        self._assembler.start()
+        self._ready.start()
         try:
-            while (item := self._ready.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-                del item  # while the consumer asks for the next one, nobody holds the last
+            yield from self._ready
         finally:
-            self._close()
-
-    def _close(self) -> None:
-        self._prefetcher.closed.set()
-        while self._assembler.is_alive():
-            with suppress(queue.Empty):
-                self._ready.get_nowait()
-            self._assembler.join(0.01)
-        self._prefetcher.close()
-
-    def _assemble_all(self) -> None:
-        try:
-            for plan in self._prefetcher.plans():
-                self._put(self._assemble(plan))
-            self._put(None)
-        except ClosedError:
-            pass
-        except BaseException as error:
-            with suppress(ClosedError):
-                self._put(error)
-
-    def _put(self, item: Assembled | BaseException | None) -> None:
-        while not self._prefetcher.closed.is_set():
-            with suppress(queue.Full):
-                return self._ready.put(item, timeout=0.1)
-        raise ClosedError
+            self._prefetcher.closed.set()
+            self._ready.join()
+            self._prefetcher.close()
 
     def _assemble(self, plan: BatchPlan) -> Assembled:
         fetch, decode = self._prefetcher.wait_for(plan)
