@@ -171,6 +171,13 @@ def write_verdict(scores: Mapping[str, Score], rows_of: RowsOf) -> str:
             f"This model is worse than always guessing the mean on {rows}: RMSE {trained.rmse:.6g} against "
             f"{mean.rmse:.6g}; the best linear model reaches {exact.rmse:.6g}."
         )
+    if trained.r2 < 0:
+        spread = math.sqrt(trained.mse / (1 - trained.r2))
+        return (
+            f"This model is better than always guessing the training rows' mean on {rows}: RMSE {trained.rmse:.6g} "
+            f"against {mean.rmse:.6g}; the best linear model reaches {exact.rmse:.6g}. These rows lie on another "
+            f"level than the training rows: their own mean would be nearer (RMSE {spread:.6g})."
+        )
     return (
         f"This model explains {trained.r2:.1%} of the variance on {rows} (RMSE {trained.rmse:.6g}; "
         f"always guessing the mean {mean.rmse:.6g}; the best linear model {exact.rmse:.6g})."

@@ -1,6 +1,7 @@
 """What a model is judged on, and the exact model as a run of its own."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from safetensors.numpy import load_file
 
 from flows.training import train
 from tasks.data import split_rows
+from tasks.evaluation import write_verdict
 from tasks.facts import Located, TrainingData
+from tasks.learning.scores import Score
 from tasks.streaming import ColumnStatistics, Manifest, Shard
 from tasks.tracking import client as record
 from tests.flowruns import ended
@@ -74,6 +77,24 @@ def test_the_notebook_trains_on_everything_and_says_so():
     data = split_rows(located(50, 50), None, "notebook")
     assert (data.train.counts, data.test, data.rows_of) == ((50, 50), None, "train")
     assert data.judged_on == "the training rows themselves: the notebook's preset holds none out"
+
+
+def score_of(errors, target):
+    mse = float(np.mean(np.square(errors)))
+    r2 = 1 - mse / float(np.var(target))
+    return Score(rows=len(target), mse=mse, rmse=math.sqrt(mse), mae=float(np.mean(np.abs(errors))), r2=r2)
+
+
+def test_rows_on_another_level_are_told_in_errors_and_not_as_a_negative_share_of_the_variance():
+    target = np.array([100.0, 101.0, 102.0, 103.0])
+    models = {"trained": target - 5, "exact": target - 4, "mean": np.full(4, 20.0)}
+    scores = {name: score_of(guessed - target, target) for name, guessed in models.items()}
+    assert scores["trained"].r2 == pytest.approx(-19)
+    assert write_verdict(scores, "held-out") == (
+        "This model is better than always guessing the training rows' mean on the 4 held-out rows: RMSE 5 against "
+        "81.5077; the best linear model reaches 4. These rows lie on another level than the training rows: "
+        "their own mean would be nearer (RMSE 1.11803)."
+    )
 
 
 @pytest.fixture(scope="module")
