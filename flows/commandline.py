@@ -21,8 +21,9 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar, cast, get_args, g
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Crashed
-from pydantic import Field, ValidationError
+from pydantic import Field, GetJsonSchemaHandler, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema
 
 from flows.terminal import INTERRUPTED, Interrupts, tidy_screen, without_traceback
 from tasks.aws.block import credentials_of
@@ -35,6 +36,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Model = TypeVar("Model", bound=Parameters)
 
 STOPPED = "Stopped by Ctrl-C.\nThe same command takes it up again."
+EMPTY = "empty"  # what people are told a null is, in forms and in --help
 PATTERNS = {  # in words; a test holds that each pattern of a parameter has them
     "^[0-9a-f]{32}$": "32 hexadecimal digits (0-9, a-f)",
     "^[0-9]{12}$": "the 12 digits of an AWS account",
@@ -62,6 +64,7 @@ def parameters(model: type[Parameters]) -> Callable[[Function], Function]:
                         json_schema_extra={"title": f"{model.group_of(name)} · {name}"},  # Prefect's form is flat
                     ),
                     *field.metadata,
+                    *([NamedEmpty()] if NoneType in get_args(field.annotation) else []),
                 ],
             )
             for name, field in model.model_fields.items()
@@ -85,6 +88,18 @@ def parameters(model: type[Parameters]) -> Callable[[Function], Function]:
         return cast(Function, flow)
 
     return sign
+
+
+class NamedEmpty:
+    """The annotation of a parameter that may be left empty: Prefect's form says so, where it would say None."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Return the JSON schema of the type, with null called empty."""
+        made = handler(schema)
+        for kind in made["anyOf"]:
+            if kind == {"type": "null"}:
+                kind["title"] = EMPTY
+        return made
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -142,7 +157,7 @@ def _facts(field: FieldInfo) -> list[str]:
         for key, text in BOUNDS.items()
         if hasattr(limit, key)
     ]
-    return [f"default: {'empty' if default is None else default}", *bounds]
+    return [f"default: {EMPTY if default is None else default}", *bounds]
 
 
 def parse(model: type[Model], argv: Sequence[str] | None, prog: str, description: str) -> Model:

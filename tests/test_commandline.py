@@ -7,7 +7,9 @@ import pytest
 import torch
 from prefect.utilities.callables import parameter_schema
 
+from flows.benchmarking import benchmark
 from flows.commandline import PATTERNS, parse
+from flows.predicting import predict
 from flows.training import check_parameters, train
 from tasks.errors import ConfigurationError
 from tasks.parameters import PRESETS, BenchmarkParameters, PredictionParameters, TrainingParameters
@@ -103,8 +105,15 @@ def test_the_form_shows_what_help_shows():
     for name, field in TrainingParameters.model_fields.items():
         assert properties[name]["description"] == field.description
         assert properties[name].get("default") == field.default
-    assert properties["batch_size"]["anyOf"] == [{"type": "integer", "minimum": 1}, {"type": "null"}]
+    assert properties["batch_size"]["anyOf"] == [{"type": "integer", "minimum": 1}, {"type": "null", "title": "empty"}]
     assert properties["device"]["enum"] == ["auto", "cpu", "cuda"]
+
+
+@pytest.mark.parametrize("flow", [train, predict, benchmark])
+def test_the_form_calls_empty_what_may_be_left_out(flow):
+    properties = parameter_schema(flow).properties.values()
+    nulls = [kind for each in properties for kind in each.get("anyOf", ()) if kind["type"] == "null"]
+    assert nulls and all(kind["title"] == "empty" for kind in nulls)
 
 
 def test_the_form_begins_with_what_people_change_and_ends_with_access():
