@@ -28,6 +28,7 @@ from deployments.progress import Progress, say
 from deployments.recording import wait_until_recorded
 from deployments.servers import Pages, configured_prefect, find_pages
 from deployments.standin import REGION, StandIn
+from flows import STOPPED_EARLY
 from tasks.errors import ShardlineError, TrackingError
 from tasks.runs.links import MLFLOW_PAGES, PAGES_END
 from tasks.state import STATE
@@ -43,11 +44,13 @@ class Runner:
     def __init__(self) -> None:
         self._command: subprocess.Popen[bytes] | None = None
         self.interrupts = 0
+        self.began = False
         for number in FORWARDED:
             signal.signal(number, self._receive)
 
     def run(self, children: Children, command: Sequence[str], environment: Mapping[str, str]) -> int:
         """Run the command to its end; its exit code, or 128 + N where signal N killed it."""
+        self.began = True
         self._command = children.start_command(command, environment)
         code = self._command.wait()
         children.stop(self._command)
@@ -81,6 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ShardlineError as error:
         print(f"deployments.local: {error}", file=sys.stderr)
         return 2
+    except SystemExit:
+        if runner.interrupts and not runner.began:
+            say(STOPPED_EARLY)
+        raise
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -110,7 +117,7 @@ def _run(options: argparse.Namespace, runner: Runner, children: Children, stack:
         return runner.run(children, options.command, environment)
     standin = options.standin and needs_standin(options.command)
     check(options.command, standin=standin)
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, children.stopped_on_failure():
         pages = _find_pages()
         starting = None if pages else pool.submit(start_pages, children, COMMAND)
         if standin:

@@ -53,14 +53,14 @@ def start_pages(children: Children, command: str) -> Pages:
     prefect_api, mlflow = configured_prefect(), configured_mlflow()
     if not (prefect_api and mlflow):
         STATE.mkdir(exist_ok=True)
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(2) as pool, children.stopped_on_failure():
         own_prefect = prefect_api or pool.submit(start_prefect, children, STATE, preferred_port=PREFECT_PORT)
         own_mlflow = mlflow or pool.submit(start_mlflow, children, STATE, _store(), preferred_port=MLFLOW_PORT)
-    return Pages(
-        own_prefect if isinstance(own_prefect, str) else own_prefect.result(),
-        own_mlflow if isinstance(own_mlflow, str) else own_mlflow.result(),
-        command,
-    )
+        return Pages(
+            own_prefect if isinstance(own_prefect, str) else own_prefect.result(),
+            own_mlflow if isinstance(own_mlflow, str) else own_mlflow.result(),
+            command,
+        )
 
 
 def configured_mlflow() -> str | None:

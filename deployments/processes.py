@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -76,6 +76,15 @@ class Children:
             self._ended = True
         for process in reversed(self._running.copy()):
             self.stop(process)
+
+    @contextlib.contextmanager
+    def stopped_on_failure(self) -> Iterator[None]:
+        """Stop all where the block fails or is left by a signal, so that no thread waits for one to come up."""
+        try:
+            yield
+        except BaseException:
+            self.stop_all()
+            raise
 
     def start_server(
         self, command: Sequence[str], environment: Mapping[str, str], log: Path

@@ -88,7 +88,7 @@ def _keep_working(children: Children, environment: Mapping[str, str], workers: "
 def _start(children: Children, stack: ExitStack, rows: int) -> tuple[Pages, dict[str, str]]:
     """Start servers and stand-in, and deploy; where the pages are, and the environment of the worker."""
     environment = quiet_environment(os.environ)
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, children.stopped_on_failure():
         starting = pool.submit(start_pages, children, UP)
         if needs_standin([]):
             environment = without_aws(environment) | start_standin(stack, rows, seed=0).environment

@@ -17,6 +17,7 @@ import pytest
 
 from deployments.generator import provide_data
 from deployments.processes import wait_until
+from flows import STOPPED_EARLY
 from tests.sites import ENVIRONMENT, ask
 from tests.test_pages import look
 
@@ -122,6 +123,31 @@ def test_ctrl_c_is_two_lines_and_a_second_one_ends_it_at_once(tmp_path, shards, 
     assert again.end() in (130, -signal.SIGINT)
     assert time.monotonic() - began < 5
     assert "Traceback" not in again.raw
+
+
+MODULES = ["flows.training", "flows.predicting", "flows.benchmarking", "flows.replaying", "deployments.local"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_ctrl_c_while_a_command_is_being_imported_is_one_sentence(tmp_path, module):
+    running = Terminal([sys.executable, "-m", module], tmp_path, dict(ENVIRONMENT))
+    libraries = Path(f"/proc/{running.pid}/maps")
+    assert wait_until(lambda: "_pydantic_core" in libraries.read_text(), 100)  # of Prefect's import the first seconds
+    running.press(CTRL_C)
+    assert running.end() == 130
+    assert running.lines == [f"^C{STOPPED_EARLY}", ""]
+
+
+def test_ctrl_c_while_make_train_starts_what_it_needs_is_one_sentence_and_waits_for_nothing(tmp_path):
+    command = [sys.executable, "-m", "deployments.local", "--rows", "2000", "--"]
+    running = Terminal([*command, *training("x.csv")[:3]], tmp_path, dict(ENVIRONMENT))
+    running.read_until("this runs on a stand-in for AWS")
+    running.press(CTRL_C)
+    began = time.monotonic()
+    assert running.end() == 130
+    assert time.monotonic() - began < 15
+    assert "Traceback" not in running.raw
+    assert running.lines[-2:] == [STOPPED_EARLY, ""] or running.lines[-2:] == [f"^C{STOPPED_EARLY}", ""]
 
 
 def test_iterations_are_one_line_that_counts_and_all_of_them_are_in_the_log(tmp_path, shards, environment, prefect_api):
