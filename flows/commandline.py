@@ -91,14 +91,17 @@ def parameters(model: type[Parameters]) -> Callable[[Function], Function]:
 
 
 class NamedEmpty:
-    """The annotation of a parameter that may be left empty: Prefect's form says so, where it would say None."""
+    """The annotation of a parameter that may be left empty: Prefect's form shows an empty field for it, and says so."""
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """Return the JSON schema of the type, with null called empty."""
+        """Return the JSON schema of the type, with null called empty.
+
+        Where the form finds no alternative of type null for a default of null, it shows the first one's field; a switch
+        has no empty state, so there null keeps its type.
+        """
         made = handler(schema)
-        for kind in made["anyOf"]:
-            if kind == {"type": "null"}:
-                kind["title"] = EMPTY
+        value, null = made["anyOf"]
+        made["anyOf"] = [value, {"title": EMPTY} | (null if value["type"] == "boolean" else {"enum": [None]})]
         return made
 
 

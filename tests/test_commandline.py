@@ -105,15 +105,26 @@ def test_the_form_shows_what_help_shows():
     for name, field in TrainingParameters.model_fields.items():
         assert properties[name]["description"] == field.description
         assert properties[name].get("default") == field.default
-    assert properties["batch_size"]["anyOf"] == [{"type": "integer", "minimum": 1}, {"type": "null", "title": "empty"}]
+    assert properties["batch_size"]["anyOf"] == [{"type": "integer", "minimum": 1}, {"title": "empty", "enum": [None]}]
     assert properties["device"]["enum"] == ["auto", "cpu", "cuda"]
 
 
 @pytest.mark.parametrize("flow", [train, predict, benchmark])
 def test_the_form_calls_empty_what_may_be_left_out(flow):
-    properties = parameter_schema(flow).properties.values()
-    nulls = [kind for each in properties for kind in each.get("anyOf", ()) if kind["type"] == "null"]
-    assert nulls and all(kind["title"] == "empty" for kind in nulls)
+    properties = [each["anyOf"] for each in parameter_schema(flow).properties.values() if "anyOf" in each]
+    assert properties and all(null["title"] == "empty" for _, null in properties)
+
+
+def test_the_form_shows_an_empty_field_where_there_is_one_and_no_switch_that_would_stand_for_nothing():
+    properties = parameter_schema(train).properties
+    typed = {name: null for name, each in properties.items() if "anyOf" in each for null in each["anyOf"][1:]}
+    assert [name for name, null in typed.items() if "type" in null] == ["standardise"]
+    assert typed["standardise"] == {"title": "empty", "type": "null"}
+
+
+@pytest.mark.parametrize("model", [TrainingParameters, PredictionParameters, BenchmarkParameters])
+def test_descriptions_read_the_same_as_text_and_as_the_markdown_that_the_form_takes_them_for(model):
+    assert not [name for name, field in model.model_fields.items() if "**" in field.description]
 
 
 def test_the_form_begins_with_what_people_change_and_ends_with_access():

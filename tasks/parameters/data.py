@@ -131,8 +131,8 @@ class Rows(Parameters):
     batch_size: Annotated[int | None, CURVE, Formerly(MOST_ROWS)] = Field(
         None,
         ge=1,
-        description="Rows in a batch, over all ranks together; empty: all rows, at most 2**20 (the notebook's preset: "
-        "2**20, beginning again where the rows end).",
+        description="Rows in a batch, over all ranks together; empty: all rows, at most 2^20 (the notebook's preset: "
+        "2^20, beginning again where the rows end).",
     )
     on_bad_rows: Annotated[Literal["error", "quarantine"], CURVE] = Field(
         "error",

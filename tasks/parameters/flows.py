@@ -33,7 +33,7 @@ class BenchmarkParameters(Tracking, Device, Shards):
         None,
         ge=1,
         le=2**34,
-        description="Most elements of the vectors in a + b; empty: 2**22 in quick mode, else 2**27.",
+        description="Most elements of the vectors in a + b; empty: 2^22 in quick mode, else 2^27.",
     )
     time_budget: float | None = Field(
         None, gt=0, description="Seconds after which no further figure is begun; empty: 8, 120 or 900, by mode."
