@@ -1,21 +1,29 @@
 """Trains with a disk that fails at the n-th write, fsync or rename, and again with one that does not; without Prefect.
 
-`python -m tests.faultydisk FOLDER SHARDS CASE…` with `faultydisk.c` preloaded; a case is NUMBER:ERRNO, with errno 0 for
-a kill. Each case runs in two processes, forked from this one, which has imported everything. It prints a line of JSON a
-case, the undisturbed run first: number, errno, how both runs ended and what they told, and which outboxes are left.
+`python -m tests.faultydisk FOLDER SHARDS MOST` with `faultydisk.c` preloaded tries at most so many cases, drawn among
+all calls. Each runs in two processes, forked from this one, which has imported everything and has no thread. It prints
+how the undisturbed run ended and what it told, then a line of JSON a case: number, errno (0 for a kill), how both runs
+ended and what they told, and which outboxes are left.
 """
 
 import ctypes
+import importlib
 import json
 import os
+import random
 import shutil
 import sys
+import threading
 import traceback
 from contextlib import ExitStack
+from errno import EIO, ENOSPC, EROFS
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
+KILL = 0
+KINDS = (ENOSPC, EIO, EROFS, KILL)
 ITERATIONS = 6
 WELL, OURS, FOREIGN = 0, 3, 4
 
@@ -71,64 +79,79 @@ def train(shards: str) -> list[float]:
     return list(fit.curve)
 
 
-def run_forked(place: Path, shards: str, call: int, error: int, result: Path) -> int:
-    """Train in a process of its own; return how it ended: WELL, OURS, FOREIGN, or the negative number of a signal."""
+def run_forked(place: Path, shards: str, call: int = 0, error: int = 0) -> tuple[int, dict[str, Any]]:
+    """Train in a process of its own; return how it ended (WELL, OURS, FOREIGN, or minus a signal) and what it told."""
     from tasks.errors import ShardlineError
 
+    result = place.with_name("result.json")
     result.unlink(missing_ok=True)
     if child := os.fork():
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return code, json.loads(result.read_text()) if result.exists() else {}
     disk = ctypes.CDLL(None)
     code = FOREIGN
     try:
         os.chdir(place)
         disk.faulty_disk(str(place / ".shardline").encode(), ctypes.c_long(call), ctypes.c_long(error))
         curve = train(shards)
-        result.write_text(json.dumps({"curve": curve, "calls": disk.faulty_disk_calls()}))
+        told = {"curve": curve, "calls": disk.faulty_disk_calls()} | ({} if call else {"imported": list(sys.modules)})
         code = WELL
     except ShardlineError as problem:
-        result.write_text(json.dumps({"told": str(problem)}))
+        told = {"told": str(problem)}
         code = OURS
     except BaseException:
-        result.write_text(json.dumps({"told": traceback.format_exc()}))
-    finally:
-        os._exit(code)
+        told = {"told": traceback.format_exc()}
+    result.write_text(json.dumps(told))
+    os._exit(code)
+
+
+def prepare(home: Path, shards: str) -> tuple[int, dict[str, Any]]:
+    """Make the template, a database and nothing else; import what a run needs; return one's end and what it told."""
+    import torch
+
+    import flows.training  # noqa: F401
+    from tasks.tracking import client
+
+    torch.set_num_threads(1)
+    template = home / "template"
+    template.mkdir()
+    if not os.fork():
+        os.chdir(template)
+        client.connect()
+        os._exit(0)
+    os.wait()
+    shutil.copytree(template, home / "place")
+    code, told = run_forked(home / "place", shards)
+    for name in told.pop("imported", []):
+        if name not in sys.modules:  # importing takes longer than all else that a run does
+            importlib.import_module(name)
+    assert threading.active_count() == 1  # else no process could be forked in safety
+    return code, told
 
 
 def try_case(home: Path, shards: str, call: int, error: int) -> dict[str, object]:
     """Run a case on a copy of the state that an earlier run left: with the fault, then without."""
-    place, result = home / "place", home / "result.json"
-    shutil.rmtree(place, ignore_errors=True)
+    place = home / "place"
+    shutil.rmtree(place)
     shutil.copytree(home / "template", place)
-    first = run_forked(place, shards, call, error, result)
-    told = json.loads(result.read_text()) if result.exists() else {}
-    second = run_forked(place, shards, 0, 0, result) if call else first
-    again = json.loads(result.read_text()) if result.exists() else {}
+    first, second = run_forked(place, shards, call, error), run_forked(place, shards)
+    second[1].pop("imported", None)
     left = sorted(path.name for path in (place / ".shardline" / "outbox").glob("*"))
-    return {"call": call, "error": error, "first": [first, told], "second": [second, again], "left": left}
+    return {"call": call, "error": error, "first": first, "second": second, "left": left}
+
+
+def draw_cases(calls: int, most: int) -> list[tuple[int, int]]:
+    """Return pairs of a call's number, drawn with a fixed seed, and what happens at it; each kind as often."""
+    numbers = random.Random(11).sample(range(1, calls + 1), min(most, calls))
+    return [(call, KINDS[at % len(KINDS)]) for at, call in enumerate(numbers)]
 
 
 def main() -> None:
-    """Make the template, a database and nothing else, and try the cases one by one."""
-    import mlflow  # noqa: F401
-    import torch
-
-    import flows.training  # noqa: F401
-    import tasks.streaming
-    import tasks.training.gradient  # noqa: F401
-    from tasks.tracking import client
-
-    torch.set_num_threads(1)
-    home, shards = Path(sys.argv[1]), sys.argv[2]
-    if not (home / "template").exists():
-        (home / "template").mkdir()
-        if not os.fork():
-            os.chdir(home / "template")
-            client.connect()
-            os._exit(0)
-        os.wait()
-    for case in ["0:0", *sys.argv[3:]]:
-        call, error = map(int, case.split(":"))
+    """Try the cases one by one, after a run that nothing disturbs."""
+    home, shards, most = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    code, told = prepare(home, shards)
+    print(json.dumps([code, told]), flush=True)
+    for call, error in draw_cases(told["calls"], most):
         print(json.dumps(try_case(home, shards, call, error)), flush=True)
 
 

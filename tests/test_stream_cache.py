@@ -1,5 +1,6 @@
 """The cache of decoded shards: never stale, never damaged, never too large, and never in the way."""
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -251,6 +252,34 @@ def test_a_folder_that_cannot_be_made_is_said_and_the_stream_goes_on(data, tmp_p
     (tmp_path / "file").write_text("")
     assert np.array_equal(read(glob, tmp_path / "file" / "cache"), rows)
     assert caplog.text.count("stores nothing more") == 1
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.EROFS, errno.ENOSPC])
+@pytest.mark.parametrize("call", ["staging.FileStaging.keep", "cache.Path.rename"])
+def test_a_disk_that_fails_under_the_cache_is_said_once_and_the_stream_goes_on(
+    call, error, data, tmp_path, monkeypatch, caplog
+):
+    def fail(*_):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(f"tasks.streaming.{call}", fail)
+    assert np.array_equal(read(data[0], tmp_path / "cache"), data[1])
+    assert caplog.text.count("stores nothing more") == caplog.text.count(os.strerror(error)) == 1
+
+
+def test_a_damaged_file_on_a_disk_that_became_read_only_is_not_used(data, tmp_path, monkeypatch, caplog):
+    glob, rows, _ = data
+    read(glob, tmp_path / "cache")
+    for path in files(tmp_path / "cache"):
+        path.write_bytes(path.read_bytes()[:-1])
+
+    def fail(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("tasks.streaming.cache.Path.unlink", fail)
+    monkeypatch.setattr("tasks.streaming.cache.os.open", fail)
+    assert np.array_equal(read(glob, tmp_path / "cache"), rows)
+    assert "is damaged and will be fetched again" in caplog.text and "stores nothing more" in caplog.text
 
 
 def read_and_count(glob, folder, queue):

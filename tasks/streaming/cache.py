@@ -45,7 +45,6 @@ FORMAT = "shardline-rows-1"
 PAGE = 4096
 TOUCHED_EVERY = 600.0  # seconds: which file was used last need not be known better
 SHARE_OF_FREE_DISK = 0.8  # where no limit is given
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +110,7 @@ class Cache:
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._give_up(error)
+            self.give_up(error)
             return None
         self.discard(shard, "its content is not what was stored")
         return None
@@ -124,7 +123,8 @@ class Cache:
             return
         log.warning("Cached shard %s is damaged and will be fetched again (%s): %s", path, redact(shard.uri), fault)
         self._damaged.append(redact(shard.uri))
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that became read-only: it will be found damaged again
+            path.unlink(missing_ok=True)
 
     @contextmanager
     def reserve(self, shard: Shard, stop: threading.Event) -> "Iterator[FileStaging | None]":
@@ -157,14 +157,8 @@ class Cache:
         with self._locked_folder():  # so that nobody who adds up the files misses it
             self._partial(shard).rename(self._path(shard))
 
-    def give_up(self, error: OSError) -> bool:
-        """Return whether `error` says that the disk is full; then store nothing more, and warn."""
-        if error.errno not in FULL:
-            return False
-        self._give_up(error)
-        return True
-
-    def _give_up(self, reason: object) -> None:
+    def give_up(self, reason: OSError) -> None:
+        """Store nothing more, since the disk is full, read-only or broken, and warn."""
         with self._lock:
             if self._refused is None:
                 self._refused = str(reason)
@@ -224,7 +218,7 @@ class Cache:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 file: IO[bytes] = open(path, "r+b", buffering=0, opener=_open_or_create)  # noqa: SIM115
             except OSError as error:
-                self._give_up(error)
+                self.give_up(error)
                 return None
             if _lock(file):
                 if _is_at(file, path):  # else its former holder stored it under its final name

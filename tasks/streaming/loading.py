@@ -83,9 +83,8 @@ class Loading:
                 if staging is not None:
                     self._fill(staging, shard, stop, watch)
                     cache.store(shard, staging)
-        except OSError as error:
-            if not cache.give_up(error):
-                raise
+        except OSError as error:  # of the cache's disk: the store translates its own
+            cache.give_up(error)
             return None
         return cache.open(shard)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
 MOST_PARAMETER_CHARACTERS = 6000  # MLflow's own limit
 REACHABLE_WITHIN_SECONDS = 20.0
 DATABASES = ("postgresql", "mysql", "mariadb", "mssql")
-POSTGRESQL_LIMITS = {"connect_timeout": "10", "tcp_user_timeout": "20000"}  # s, ms
-MYSQL_LIMITS = {"connect_timeout": "10", "read_timeout": "25", "write_timeout": "25"}  # s
+SILENT_SECONDS = 12.0  # of a database; a call may wait twice: on an old connection, and for a new one
+POSTGRESQL_LIMITS = {"connect_timeout": "10", "tcp_user_timeout": "12000"}  # s, ms
+MYSQL_LIMITS = {"connect_timeout": "10", "read_timeout": "12", "write_timeout": "12"}  # s
 
 
 def tracking_uri() -> str:
@@ -103,6 +105,8 @@ def _await_database(uri: str) -> str:
     url = _require_readable(uri)
     if url.get_backend_name() == "postgresql":
         url = url.update_query_dict({**POSTGRESQL_LIMITS, **url.query})
+        if url.get_driver_name() == "psycopg2":
+            _limit_silence()
     elif url.get_backend_name() in ("mysql", "mariadb"):
         url = url.update_query_dict({**MYSQL_LIMITS, **url.query})
     deadline = time.monotonic() + REACHABLE_WITHIN_SECONDS
@@ -117,6 +121,24 @@ def _await_database(uri: str) -> str:
                 "trained"
             ) from None  # the cause may hold the password
         time.sleep(1)
+
+
+def _limit_silence() -> None:
+    """Let every call of psycopg2 in this process fail where its server says nothing for so long: it knows no limit."""
+    try:
+        from psycopg2 import OperationalError  # type: ignore[import-untyped]
+        from psycopg2.extensions import POLL_OK, POLL_READ, connection, set_wait_callback  # type: ignore[import-untyped]
+    except ImportError:
+        return  # told when it is opened
+
+    def wait(waiting: connection) -> None:
+        while (state := waiting.poll()) != POLL_OK:
+            answer = select.poll()
+            answer.register(waiting, select.POLLIN if state == POLL_READ else select.POLLOUT)
+            if not answer.poll(SILENT_SECONDS * 1000):
+                raise OperationalError(f"no answer within {SILENT_SECONDS:g} s")
+
+    set_wait_callback(wait)
 
 
 def _within(seconds: float, call: Callable[[], object]) -> Exception | None:
