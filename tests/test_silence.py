@@ -109,15 +109,16 @@ class Link:
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not find_initdb(), reason=MISSING)
 def test_a_database_that_falls_silent_amid_a_run_is_ours_in_time_and_the_record_is_completed_later(
     unlimited, monkeypatch, tmp_path
 ):
+    if not (initdb := find_initdb()):
+        pytest.skip(MISSING)
     assert 2 * record.SILENT_SECONDS < 30
     monkeypatch.setattr(record, "SILENT_SECONDS", SILENT_SECONDS)
     monkeypatch.setattr(record, "REACHABLE_WITHIN_SECONDS", 2 * SILENT_SECONDS)
     monkeypatch.chdir(tmp_path)
-    with serve_postgresql(find_initdb()) as settings:
+    with serve_postgresql(initdb) as settings:
         uri = settings["MLFLOW_BACKEND_STORE_URI"]
         address, _, name = uri.rpartition("/")
         address, _, port = address.rpartition(":")
