@@ -18,6 +18,7 @@ from tasks.benchmark.report import load_benchmark
 from tasks.devices import PLANS, Benchmark, Figure, Prediction, describe
 from tasks.devices.description import CudaDevice
 from tasks.devices.prediction import Data
+from tasks.devices.timing import SampleTime
 from tasks.devices.wording import write_description, write_report, write_unit, write_verdict
 from tasks.errors import ConfigurationError
 from tasks.parameters import BenchmarkParameters
@@ -33,9 +34,14 @@ GIVEN = {"mode": "quick", "device": "cpu", "time_budget": 8.0, "max_size": 2**5}
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A working directory of its own with the default MLflow store, and a plan whose vectors and matrices are small."""
+    """A working directory of its own with the default MLflow store, and a plan of small vectors, matrices and samples.
+
+    Samples that take a quarter of the time budget leave it unspent where other tests keep both cores busy.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PLANS, "quick", replace(PLANS["quick"], vector=2**12, products={"cpu": (16,)}))
+        samples = SampleTime(shortest=0.005, longest=0.05)
+        small = replace(PLANS["quick"], samples=samples, vector=2**12, products={"cpu": (16,)})
+        patch.setitem(PLANS, "quick", small)
         patch.chdir(tmp_path_factory.mktemp("workplace"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         yield Path.cwd()
