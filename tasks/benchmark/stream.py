@@ -238,7 +238,7 @@ class _Loop:
         self, batches: Iterator[Prepared], device: str, iterations: int, seconds: float
     ) -> list[tuple[float, int]]:
         """Train until the iterations or, after some, the seconds are used up; return each one's seconds and rows."""
-        settings = Settings(iterations=iterations, learning_rate=0.01, gradient_norm=0.0, seed=0)
+        settings = Settings(iterations=iterations, learning_rate=None, gradient_norm=0.0, seed=None)
         trainer = Trainer(self.features, self.scaling, settings, torch.device(device))  # imports much the first time
         times: list[tuple[float, int]] = []
         began = before = time.perf_counter()
