@@ -7,7 +7,7 @@ is flat. Its inverse turns a gradient into a step that goes as far in one as in 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -46,21 +46,30 @@ class Preconditioner:
     condition: float | None = None
 
     @classmethod
-    def of(cls, x: Tensor, reduction: Reduction = ALONE) -> Self:
-        """Take the Hessian of the mean squared error over x [rows, features], and invert it.
+    def of(cls, x: Tensor, reduction: Reduction = ALONE, l2: float = 0.0) -> Self:
+        """Take the Hessian of the mean squared error over x [rows, features], with a penalty `l2`, and invert it."""
+        return cls.invert(take_hessian(x, reduction).cpu(), x.dtype, l2).to(x.device)
+
+    @classmethod
+    def invert(cls, hessian: Tensor, dtype: torch.dtype, l2: float = 0.0) -> Self:
+        """Invert a Hessian [features + 1, features + 1] in float64 on the CPU, of batches in `dtype`.
 
         Curvatures below a millionth of the largest (float32: a thousandth) count as that. Where there is none at all,
         as for a column that is constant in the first batch, steps are as short as along the steepest direction.
         """
-        hessian = take_hessian(x, reduction).cpu()
         width = len(hessian)
+        hessian = hessian + torch.diag(torch.tensor([2 * l2] * (width - 1) + [0.0], dtype=torch.float64))
         curvatures, directions = torch.linalg.eigh(hessian)  # on the CPU: it is small
         steepest = curvatures[-1]
         known = curvatures > width * torch.finfo(torch.float64).eps * steepest
-        damped = torch.where(known, curvatures.clamp(min=float(steepest) * FLATTEST[x.dtype]), steepest)
-        return cls((directions / damped @ directions.T).to(x.device), float(steepest / curvatures[known][0]))
+        damped = torch.where(known, curvatures.clamp(min=float(steepest) * FLATTEST[dtype]), steepest)
+        return cls(directions / damped @ directions.T, float(steepest / curvatures[known][0]))
 
-    def turn(self, w: Tensor, b: Tensor, x: Tensor, reduction: Reduction = ALONE) -> None:
+    def to(self, device: torch.device) -> Self:
+        """Return the same on a device."""
+        return replace(self, inverse=self.inverse.to(device))
+
+    def turn(self, w: Tensor, b: Tensor, x: Tensor, reduction: Reduction = ALONE, l2: float = 0.0) -> None:
         """Replace the gradients of w [features, 1] and b [1, 1] by what a step of size 1 is to subtract.
 
         It is the preconditioned gradient, shortened where the loss over x [rows, features] is least before its end
@@ -73,6 +82,8 @@ class Preconditioner:
         downward = step.to(w.dtype)
         slope = (gradient * step).sum()
         curvature = curve_along(downward[:-1], downward[-1:], x, reduction)
+        if l2:
+            curvature = curvature + 2 * l2 * downward[:-1].double().square().sum()
         step *= torch.where(curvature > 0, slope / curvature, 0).clamp(0, 1)
         w.grad.copy_(step[:-1])
         b.grad.copy_(step[-1:])

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from tasks.learning.conditioning import Preconditioner
 from tasks.learning.features import Features
 from tasks.learning.linear import LinearModel, initial_weights
 from tasks.learning.loss import differentiate
+from tasks.learning.optimizers import make_optimizer, share_of_step
 from tasks.learning.reduction import ALONE, Reduction, by_slice, count_rows
 from tasks.learning.scaling import Scaling
 
@@ -31,6 +32,9 @@ class Settings:
 
     learning_rate: None is torch's own for the optimiser; for SGD, steps of size 1 along preconditioned gradients
     seed: of the first weights; None: they are zero
+    options: constants of the optimiser by name; beta1 and beta2 are the two of torch's betas
+    schedule: of the step size, see `tasks.learning.optimizers`
+    l2: times the weights' sum of squares, it is added to the loss
     """
 
     iterations: int
@@ -39,6 +43,9 @@ class Settings:
     seed: int | None
     dtype: torch.dtype = torch.float64
     optimizer: str = "SGD"
+    options: Mapping[str, float] = field(default_factory=dict)
+    schedule: str = "constant"
+    l2: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +92,7 @@ class Trainer:
         self.preconditioner: Preconditioner | None = None
         self.iteration = 0
         self.is_whole = True
-        make = getattr(torch.optim, settings.optimizer)
-        chosen = {"lr": settings.learning_rate} if settings.learning_rate else {}
-        self._optimizer: torch.optim.Optimizer = make([self.w, self.b], **chosen)
+        self._optimizer = make_optimizer([self.w, self.b], settings.optimizer, settings.learning_rate, settings.options)
         if settings.optimizer != "SGD":
             self.learning_rate = self._optimizer.param_groups[0]["lr"]
 
@@ -95,13 +100,18 @@ class Trainer:
     def step(self, batch: Prepared) -> Tensor:
         """Take one iteration on a prepared batch; return its mean squared error, a scalar perhaps not computed yet."""
         if self.learning_rate is None:
-            self.preconditioner = Preconditioner.of(batch.x, self.reduction)  # CPU and GPU synchronise here, once
-            self._optimizer.param_groups[0]["lr"] = self.learning_rate = 1.0
+            # CPU and GPU synchronise here, once
+            self.preconditioner = Preconditioner.of(batch.x, self.reduction, self.settings.l2)
+            self.learning_rate = 1.0
         mse, self.w.grad, self.b.grad = differentiate(self.w, self.b, batch.x, batch.y, self.reduction)
+        if self.settings.l2:
+            self.w.grad.add_(self.w, alpha=2 * self.settings.l2)
         if self.settings.gradient_norm:
             torch.nn.utils.clip_grad_norm_([self.w, self.b], self.settings.gradient_norm)
         if self.preconditioner:
-            self.preconditioner.turn(self.w, self.b, batch.x, self.reduction)
+            self.preconditioner.turn(self.w, self.b, batch.x, self.reduction, self.settings.l2)
+        share = share_of_step(self.settings.schedule, self.iteration, self.settings.iterations)
+        self._optimizer.param_groups[0]["lr"] = self.learning_rate * share
         self.is_whole = False  # what stops the process in the next two lines leaves no state to go on from
         self._optimizer.step()
         self.iteration += 1

@@ -102,8 +102,12 @@ class Moments:
         centre = self._sum / self.rows
         return self._products / self.rows - torch.outer(centre, centre)
 
-    def exact(self) -> LinearModel:
-        """Return the least-squares model with a bias; the one of least norm where features depend on each other."""
+    def exact(self, l2: float = 0.0, *, standardise: bool = True) -> LinearModel:
+        """Return the least-squares model with a bias; the one of least norm where features depend on each other.
+
+        l2: times the weights' sum of squares, it is added to the mean squared error that is made least
+        standardise: those weights are of features of deviation 1
+        """
         covariance, mean = self.covariance, self.mean
         for name, value in zip(
             (*self.features.names, self.features.target), covariance.diagonal().tolist(), strict=True
@@ -119,6 +123,8 @@ class Moments:
         deviation = torch.where(usable, deviation, torch.ones_like(deviation))
         correlation = covariance[:-1, :-1] / torch.outer(deviation, deviation) * torch.outer(usable, usable)
         against = (covariance[:-1, -1:] / deviation[:, None]) * usable[:, None]
+        if l2:
+            correlation += l2 * torch.diag(torch.ones_like(deviation) if standardise else deviation**-2)
         solution = torch.linalg.lstsq(correlation, against, driver="gelsd").solution
         w = solution / deviation[:, None]
         return LinearModel(self.features, w, (mean[-1] - mean[:-1] @ w).reshape(1, 1))

@@ -8,7 +8,8 @@ in `tasks.sources`.
 
 from tasks.parameters.data import ADDRESSES, MOST_ROWS, Access, Listing, Reading, Rows, Shards, Source, Stream
 from tasks.parameters.flows import BenchmarkParameters, PredictionParameters, ReplayParameters
-from tasks.parameters.marks import Mark, Parameters
+from tasks.parameters.marks import Mark, Parameters, Searchable
+from tasks.parameters.optimizers import CONSTANTS
 from tasks.parameters.training import (
     MODEL_PARAMETERS,
     PRESETS,
@@ -22,6 +23,7 @@ from tasks.parameters.training import (
 
 __all__ = [
     "ADDRESSES",
+    "CONSTANTS",
     "MODEL_PARAMETERS",
     "MOST_ROWS",
     "PRESETS",
@@ -38,6 +40,7 @@ __all__ = [
     "ReplayParameters",
     "Resuming",
     "Rows",
+    "Searchable",
     "Shards",
     "Source",
     "Stream",

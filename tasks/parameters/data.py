@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from tasks.naming import join_names
-from tasks.parameters.marks import CURVE, OWN, PLACE, SPEED, Formerly, Parameters
+from tasks.parameters.marks import CURVE, OWN, PLACE, SPEED, Formerly, Parameters, Searchable
 from tasks.state import STATE
 
 MOST_ROWS = 2**20  # in a batch whose size nobody chose
@@ -96,7 +96,7 @@ class Shards(Listing):
     target: Annotated[str | None, CURVE] = Field(
         None, min_length=1, description="Column to predict; empty: the first one."
     )
-    features: Annotated[list[str] | None, CURVE] = Field(
+    features: Annotated[list[str] | None, CURVE, Searchable(subsets=True)] = Field(
         None, min_length=1, description="Columns to predict it from; empty: all others."
     )
 

@@ -31,6 +31,20 @@ class Formerly:
     value: JsonValue
 
 
+@dataclass(frozen=True, kw_only=True)
+class Searchable:
+    """What a search tries of a parameter: numbers from `low` to `high`, evenly or `log`; or `choices`; or subsets.
+
+    subsets: the parameter is a list, and each of its members is tried and left out
+    """
+
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    choices: tuple[JsonValue, ...] = ()
+    subsets: bool = False
+
+
 FIRST = (
     *("shards", "test_shards", "target", "features", "preset", "iterations", "batch_size", "device"),
     *("mode", "model", "output", "format"),
@@ -61,6 +75,12 @@ class Parameters(BaseModel):
     def marked(cls, *marks: Mark) -> frozenset[str]:
         """Return the names of the fields that have one of these marks."""
         return frozenset(name for name, field in cls.model_fields.items() if set(marks) & set(field.metadata))
+
+    @classmethod
+    def searchable(cls) -> dict[str, Searchable]:
+        """Return by name what a search tries of the fields that it may choose."""
+        marks = ((name, mark) for name, field in cls.model_fields.items() for mark in field.metadata)
+        return {name: mark for name, mark in marks if isinstance(mark, Searchable)}
 
     @classmethod
     def _formerly(cls, name: str) -> JsonValue:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks.parameters.data import MOST_ROWS, Source, Stream
-from tasks.parameters.marks import CURVE, LATER, OWN, RECORD, SPEED, Parameters
+from tasks.parameters.marks import CURVE, LATER, OWN, RECORD, SPEED, Parameters, Searchable
+from tasks.parameters.optimizers import read_options
 from tasks.state import STATE
 
 MODEL_PARAMETERS = ("iterations", "learning_rate", "gradient_norm", "standardise", "derive")
@@ -65,19 +66,21 @@ class Model(Device):
         "default",
         description="default: a model that converges; notebook: the numbers of the notebook that this replaces.",
     )
-    iterations: Annotated[int | None, CURVE] = Field(
+    iterations: Annotated[int | None, CURVE, Searchable(low=10, high=1000, log=True)] = Field(
         None, ge=1, description="Training iterations, one batch each; empty: from the preset."
     )
-    learning_rate: Annotated[float | None, CURVE] = Field(
+    learning_rate: Annotated[float | None, CURVE, Searchable(low=1e-4, high=1.0, log=True)] = Field(
         None, gt=0, description="Step size of the optimiser; empty: from the preset."
     )
-    gradient_norm: Annotated[float | None, CURVE] = Field(
+    gradient_norm: Annotated[float | None, CURVE, Searchable(choices=(0.0, 0.1, 0.5, 1.0, 5.0, 25.0))] = Field(
         None, ge=0, description="Gradients are clipped to this norm; 0: not clipped; empty: from the preset."
     )
-    standardise: Annotated[bool | None, CURVE] = Field(
+    standardise: Annotated[bool | None, CURVE, Searchable(choices=(True, False))] = Field(
         None, description="Train on features of mean 0 and deviation 1, folded back at the end; empty: from the preset."
     )
-    derive: Annotated[list[Literal["distance_km", "hour_sine", "hour_cosine"]] | None, CURVE] = Field(
+    derive: Annotated[
+        list[Literal["distance_km", "hour_sine", "hour_cosine"]] | None, CURVE, Searchable(subsets=True)
+    ] = Field(
         None,
         description="Engineered features: distance_km, hour_sine, hour_cosine; empty: those of the preset whose "
         "columns are there.",
@@ -88,10 +91,32 @@ class Model(Device):
         description="Data that takes no more than this stays prepared in the device's memory after its first pass; "
         "0: never; empty: a quarter of what is free. Shuffled data is streamed in every epoch.",
     )
-    optimizer: Annotated[Literal["SGD", "Adam", "AdamW", "RMSprop", "Adagrad"], CURVE] = Field(
+    optimizer: Annotated[
+        Literal["SGD", "Adam", "AdamW", "RMSprop", "Adagrad"],
+        CURVE,
+        Searchable(choices=("SGD", "Adam", "AdamW", "RMSprop", "Adagrad")),
+    ] = Field(
         "SGD",
         description="Optimiser, by its name in torch.optim; an empty learning_rate is torch's own, and for SGD the "
         "step is chosen by the first batch's Hessian.",
+    )
+    optimizer_options: Annotated[list[str] | None, CURVE, LATER] = Field(
+        None,
+        description="Constants of the optimiser, as momentum=0.9 (SGD, RMSprop), beta1=0.9, beta2=0.999 (Adam, AdamW), "
+        "alpha (RMSprop), lr_decay (Adagrad), weight_decay (AdamW) or eps; empty: torch's own.",
+    )
+    schedule: Annotated[
+        Literal["constant", "linear", "cosine"], CURVE, LATER, Searchable(choices=("constant", "linear", "cosine"))
+    ] = Field(
+        "constant",
+        description="What becomes of the step size by the last iteration: constant: nothing; linear, cosine: it falls "
+        "towards 0 evenly, or slowly at first and at last.",
+    )
+    l2: Annotated[float, CURVE, LATER, Searchable(low=1e-6, high=1.0, log=True)] = Field(
+        0.0,
+        ge=0,
+        description="Penalty on the squares of the weights, as they are trained (standardised or not), beside the mean "
+        "squared error; the bias has none. The exact solver takes it too.",
     )
     solver: Annotated[Literal["gradient", "exact"], CURVE] = Field(
         "gradient", description="gradient: iterate; exact: the least-squares model, from one pass over the shards."
@@ -99,6 +124,21 @@ class Model(Device):
     dtype: Annotated[Literal["float64", "float32"], CURVE] = Field(
         "float64", description="Precision of batches and weights."
     )
+
+    @model_validator(mode="after")
+    def _options_are_the_optimisers(self) -> Self:
+        options = self.options
+        if options and self.optimizer == "SGD" and not self.resolved().learning_rate:
+            raise ValueError(
+                "optimizer_options needs a learning_rate with SGD: without one, the first batch's Hessian makes the "
+                "steps, and nothing is left to choose"
+            )
+        return self
+
+    @property
+    def options(self) -> dict[str, float]:
+        """The constants of the optimiser that were given, by name."""
+        return read_options(self.optimizer, self.optimizer_options or [])
 
     def resolved(self) -> Preset:
         """Return the five model parameters with every null replaced by its preset's value."""

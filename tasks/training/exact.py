@@ -15,7 +15,7 @@ from tasks.training.start import StageClock, stream_batches
 
 @step("solve", pauses=STREAMING)
 def solve_model(job: TrainingJob) -> Fit:
-    """Fit the least-squares model to the streamed shards.
+    """Fit the least-squares model to the streamed shards, with the penalty `l2`.
 
     The one value of its curve, at step 0, is its mean squared error over all training rows.
     """
@@ -35,7 +35,7 @@ def solve_model(job: TrainingJob) -> Fit:
         computed += time.perf_counter() - arrived
         progress.show(done)
     moments = first_pass.moments
-    model = moments.exact()
+    model = moments.exact(job.parameters.l2, standardise=job.parameters.resolved().standardise)
     mse = moments.mse(model)
     seconds = time.perf_counter() - began
     times = {"wait_seconds": seconds - computed, "copy_seconds": 0.0, "compute_seconds": computed}

@@ -75,6 +75,9 @@ def start_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
         seed=None if resolved.from_zero else given.seed,
         dtype=getattr(torch, given.dtype),
         optimizer=given.optimizer,
+        options=given.options,
+        schedule=given.schedule,
+        l2=given.l2,
     )
     if kept and {label(uri): etag for uri, etag in kept.facts["shards"].items()} != job.data.train.etags:
         raise CheckpointError("the checkpoints of this run are of other shards: start anew with resume=never")
