@@ -12,12 +12,13 @@ from tests.alone import NEEDED, find_others
 from tests.shards import write_shards
 
 ROOT = Path(__file__).parents[1]
-SKIPPED = {  # for they need matplotlib, and hypothesis
+SKIPPED = {  # for they need matplotlib, hypothesis or pandas
     "tests/test_devices_plots.py",
     "tests/test_stream_arithmetic.py",
     "tests/test_stream_kernel.py",
     "tests/test_stream_machine.py",
     "tests/test_stream_originals.py",
+    "tests/test_stream_writing.py",
 }
 TRAIN = """
 import json, sys
