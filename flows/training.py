@@ -40,6 +40,7 @@ from tasks.sources import Sources, resolve_sources
 from tasks.streaming.manifest import Manifest
 from tasks.tracking.client import show_uri, tracking_uri
 from tasks.tracking.views import name_of_model
+from tasks.training.cluster import check_ranks
 from tasks.training.exact import solve_model
 from tasks.training.gradient import train_model
 from tasks.training.start import find_device
@@ -159,7 +160,8 @@ def check_parameters(given: TrainingParameters) -> None:
     """Raise ConfigurationError for what can be known to fail before anything is started."""
     if not given.like:
         resolve_sources(given)
-    if given.device == "cuda":
+    check_ranks(given.ranks)
+    if given.device == "cuda" and given.ranks == 1:
         find_device(given.device)
     if given.checkpoint_url:
         check_checkpoint_url(given.checkpoint_url)

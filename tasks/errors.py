@@ -12,6 +12,7 @@
     │   └── RowError                a header, a line or a cell that breaks the data contract
     ├── TrainingError           the loop cannot go on, or cannot go on from where it stopped
     │   ├── NonFiniteLossError      the loss is not a finite number
+    │   ├── RankError               a rank of a training over several processes was lost, or is not heard of
     │   └── CheckpointError         no checkpoint that fits, or none that is whole
     └── TrackingError           MLflow cannot be reached, or its record is incomplete
 
@@ -80,6 +81,12 @@ class TrainingError(ShardlineError):
 
 class NonFiniteLossError(TrainingError):
     """A loss that is infinite or not a number."""
+
+
+class RankError(TrainingError):
+    """A rank of a training over several processes that was lost too often, or is not heard of any more."""
+
+    retryable = True
 
 
 class CheckpointError(TrainingError):

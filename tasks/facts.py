@@ -101,6 +101,31 @@ class FitTimes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RankTimes:
+    """Where one rank's time went since it began last, in seconds; `gather_seconds`, a part of computing, it waited for
+    the sums of the others.
+
+    process: its number on `host`
+    rows: of its own, those of all its iterations together
+    """
+
+    rank: int
+    host: str
+    process: int
+    iterations: int
+    rows: int
+    wait_seconds: float
+    copy_seconds: float
+    compute_seconds: float
+    gather_seconds: float
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long it took without waiting for other ranks: that of the slowest one is what the run takes."""
+        return self.wait_seconds + self.copy_seconds + self.compute_seconds - self.gather_seconds
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fit:
     """A fitted model for raw features, and how it came about.
 
@@ -108,7 +133,8 @@ class Fit:
     None for a model that was solved exactly, `condition` the condition number of the first batch's Hessian where the
     steps were made by it; `bad_rows` were left out, and `bad_rows_file` lists them; so many shards of the cache were
     found `damaged` meanwhile, and fetched again; `moments`
-    are of the rows that were trained on, each taken once; None where a part of them is not known.
+    are of the rows that were trained on, each taken once; None where a part of them is not known; `ranks` are those
+    that trained, where there were several.
     """
 
     weights: tuple[float, ...]
@@ -123,6 +149,7 @@ class Fit:
     bad_rows_file: str | None
     moments: MomentSums | None
     damaged: int = 0
+    ranks: tuple[RankTimes, ...] = ()
 
     @property
     def iterations(self) -> int:

@@ -50,6 +50,7 @@ def report_run(
             *write_worst(evaluation),
             *write_condition(job.parameters.dtype, fit, evaluation.train_mse),
             write_times(fit),
+            *write_ranks(fit),
             *write_bad_rows(fit),
             *write_damage(fit),
             write_circumstances(job, fit, identity, hardware),
@@ -167,6 +168,21 @@ def write_circumstances(job: TrainingJob, fit: Fit, identity: Identity, hardware
         "Judged on": escape_markdown(job.data.judged_on),
     }
     return "\n".join(f"- **{name}**: {value}" for name, value in lines.items())
+
+
+def write_ranks(fit: Fit) -> list[str]:
+    """Return a sentence that names the slowest of several ranks, for which the others waited."""
+    if not fit.ranks:
+        return []
+    slowest = max(fit.ranks, key=lambda times: times.busy_seconds)
+    fastest = min(fit.ranks, key=lambda times: times.busy_seconds)
+    computing = slowest.compute_seconds - slowest.gather_seconds
+    return [
+        f"{len(fit.ranks)} ranks trained. The slowest was rank {slowest.rank} on {escape_markdown(slowest.host)}, busy "
+        f"for {slowest.busy_seconds:.2f} s (waiting for data {slowest.wait_seconds:.2f} s, computing {computing:.2f} "
+        f"s) over {slowest.rows:,} rows; the fastest, rank {fastest.rank}, for {fastest.busy_seconds:.2f} s, and it "
+        f"waited {fastest.gather_seconds:.2f} s for the others' sums. `ranks.json` has them all."
+    ]
 
 
 def write_bad_rows(fit: Fit) -> list[str]:

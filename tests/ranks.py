@@ -42,5 +42,5 @@ def train_as(number: int, sizes: list[int], jobs: list[TrainingJob], folder: Pat
 def train_job(job: TrainingJob) -> Result:
     """Return every iteration's loss and the weights, to the last bit."""
     curve: list[str] = []
-    model = train_rank(job, None, lambda iteration: curve.append(iteration.mse.hex()))
+    model = train_rank(job, None, lambda iteration: curve.append(iteration.mse.hex())).trainer.model()
     return {"curve": curve, "weights": [value.hex() for value in (*model.w.flatten().tolist(), model.b.item())]}

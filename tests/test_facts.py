@@ -25,6 +25,17 @@ DATA = facts.TrainingData(
 )
 SCORE = Score(rows=3, mse=1 / 3, rmse=0.57, mae=0.5, r2=None)
 TIMES = facts.StreamTimes(fetch_seconds=0.1, decode_seconds=0.2, assemble_seconds=0.3)
+RANK = facts.RankTimes(
+    rank=1,
+    host="node-1",
+    process=7,
+    iterations=2,
+    rows=8,
+    wait_seconds=1 / 3,
+    copy_seconds=0.0,
+    compute_seconds=0.1,
+    gather_seconds=0.05,
+)
 PROMOTION = facts.Promotion(wins=False, against="7", verdict="The model stays challenger")
 EXAMPLES = [
     facts.Located(manifest=MANIFEST, statistics=STATISTICS),
@@ -47,6 +58,7 @@ EXAMPLES = [
         run_id="0" * 32,
     ),
     TIMES,
+    RANK,
     facts.FitTimes(seconds=1.0, wait_seconds=0.1, copy_seconds=0.0, compute_seconds=0.9, stream=TIMES, stages={}),
     facts.Fit(
         weights=(1 / 3, -1e-300),
@@ -66,6 +78,7 @@ EXAMPLES = [
         ),
         bad_rows=0,
         bad_rows_file=None,
+        ranks=(RANK, RANK),
         moments=MomentSums(
             rows=8, of=9, batches=2, shift=(1 / 3, 0.1), sums=(1e300, -0.0), products=((inf, 0.1), (0.1, 1 / 7))
         ),

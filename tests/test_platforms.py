@@ -148,6 +148,31 @@ def test_the_image_is_pinned_not_root_and_holds_nothing_but_code():
     }
 
 
+def test_a_ray_job_has_a_rank_a_pod_a_token_nobody_as_its_user_and_the_versions_that_are_pinned():
+    from tasks.parameters import TrainingParameters
+
+    (job,) = manifests("ray-job.yaml")
+    cluster = job["spec"]["rayClusterSpec"]
+    assert (job["apiVersion"], job["kind"], cluster["rayVersion"]) == ("ray.io/v1", "RayJob", version("ray"))
+    assert cluster["authOptions"] == {"mode": "token"}
+    words = job["spec"]["entrypoint"].split()
+    assert words[:3] == ["python", "-m", "flows.training"]
+    options = {word[2:].replace("-", "_"): value for word, value in zip(words[3::2], words[4::2], strict=True)}
+    given = TrainingParameters(**options)
+    groups = {each["groupName"]: each for each in cluster["workerGroupSpecs"]}
+    assert {name: each["replicas"] for name, each in groups.items()} == {"cpu": given.ranks, "gpu": 0}
+    assert all(each["maxReplicas"] == given.ranks for each in groups.values())
+    assert all(each["rayStartParams"]["num-cpus"] == "1" for each in groups.values())
+    for pod in (each["template"]["spec"] for each in (cluster["headGroupSpec"], *groups.values())):
+        (container,) = pod["containers"]
+        assert pod["securityContext"]["runAsNonRoot"] is True and pod["serviceAccountName"] == "shardline-run"
+        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert {each["name"] for each in container["volumeMounts"]} == {each["name"] for each in pod["volumes"]}
+        assert {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"} in container["env"]
+        assert container["image"] == "registry.example.com/shardline-ranks:0.1.0"
+    assert groups["gpu"]["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+
+
 @pytest.mark.parametrize("name", ["prefect-server.yaml", "prefect-worker.yaml"])
 def test_helm_values_pin_prefect_and_name_settings_that_it_has(name):
     from prefect.settings.legacy import _get_valid_setting_names

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tasks.devices.benchmark import Benchmark
     from tasks.devices.comparison import Ratio, compare_devices, compare_runs, find_win
-    from tasks.devices.description import Hardware, describe, describe_memory
+    from tasks.devices.description import Hardware, describe, describe_cpu, describe_memory
     from tasks.devices.measurement import Figure, measure
     from tasks.devices.planning import PLANS, MeasuringPlan, choose_devices, plan_jobs
     from tasks.devices.prediction import Prediction, StreamRates, limit_speedup, predict
@@ -29,6 +29,7 @@ __all__ = [
     "compare_devices",
     "compare_runs",
     "describe",
+    "describe_cpu",
     "describe_memory",
     "find_win",
     "limit_speedup",
@@ -40,7 +41,7 @@ __all__ = [
 _HOMES = {
     "benchmark": ("Benchmark",),
     "comparison": ("Ratio", "compare_devices", "compare_runs", "find_win"),
-    "description": ("Hardware", "describe", "describe_memory"),
+    "description": ("Hardware", "describe", "describe_cpu", "describe_memory"),
     "measurement": ("Figure", "measure"),
     "planning": ("PLANS", "MeasuringPlan", "choose_devices", "plan_jobs"),
     "prediction": ("Prediction", "StreamRates", "limit_speedup", "predict"),

@@ -121,7 +121,7 @@ def describe(root: Path = Path("/")) -> Hardware:
     return Hardware(
         platform=platform.platform(),
         python=platform.python_version(),
-        cpu=_describe_cpu(root),
+        cpu=describe_cpu(root),
         memory=describe_memory(root),
         torch=_describe_torch(),
         cuda=devices,
@@ -130,7 +130,8 @@ def describe(root: Path = Path("/")) -> Hardware:
     )
 
 
-def _describe_cpu(root: Path) -> Cpu:
+def describe_cpu(root: Path = Path("/")) -> Cpu:
+    """Return the processor, and what this process gets of it."""
     logical = os.cpu_count() or 1
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
     quota = cgroups.read_cpu_quota(root)

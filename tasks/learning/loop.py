@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -161,7 +161,7 @@ class Trainer:
 
 def train(
     trainer: Trainer, batches: Iterable[Prepared], keep: Callable[[Trainer], None] | None = None
-) -> Iterator[Iteration]:
+) -> Generator[Iteration, None, None]:
     """Run the iterations that are left, yielding each one's facts when its loss is known.
 
     `keep` is called after each step with the trainer, whose state is then the one after that step. On a GPU facts come

@@ -9,6 +9,7 @@ differ in the last bits.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Protocol
@@ -59,24 +60,28 @@ ALONE = Alone()
 class Ranks:
     """The processes of torch.distributed's default group, each with whole slices of every batch, in one message a sum.
 
+    gather_seconds: how long this process has sent and waited for the others
     batch_size: rows of each batch over all ranks; rank r of W holds the slices [r·S/W, (r+1)·S/W) of S, rounded down,
         as a stream does whose `Placement` has `slice_rows(batch_size)`
     """
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size: int | None = batch_size
+        self.gather_seconds = 0.0
         size = torch.distributed.get_world_size()
         slices = -(-batch_size // slice_rows(batch_size))
         self._counts = [stop - start for start, stop in pairwise(rank * slices // size for rank in range(size + 1))]
 
     def gather(self, partial: Tensor) -> Tensor:
         """Return the slices of all ranks, from as many of this one as it is to hold."""
+        began = time.perf_counter()
         own = self._counts[torch.distributed.get_rank()]
         assert len(partial) == own, f"this rank summed {len(partial)} slices instead of {own}"
         padded = partial.new_zeros(max(self._counts), *partial.shape[1:])
         padded[:own] = partial
         received = [torch.empty_like(padded) for _ in self._counts]
         torch.distributed.all_gather(received, padded)
+        self.gather_seconds += time.perf_counter() - began
         return torch.cat([part[:count] for part, count in zip(received, self._counts, strict=True)])
 
 
@@ -85,6 +90,11 @@ def find_reduction(batch_size: int) -> Reduction:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return Ranks(batch_size)
     return ALONE
+
+
+def seconds_gathering(reduction: Reduction) -> float:
+    """Return how long this process has sent its sums and waited for the others'."""
+    return reduction.gather_seconds if isinstance(reduction, Ranks) else 0.0
 
 
 def count_rows(part: Tensor, reduction: Reduction) -> int:

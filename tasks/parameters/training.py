@@ -177,6 +177,23 @@ class Resuming(Parameters):
     )
 
 
+class Ranks(Parameters):
+    """How many processes or machines train one model together."""
+
+    group: ClassVar[str] = "Ranks"
+
+    ranks: Annotated[int, SPEED] = Field(
+        1,
+        ge=1,
+        le=4096,
+        description="Processes that train together, each on its part of every batch: on the Ray cluster of "
+        "RAY_ADDRESS, else on one started here for this run. Curve and weights are the same to the last bit.",
+    )
+    rank_timeout: Annotated[int, SPEED] = Field(
+        60, ge=5, description="Seconds after which a rank that nothing is heard of ends the attempt, named."
+    )
+
+
 class Tracking(Parameters):
     """Where the results go."""
 
@@ -199,7 +216,7 @@ class Curve(Parameters):
     )
 
 
-class TrainingParameters(Curve, Tracking, Resuming, Model, Stream, Source):
+class TrainingParameters(Curve, Tracking, Resuming, Ranks, Model, Stream, Source):
     """All parameters of the training flow, flat, in the order of its form."""
 
     group: ClassVar[str] = "Run"
@@ -212,6 +229,14 @@ class TrainingParameters(Curve, Tracking, Resuming, Model, Stream, Source):
         False,
         description="End at once, as Unchanged, where data, code and parameters are those of the last success.",
     )
+
+    @model_validator(mode="after")
+    def _ranks_iterate(self) -> Self:
+        if self.ranks > 1 and self.solver == "exact":
+            raise ValueError(
+                f"ranks is {self.ranks}, and the exact solver goes through the rows in one process: leave it at 1"
+            )
+        return self
 
     def sized(self, rows: int) -> Self:
         """Return the same with a batch_size for so many rows: all of them, at most 2**20, where none is chosen."""

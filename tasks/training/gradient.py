@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -20,14 +21,15 @@ from tasks.learning.sums import MOMENTS
 from tasks.policy import STREAMING, step
 from tasks.redaction import redact_all
 from tasks.runs.checkpoints import checkpoint_folder
+from tasks.training.group import follow_ranks
 from tasks.training.outcome import ProgressArtifact, keep_reading, keep_weights, make_fit
-from tasks.training.start import Started, start_trainer
+from tasks.training.start import Started, follow_trainer, start_trainer
 from tasks.training.stopping import Stop
 from tasks.training.telling import TIMES, Telling
 
 if TYPE_CHECKING:
     from tasks.learning.checkpoints import Checkpoint, Checkpoints
-    from tasks.learning.loop import Trainer
+    from tasks.learning.loop import Iteration, Trainer
     from tasks.tracking.outbox import Outbox
 
 STAGES = ("waiting", "copying", "computing")  # what took the times, in their order
@@ -40,7 +42,6 @@ def train_model(job: TrainingJob) -> Fit:
     Goes on from the run's last whole checkpoint where it has one, and leaves one wherever it is stopped.
     """
     from tasks.learning.checkpoints import Checkpoints
-    from tasks.learning.loop import train
     from tasks.tracking.client import connect
     from tasks.tracking.outbox import Outbox
     from tasks.tracking.sending import read_histories, sending_in_background
@@ -52,21 +53,35 @@ def train_model(job: TrainingJob) -> Fit:
     earlier = read_histories(client, outbox, ["mse", *TIMES])
     recorded = next(number for number in itertools.count() if number not in earlier["mse"])
     kept = checkpoints.latest(at_most=recorded)  # after a later one, the record would have a gap
-    started = start_trainer(job, kept)
+    started = follow_trainer(job, kept) if job.parameters.ranks > 1 else start_trainer(job, kept)
     if kept:
         get_run_logger().info("Going on at iteration %d, from a checkpoint", kept.iteration)
     saver = Saver(checkpoints, job, started)
-    iterations = started.trainer.settings.iterations
-    telling = Telling(outbox, iterations, thin_mse=job.parameters.thin_mse, known=earlier["mse"])
-    progress = ProgressArtifact(iterations)
+    total = started.trainer.settings.iterations
+    telling = Telling(outbox, total, thin_mse=job.parameters.thin_mse, known=earlier["mse"])
+    progress = ProgressArtifact(total)
     began = time.perf_counter()
-    with sending_in_background(client, outbox), watching_system(client, job.run_id), saver:
-        for iteration in train(started.trainer, started.batches, saver.keep):
+    with (
+        closing(start_loop(job, started, saver)) as iterations,
+        sending_in_background(client, outbox),
+        watching_system(client, job.run_id),
+        saver,
+    ):
+        for iteration in iterations:
             telling.tell(iteration)
             saver.save(iteration.iteration)
             progress.show(iteration.iteration + 1)
     keep_model(outbox, started)
     return conclude(started, earlier, outbox, time.perf_counter() - began)
+
+
+def start_loop(job: TrainingJob, started: Started, saver: Saver) -> Generator[Iteration, None, None]:
+    """Return the iterations to come, computed here or by ranks; `saver` sees the trainer after each one's step."""
+    from tasks.learning.loop import train
+
+    if job.parameters.ranks > 1:
+        return follow_ranks(job, started, saver.keep)
+    return train(started.trainer, started.batches, saver.keep)
 
 
 def conclude(started: Started, earlier: Mapping[str, Mapping[int, float]], outbox: Outbox, seconds: float) -> Fit:
@@ -101,6 +116,7 @@ def conclude(started: Started, earlier: Mapping[str, Mapping[int, float]], outbo
         ),
         condition=trainer.condition,
         moments=started.first_pass.sums() if started.first_pass else None,
+        ranks=started.ranks,
     )
 
 
@@ -121,6 +137,8 @@ def keep_model(outbox: Outbox, started: Started) -> None:
     }
     outbox.keep("weights/scaling.json", json.dumps(scaling, indent=1))
     outbox.tag({"device": str(trainer.device), "learning_rate": f"{trainer.learning_rate!r}"})
+    if started.ranks:
+        outbox.keep("ranks.json", json.dumps([asdict(times) for times in started.ranks], indent=1))
     if trainer.condition:
         outbox.tag({"condition": f"{trainer.condition:.3g}"})
 

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-from tasks.facts import Fit, FitTimes
+from tasks.facts import Fit, FitTimes, RankTimes
 
 if TYPE_CHECKING:
     from tasks.learning.linear import LinearModel
@@ -53,6 +53,7 @@ def make_fit(
     times: FitTimes,
     moments: MomentSums | None,
     condition: float | None = None,
+    ranks: Sequence[RankTimes] = (),
 ) -> Fit:
     """Return a fitted model, and how it came about, as plain facts."""
     return Fit(
@@ -68,6 +69,7 @@ def make_fit(
         bad_rows_file=str(dataset.bad_rows_file) if dataset.bad_rows_file else None,
         damaged=len(set(dataset.damaged)),
         moments=moments,
+        ranks=tuple(ranks),
     )
 
 

@@ -5,16 +5,20 @@ torch.distributed is initialised before, by Ray Train, torchrun or a test; nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tasks.facts import TrainingJob
-from tasks.training.start import start_trainer
+from tasks.facts import RankTimes, TrainingJob
+from tasks.training.start import Started, start_trainer
 
 if TYPE_CHECKING:
+    from tasks.learning.batches import Prepared
     from tasks.learning.checkpoints import Checkpoint
-    from tasks.learning.linear import LinearModel
     from tasks.learning.loop import Iteration, Trainer
+    from tasks.learning.reduction import Reduction
 
 
 def train_rank(
@@ -22,16 +26,57 @@ def train_rank(
     kept: Checkpoint | None,
     tell: Callable[[Iteration], None],
     keep: Callable[[Trainer], None] | None = None,
-) -> LinearModel:
-    """Train on this rank's slices of every batch, from a checkpoint where there is one; return the model.
+    tally: Tally | None = None,
+) -> Started:
+    """Train on this rank's slices of every batch, from a checkpoint where there is one; return what was started.
 
     `tell` is called with each iteration's facts, in which `mse` and `rows` are those of the whole batch and equal on
     every rank, `keep` as `tasks.learning.loop.train` says. The model is the same for every number of ranks, to the last
-    bit.
+    bit. `tally` counts where this rank's time goes.
     """
     from tasks.learning.loop import train
 
     started = start_trainer(job, kept)
-    for iteration in train(started.trainer, started.batches, keep):
+    batches = tally.count(started.batches) if tally else started.batches
+    for iteration in train(started.trainer, batches, keep):
+        if tally:
+            tally.add(iteration, started.trainer.reduction)
         tell(iteration)
-    return started.trainer.model()
+    return started
+
+
+class Tally:
+    """Adds up where a rank's time goes; `times` may be read by another thread at any moment."""
+
+    def __init__(self, rank: int) -> None:
+        self.times = RankTimes(
+            rank=rank,
+            host=socket.gethostname(),
+            process=os.getpid(),
+            iterations=0,
+            rows=0,
+            wait_seconds=0.0,
+            copy_seconds=0.0,
+            compute_seconds=0.0,
+            gather_seconds=0.0,
+        )
+
+    def count(self, batches: Iterator[Prepared]) -> Iterator[Prepared]:
+        """Yield the batches, their rows counted."""
+        for batch in batches:
+            self.times = replace(self.times, rows=self.times.rows + len(batch.x))
+            yield batch
+
+    def add(self, iteration: Iteration, reduction: Reduction) -> None:
+        """Count an iteration."""
+        from tasks.learning.reduction import seconds_gathering
+
+        times = self.times
+        self.times = replace(
+            times,
+            iterations=times.iterations + 1,
+            wait_seconds=times.wait_seconds + iteration.wait_seconds,
+            copy_seconds=times.copy_seconds + iteration.copy_seconds,
+            compute_seconds=times.compute_seconds + iteration.compute_seconds,
+            gather_seconds=seconds_gathering(reduction),
+        )

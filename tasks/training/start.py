@@ -11,11 +11,11 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tasks.errors import CheckpointError, ConfigurationError, ShardlineError
-from tasks.facts import StreamTimes, TrainingJob
+from tasks.facts import RankTimes, StreamTimes, TrainingJob
 from tasks.learning.sums import MOMENTS, MomentSums
 from tasks.parameters import MOST_ROWS, TrainingParameters
 from tasks.redaction import label
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tasks.learning.checkpoints import Checkpoint
     from tasks.learning.features import Features
     from tasks.learning.first_pass import FirstPass
-    from tasks.learning.loop import Trainer
+    from tasks.learning.loop import Settings, Trainer
     from tasks.learning.reduction import Reduction
     from tasks.learning.scaling import Scaling
     from tasks.streaming import ColumnStatistics, ObjectStorageDataset
@@ -39,7 +39,10 @@ RESIDENT_SHARE = 4  # a quarter of what is free
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """A trainer at its next iteration, the prepared batches from there on, and what is known of them."""
+    """A trainer at its next iteration, the prepared batches from there on, and what is known of them.
+
+    `ranks` is filled when those have ended that trained instead of this process.
+    """
 
     trainer: Trainer
     batches: Iterator[Prepared]
@@ -47,6 +50,7 @@ class Started:
     clock: StageClock
     scaled_by: dict[str, str]
     first_pass: FirstPass | None
+    ranks: list[RankTimes] = field(default_factory=list)
 
 
 def start_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
@@ -55,10 +59,8 @@ def start_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
     A rank's batches are its slices of the whole ones. Raises CheckpointError where the checkpoint was made from other
     shards than those that were listed.
     """
-    import torch
-
     from tasks.learning.batches import Preparation, stay_resident
-    from tasks.learning.loop import Settings, Trainer
+    from tasks.learning.loop import Trainer
     from tasks.learning.reduction import find_reduction, slice_rows
     from tasks.learning.scaling import Scaling
     from tasks.streaming import Placement
@@ -68,19 +70,8 @@ def start_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
     statistics = job.data.statistics
     resolved = given.resolved()
     device = find_device(given.device)
-    settings = Settings(
-        iterations=resolved.iterations,
-        learning_rate=resolved.learning_rate,
-        gradient_norm=resolved.gradient_norm,
-        seed=None if resolved.from_zero else given.seed,
-        dtype=getattr(torch, given.dtype),
-        optimizer=given.optimizer,
-        options=given.options,
-        schedule=given.schedule,
-        l2=given.l2,
-    )
-    if kept and {label(uri): etag for uri, etag in kept.facts["shards"].items()} != job.data.train.etags:
-        raise CheckpointError("the checkpoints of this run are of other shards: start anew with resume=never")
+    settings = make_settings(given)
+    require_same_shards(job, kept)
     first = kept.iteration if kept else 0
     dataset = open_dataset(
         job.data.train,
@@ -118,9 +109,65 @@ def start_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
         ),
         dataset=dataset,
         clock=clock,
-        scaled_by=dict.fromkeys(statistics, ".meta/stats") if resolved.standardise else {},
+        scaled_by=name_statistics(job),
         first_pass=first_pass,
     )
+
+
+def follow_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
+    """Return a trainer that trains nothing: it is given the states of one over ranks, and has no batches.
+
+    Raises CheckpointError as `start_trainer` does.
+    """
+    import torch
+
+    from tasks.learning.loop import Trainer
+    from tasks.learning.scaling import Scaling
+
+    require_same_shards(job, kept)
+    given, features = job.parameters, job.features
+    trainer = Trainer(features, Scaling.none(len(features.names)), make_settings(given), torch.device("cpu"))
+    if kept:
+        trainer.restore(kept)
+    return Started(
+        trainer=trainer,
+        batches=iter(()),
+        dataset=open_dataset(job.data.train, job.sources, given),
+        clock=StageClock(),
+        scaled_by=name_statistics(job),
+        first_pass=None,
+    )
+
+
+def make_settings(given: TrainingParameters) -> Settings:
+    """Return what the loss curve depends on, beside the batches."""
+    import torch
+
+    from tasks.learning.loop import Settings
+
+    resolved = given.resolved()
+    return Settings(
+        iterations=resolved.iterations,
+        learning_rate=resolved.learning_rate,
+        gradient_norm=resolved.gradient_norm,
+        seed=None if resolved.from_zero else given.seed,
+        dtype=getattr(torch, given.dtype),
+        optimizer=given.optimizer,
+        options=given.options,
+        schedule=given.schedule,
+        l2=given.l2,
+    )
+
+
+def require_same_shards(job: TrainingJob, kept: Checkpoint | None) -> None:
+    """Raise CheckpointError where a checkpoint was made from other shards than those that were listed."""
+    if kept and {label(uri): etag for uri, etag in kept.facts["shards"].items()} != job.data.train.etags:
+        raise CheckpointError("the checkpoints of this run are of other shards: start anew with resume=never")
+
+
+def name_statistics(job: TrainingJob) -> dict[str, str]:
+    """Return where the scaling of a feature comes from, for those that it is stated of."""
+    return dict.fromkeys(job.data.statistics, ".meta/stats") if job.parameters.resolved().standardise else {}
 
 
 def start_first_pass(

@@ -1,0 +1,140 @@
+"""The Ray cluster that ranks run on: that of RAY_ADDRESS, or one of this machine's own, for as long as it is needed.
+
+A cluster of our own listens on loopback only, asks for a token, reports nothing to anybody and has no pages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import psutil
+
+PATIENT = {  # of both kinds of cluster
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # or ranks would look for the cache, and for relative paths, elsewhere
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+OWN = {  # of our own
+    "RAY_AUTH_MODE": "token",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # or 127.0.0.1 is replaced by the address that others reach
+}
+STORE_BYTES = 80 * 2**20  # Ray takes no less; batches never pass through it
+END_SECONDS = 3.0
+
+
+def check_ranks(ranks: int) -> None:
+    """Raise ConfigurationError where more than one rank is asked for and Ray is not installed, or cannot be joined."""
+    if ranks == 1:
+        return
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigurationError(
+            f"ranks is {ranks}, and Ray is not installed here: pip install 'shardline[ranks]', or leave ranks at 1"
+        )
+    address = os.environ.get("RAY_ADDRESS", "")
+    if "://" in address:
+        raise ConfigurationError(
+            f"RAY_ADDRESS is {address!r}: a run over ranks is started on a machine of the cluster, with "
+            "RAY_ADDRESS=auto or host:port"
+        )
+
+
+class Cluster:
+    """A connection to the cluster of RAY_ADDRESS, else to one of this machine's own that has room for so many ranks."""
+
+    def __init__(self, ranks: int, *, gpus: int) -> None:
+        self._ranks, self._gpus = ranks, gpus
+        self._address = os.environ.get("RAY_ADDRESS")
+        self._folder = Path(tempfile.mkdtemp(prefix="shardline-ray-"))  # short: Ray puts sockets into it
+        self.storage = str(self._folder / "train")
+        self._before = dict(os.environ)
+        for name, value in PATIENT.items():
+            os.environ.setdefault(name, value)
+        if not self._address:
+            token = self._folder / "token"
+            token.touch(mode=0o600)
+            token.write_text(_token(), encoding="ascii")
+            os.environ |= OWN | {"RAY_AUTH_TOKEN_PATH": str(token), "GLOO_SOCKET_IFNAME": _loopback()}
+
+    def connect(self) -> None:
+        """Join or start the cluster.
+
+        In a thread that lives until `close` was called: Ray's processes end with the thread that started them. In the
+        main thread it would put its own handler in the place of that which ends a flow run.
+        """
+        import ray
+
+        logging.getLogger("ray").setLevel(logging.ERROR)  # that it sets no handlers outside the main thread is wanted
+        if self._address:
+            ray.init(address=self._address, log_to_driver=False, configure_logging=False)
+            return
+        ray.init(
+            address="local",
+            num_cpus=self._ranks,
+            num_gpus=self._gpus,
+            include_dashboard=False,
+            object_store_memory=STORE_BYTES,
+            log_to_driver=False,
+            configure_logging=False,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=str(self._folder),
+        )
+
+    def close(self) -> None:
+        """Leave the cluster; of our own, no process is left, and no file."""
+        import psutil
+        import ray
+
+        own = [] if self._address else self._processes()
+        try:
+            ray.shutdown()
+        finally:
+            _, left = psutil.wait_procs(own, timeout=END_SECONDS)
+            for process in left:  # one that was stopped hears of no end
+                process.kill()
+            psutil.wait_procs(left, timeout=END_SECONDS)
+            for name in (*PATIENT, *OWN, "RAY_AUTH_TOKEN_PATH", "GLOO_SOCKET_IFNAME"):
+                os.environ.pop(name, None)
+                if name in self._before:
+                    os.environ[name] = self._before[name]
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _processes(self) -> list[psutil.Process]:
+        """Return the servers that were started, which name the cluster's folder, and all that descends from them."""
+        import psutil
+
+        found: set[psutil.Process] = set()
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if any(str(self._folder) in word for word in process.cmdline()):
+                    found |= {process, *process.children(recursive=True)}
+        return list(found)
+
+
+@cache
+def _token() -> str:
+    """Return this process's token: Ray reads it once a process."""
+    return secrets.token_hex(32)
+
+
+def _loopback() -> str:
+    return next(name for _, name in socket.if_nameindex() if name in ("lo", "lo0"))

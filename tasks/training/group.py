@@ -1,0 +1,211 @@
+"""The ranks of one training as a group of Ray Train, followed from the process that writes the record.
+
+What a rank does is in `tasks.training.ranks`, what it tells in `tasks.training.mailbox`. A rank that is killed takes
+the group with it, and Ray starts the group again: it goes on from the last state that was told. Our checkpoints are
+written from those states here, and Ray keeps none.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Generator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from prefect.logging import get_run_logger
+
+from tasks.errors import RankError
+from tasks.facts import StreamTimes, TrainingJob
+from tasks.training.cluster import Cluster
+from tasks.training.mailbox import Mailbox, News, Reading
+from tasks.training.member import be_rank, pack_state, unpack_state
+
+if TYPE_CHECKING:
+    from tasks.learning.checkpoints import Checkpoint
+    from tasks.learning.loop import Iteration, Trainer
+    from tasks.training.start import Started
+
+GOES_ON = "another attempt, or the same command, goes on from the last checkpoint"
+POLL_SECONDS = 0.1
+STARTS_AGAIN = 3  # a group whose ranks are lost
+STARTING_SECONDS = 300  # that a group may take to start again, all its ranks being silent
+
+
+def follow_ranks(
+    job: TrainingJob, started: Started, keep: Callable[[Trainer], None]
+) -> Generator[Iteration, None, None]:
+    """Yield the iterations that ranks compute, once each; the trainer has the state after it, and `keep` has seen it.
+
+    Raises what a rank raises, and RankError for ranks that are lost again and again, or not heard of.
+    """
+    from tasks.learning.loop import Iteration
+
+    trainer = started.trainer
+    if trainer.iteration == trainer.settings.iterations:
+        return
+    with Group(job, trainer.state() if trainer.iteration else None) as group:
+        while trainer.iteration < trainer.settings.iterations:
+            for told in group.take().told:
+                follow(trainer, unpack_state(told.after))
+                keep(trainer)
+                yield Iteration(**told.facts)  # type: ignore[arg-type]
+        note_readings(started, group.await_end())
+
+
+def follow(trainer: Trainer, state: Checkpoint) -> None:
+    """Give the trainer a state that is not whole before it is complete."""
+    trainer.is_whole = False
+    trainer.restore(state)
+    trainer.is_whole = True
+
+
+def note_readings(started: Started, news: News) -> None:
+    """Note what the ranks read, and where their time went, as if it had been read here."""
+    import torch
+
+    readings = [news.ended[rank] for rank in sorted(news.ended)]
+    started.ranks.extend(news.times[rank] for rank in sorted(news.times))
+    started.trainer.device = torch.device(readings[0].device)
+    started.clock.total = add_times(readings)
+    for reading in readings:
+        started.dataset.checks.update(reading.checks)
+        started.dataset.damaged.extend(reading.damaged)
+
+
+def add_times(readings: list[Reading]) -> StreamTimes | None:
+    """Return what the streams of all ranks took, None where nobody counted."""
+    counted = [reading.stream for reading in readings if reading.stream]
+    if not counted:
+        return None
+    return StreamTimes(
+        fetch_seconds=math.fsum(times.fetch_seconds for times in counted),
+        decode_seconds=math.fsum(times.decode_seconds for times in counted),
+        assemble_seconds=math.fsum(times.assemble_seconds for times in counted),
+    )
+
+
+def describe_silence(news: News, timeout: float) -> str:
+    """Return which ranks are silent for longer than `timeout` seconds while others are heard; empty: none is.
+
+    All are silent while Ray starts them again, which may take STARTING_SECONDS more.
+    """
+    silent = sorted(rank for rank, seconds in news.silent.items() if seconds > timeout)
+    heard_last = min(news.silent.values(), default=0.0)
+    if not silent or timeout / 2 < heard_last < timeout + STARTING_SECONDS:
+        return ""
+    named = ", ".join(
+        f"rank {rank}" + (f" (process {at.process} on {at.host})" if (at := news.times.get(rank)) else "")
+        for rank in silent
+    )
+    return f"nothing was heard of {named} for {news.silent[silent[0]]:.0f} s"
+
+
+class Group:
+    """Ranks that train while the `with` block is not left; at its end none is left, and no process of a cluster.
+
+    Ray is started and waited for in a thread: in the main thread it would take the signals that end a flow run.
+    """
+
+    def __init__(self, job: TrainingJob, kept: Checkpoint | None) -> None:
+        self._job, self._state = job, pack_state(kept) if kept else None
+        self._given = job.parameters
+        self._error: BaseException | None = None
+        self._mailbox: Any = None
+        self._left = threading.Event()
+        self._attempt = 0
+        self._thread = threading.Thread(target=self._run, name="ranks", daemon=True)
+
+    def __enter__(self) -> Self:
+        gpus = self._given.ranks if self._given.device == "cuda" else 0
+        self._cluster = Cluster(self._given.ranks, gpus=gpus)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._cluster.close()
+        self._left.set()
+
+    def take(self) -> News:
+        """Return what the ranks told since, after a moment where it is nothing; raises why they cannot go on."""
+        news = self._ask()
+        if news is None or not news.told:
+            self._raise_end(news)
+            self._thread.join(POLL_SECONDS)
+        return news or News(told=(), attempt=0, silent={}, times={}, ended={}, error=None)
+
+    def await_end(self) -> News:
+        """Return what is known when every rank has ended."""
+        while len((news := self.take()).ended) < self._given.ranks:
+            pass
+        return news
+
+    def _ask(self) -> News | None:
+        import ray
+
+        if self._mailbox is None:
+            return None
+        try:
+            news: News = ray.get(self._mailbox.take.remote(), timeout=self._given.rank_timeout)
+        except ray.exceptions.RayError as error:
+            raise RankError(f"the Ray cluster is lost ({_first_line(error)}); {GOES_ON}") from error
+        if news.attempt > self._attempt:
+            self._attempt = news.attempt
+            get_run_logger().info(
+                "%d ranks have started%s", self._given.ranks, "" if news.attempt == 1 else f", attempt {news.attempt}"
+            )
+        return news
+
+    def _raise_end(self, news: News | None) -> None:
+        """Raise why no more will be told, if that is so."""
+        if news and news.error:
+            raise news.error
+        if news and (silence := describe_silence(news, self._given.rank_timeout)):
+            raise RankError(f"{silence}; {GOES_ON}")
+        if self._error or not self._thread.is_alive():
+            if news and len(news.ended) == self._given.ranks:
+                return
+            raise RankError(f"the ranks were lost: {_first_line(self._error)}; {GOES_ON}") from self._error
+
+    def _run(self) -> None:
+        """Train to the end, then wait until the block is left: Ray's processes end with this thread."""
+        try:
+            self._cluster.connect()
+            self._fit()
+        except BaseException as error:
+            self._error = error
+        self._left.wait()
+
+    def _fit(self) -> None:
+        import ray
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        given = self._given
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox)
+        self._mailbox = actor.remote(given.ranks, self._state)
+        TorchTrainer(
+            be_rank,
+            train_loop_config={"job": self._job, "mailbox": self._mailbox},
+            torch_config=TorchConfig(timeout_s=2 * given.rank_timeout + STARTING_SECONDS),
+            scaling_config=ScalingConfig(
+                num_workers=given.ranks,
+                use_gpu=given.device == "cuda",
+                resources_per_worker={"CPU": 1, **({"GPU": 1} if given.device == "cuda" else {})},
+                placement_strategy="SPREAD",
+            ),
+            run_config=RunConfig(
+                name="ranks",
+                storage_path=self._cluster.storage,
+                failure_config=FailureConfig(max_failures=STARTS_AGAIN, controller_failure_limit=STARTS_AGAIN),
+            ),
+        ).fit()
+
+
+def _first_line(error: BaseException | None) -> str:
+    text = str(error).strip() if error else "they ended early"
+    return text.splitlines()[0] if text else type(error).__name__

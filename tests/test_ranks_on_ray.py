@@ -1,0 +1,176 @@
+"""A training over ranks as a command, on a real Ray of this machine: equal bits, whatever is killed or stopped."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from deployments.generator import write_data
+
+ROOT = Path(__file__).parents[1]
+ITERATIONS, BATCH = 30, 2**20  # some seconds, so that there is time to kill in; rows enough for few megabytes
+WORDS = ("--iterations", str(ITERATIONS), "--batch-size", str(BATCH), "--checkpoint-every", "3")
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    write_data(folder, 20_000)
+    return f"{folder}/csv/dev/part*.csv"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("place")
+
+
+@pytest.fixture(scope="module")
+def start(prefect_api, shards, place):
+    """A function that starts the flow as a command, with a new experiment's name."""
+
+    def start(experiment, *words):
+        command = [sys.executable, "-m", "flows.training", "--shards", shards, "--experiment", experiment]
+        environment = {**os.environ, "PREFECT_API_URL": prefect_api, "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(
+            [*command, *WORDS, *words],
+            cwd=place,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def alone(start, place):
+    """The curve, the weights and the scores of `--ranks 1`."""
+    finish(start("alone", "--ranks", "1"))
+    return read_record(*in_mlflow(place, "alone"))
+
+
+def read_until(process, text):
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        if text in line:
+            return "".join(printed)
+    raise AssertionError(f"{text!r} was not printed: {''.join(printed)}")
+
+
+def finish(process):
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    return printed
+
+
+def ranks_of(process):
+    return [each for each in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in name(each)]
+
+
+def name(process):
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def in_mlflow(place, experiment):
+    client = MlflowClient(tracking_uri=f"sqlite:///{place}/.shardline/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    return client, run
+
+
+def read_record(client, run):
+    """Every iteration's loss, each told once, and the bytes of weights and scores."""
+    history = client.get_metric_history(run.info.run_id, "mse")
+    assert sorted(metric.step for metric in history) == list(range(ITERATIONS))
+    kept = ("weights/weights.safetensors", "evaluation/scores.json")
+    files = [Path(client.download_artifacts(run.info.run_id, name)).read_bytes() for name in kept]
+    return {metric.step: metric.value for metric in history}, *files
+
+
+def assert_is_as_alone(place, experiment, alone):
+    client, run = in_mlflow(place, experiment)
+    assert run.info.status == "FINISHED"
+    assert read_record(client, run) == alone
+    return client, run
+
+
+def test_ranks_of_which_one_is_killed_leave_the_record_of_one_process(start, place, alone):
+    process = start("killed rank", "--ranks", "2")
+    printed = read_until(process, "Iteration: 001")
+    kin = psutil.Process(process.pid).children(recursive=True)
+    ranks_of(process)[1].kill()
+    printed += finish(process)
+    assert "2 ranks have started\n" in printed
+    assert "2 ranks have started, attempt 2\n" in printed
+    client, run = assert_is_as_alone(place, "killed rank", alone)
+    ranks = json.loads(Path(client.download_artifacts(run.info.run_id, "ranks.json")).read_text())
+    assert [each["rank"] for each in ranks] == [0, 1]
+    assert all(0 < each["rows"] < ITERATIONS * BATCH for each in ranks)
+    assert "slowest" in run.data.tags["mlflow.note.content"]
+    _, left = psutil.wait_procs(kin, timeout=5)
+    assert not [name(each) for each in left]
+
+
+def stop(process, number):
+    """Send a signal; how long the process then took to end, and which of its descendants were there 5 s later."""
+    kin = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    began = time.monotonic()
+    process.communicate(timeout=60)
+    seconds = time.monotonic() - began
+    _, left = psutil.wait_procs(kin, timeout=5)
+    return seconds, [name(each) for each in left]
+
+
+@pytest.mark.long
+def test_a_run_that_is_stopped_leaves_no_process_and_goes_on_with_another_number_of_ranks(start, place, alone):
+    process = start("stopped", "--ranks", "2")
+    read_until(process, "Iteration: 001")
+    seconds, left = stop(process, signal.SIGTERM)
+    assert process.returncode
+    assert seconds < 10
+    assert left == []
+    assert in_mlflow(place, "stopped")[1].info.status == "KILLED"
+    printed = finish(start("stopped", "--ranks", "3"))
+    assert "Going on with run" in printed and "3 ranks have started\n" in printed
+    assert_is_as_alone(place, "stopped", alone)
+
+
+@pytest.mark.long
+def test_a_driver_that_is_killed_goes_on_without_ranks(start, place, alone):
+    process = start("killed driver", "--ranks", "2")
+    read_until(process, "Iteration: 004")
+    kin = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate(timeout=60)
+    _, left = psutil.wait_procs(kin, timeout=60)
+    assert [name(each) for each in left] == []
+    assert "Going on at iteration" in finish(start("killed driver", "--ranks", "1"))
+    assert_is_as_alone(place, "killed driver", alone)
+
+
+@pytest.mark.long
+def test_a_rank_that_hangs_is_named_and_the_next_attempt_goes_on(start, place, alone):
+    process = start("hanging", "--ranks", "2", "--rank-timeout", "5")
+    read_until(process, "Iteration: 001")
+    ranks = ranks_of(process)
+    ranks[1].suspend()
+    printed = finish(process)
+    assert re.search(rf"nothing was heard of rank \d \(process {ranks[1].pid} on .*\) for [5-9] s; ", printed)
+    assert "Going on at iteration" in printed
+    assert not ranks[1].is_running()
+    assert_is_as_alone(place, "hanging", alone)
