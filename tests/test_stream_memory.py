@@ -16,8 +16,13 @@ def environment():
 
 @pytest.mark.parametrize(
     "options",
-    [{"batch_size": 2**18}, {"batch_size": 2**18, "shuffle": True}, {"batch_size": 2**18, "cache": True}],
-    ids=["plain", "shuffled", "cached"],
+    [
+        {"batch_size": 2**18},
+        {"batch_size": 2**18, "shuffle": True},
+        {"batch_size": 2**18, "cache": True},
+        {"batch_size": 2**18, "large": True},
+    ],
+    ids=["plain", "shuffled", "cached", "large"],
 )
 def test_memory_is_bounded_by_the_formula_and_does_not_grow_with_the_data(options, environment):
     base, one, ten = find_peaks(options, environment)

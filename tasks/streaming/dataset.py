@@ -1,7 +1,6 @@
 """`ObjectStorageDataset`: an iterable-style torch dataset over CSV shards in object storage."""
 
 import hashlib
-import os
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -18,7 +17,7 @@ from tasks.streaming.cache import NO_CACHE, Cache, CacheSettings
 from tasks.streaming.formats.contract import Contract, Header
 from tasks.streaming.formats.originals import Originals
 from tasks.streaming.listing.locating import locate
-from tasks.streaming.loading import Loading
+from tasks.streaming.loading import CORES, Loading
 from tasks.streaming.manifest import Manifest, Shard
 from tasks.streaming.objects.retrying import RetryPolicy
 from tasks.streaming.objects.schemes import open_store
@@ -35,7 +34,6 @@ NUMPY_NAMES = {torch.float64: "float64", torch.float32: "float32"}
 IN_MEMORY = 2**26  # bytes of decoded rows; a larger shard is staged in a temporary file
 HELD = 2**27  # bytes of decoded shards that are loaded ahead in any case, however small the batches are
 SMALLEST_WINDOW = 2**18
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 LOADERS = 2 * CORES  # one fetches while another decodes
 
 

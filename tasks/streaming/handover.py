@@ -34,7 +34,11 @@ class HandOver(Generic[T]):
         self._thread.start()
 
     def __iter__(self) -> Iterator[T]:
-        while self._wait():
+        return self.take_until(self._closed)
+
+    def take_until(self, stop: threading.Event) -> Iterator[T]:
+        """Yield the items. Raises ClosedError soon after `stop` is set, whoever sets it."""
+        while self._wait(stop):
             yield self._take()
 
     def join(self) -> None:
@@ -44,11 +48,11 @@ class HandOver(Generic[T]):
         if self._thread.ident is not None:
             self._thread.join()
 
-    def _wait(self) -> bool:
+    def _wait(self, stop: threading.Event) -> bool:
         """Wait for an item, and return whether there is one; raises what making them raised."""
         with self._changed:
             while not (self._ready or self._ended):
-                if self._closed.is_set():
+                if stop.is_set():
                     raise ClosedError
                 self._changed.wait(LOOKS_UP)
             if not self._ready and self._error is not None:

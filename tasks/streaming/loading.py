@@ -1,5 +1,6 @@
 """One shard, from the store to decoded rows: nothing of it is handed out before all of it was verified."""
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -13,15 +14,20 @@ from tasks.streaming.formats.contract import Contract
 from tasks.streaming.formats.diagnosing import BadLine, decode_csv
 from tasks.streaming.formats.parquet import decode_parquet, is_parquet
 from tasks.streaming.formats.rows import Rows
+from tasks.streaming.handover import HandOver
 from tasks.streaming.manifest import Shard
 from tasks.streaming.objects.retrying import RetryPolicy
 from tasks.streaming.objects.store import Listed, Store
 from tasks.streaming.objects.transfer import read_object
+from tasks.streaming.splitting import LARGE, Helpers, decode_in_blocks, read_in_ranges
 from tasks.streaming.staging import MemoryStaging, PagePool, Staging, explain_full_disk, stage_in_temporary_file
 from tasks.streaming.stored import ArrayRows, FileRows, StoredRows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+PIECES_AHEAD = 8  # of a large shard, fetched and not yet decoded, besides the ranges on their way
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class Loading:
 
     large: bytes of decoded rows above which a shard is staged in a file
     checks: by URI, which digest the content of each shard that was loaded had, or that it was in the cache
+    fetchers, decoders: who helps with single large shards
     """
 
     store: Store
@@ -49,6 +56,8 @@ class Loading:
     cache: Cache | None = None
     pages: PagePool = field(default_factory=lambda: PagePool(kept=1))
     checks: dict[str, str] = field(default_factory=dict)
+    fetchers: Helpers = field(default_factory=lambda: Helpers(CORES))
+    decoders: Helpers = field(default_factory=lambda: Helpers(CORES))
 
     @property
     def row_bytes(self) -> int:
@@ -113,13 +122,32 @@ class Loading:
 
         What was written counts only once the iteration has ended without an error.
         """
-        pieces = (watch or _Stopwatch()).time(self.fetch(shard, stop))
+        watch = watch or _Stopwatch()
+        if shard.size >= LARGE:
+            return self._decode_large(shard, rows, stop, watch)
         decode = decode_parquet if is_parquet(shard.uri) else decode_csv
-        return decode(shard.uri, pieces, self.contract, self.dtype, rows)
+        return decode(shard.uri, watch.time(self.fetch(shard, stop)), self.contract, self.dtype, rows)
+
+    def _decode_large(self, shard: Shard, rows: Rows, stop: threading.Event, watch: "_Stopwatch") -> Iterator[BadLine]:
+        done = threading.Event()
+        fetched = HandOver(self.fetch(shard, done), PIECES_AHEAD, done, "shardline-fetch")
+        fetched.start()
+        try:
+            pieces = watch.time(fetched.take_until(stop))
+            if is_parquet(shard.uri):
+                yield from decode_parquet(shard.uri, pieces, self.contract, self.dtype, rows)
+            else:
+                helpers = self.decoders
+                yield from decode_in_blocks(shard.uri, pieces, self.contract, self.dtype, rows, helpers, stop)
+        finally:
+            done.set()
+            fetched.join()
 
     def fetch(self, shard: Shard, stop: threading.Event) -> Iterator[bytes]:
-        """Yield the shard's bytes, see `read_object`."""
+        """Yield the shard's bytes, see `read_object`; those of a large one come over several connections."""
         listed, tell = Listed(shard.uri, shard.size, shard.etag), partial(self.checks.__setitem__, shard.uri)
+        if shard.size >= LARGE and self.store.by_ranges:
+            return read_in_ranges(self.store, listed, self.retry, self.fetchers, stop=stop, tell=tell)
         return read_object(self.store, listed, self.retry, stop=stop, tell=tell)
 
 

@@ -24,6 +24,7 @@ CASES = (
     {"batch_size": 2**18, "prefetch": 6},
     {"batch_size": 2**18, "shuffle": True},
     {"batch_size": 2**18, "cache": True},
+    {"batch_size": 2**18, "large": True},
 )
 
 
@@ -42,7 +43,7 @@ def measure(times: int, options: dict[str, Any]) -> None:
 
     from tasks.streaming import CacheSettings, ObjectStorageDataset, locate
 
-    manifest = locate("s3://taxi/csv/part-*.csv")
+    manifest = locate(f"s3://taxi/{'large' if options.pop('large', False) else 'csv'}/part-*.csv")
     cache = CacheSettings(enabled=options.pop("cache", False), folder=tempfile.mkdtemp())
     dataset = ObjectStorageDataset.from_manifest(
         dataclasses.replace(manifest, shards=manifest.shards * times), epochs=1, cache=cache, **options
@@ -69,7 +70,7 @@ def bound(options: dict[str, Any]) -> float:
     batch: float = options["batch_size"] * ROW / MIB
     shuffled = 4 * batch if options.get("shuffle") else 0
     ahead = 0 if options.get("cache") else max(128, (options.get("prefetch", 2) + 1) * batch)
-    return 25 * LOADERS + ahead + 4 * batch + shuffled
+    return (32 if options.get("large") else 25) * LOADERS + ahead + 4 * batch + shuffled
 
 
 def find_peaks(options: dict[str, Any], environment: dict[str, str]) -> tuple[float, float, float]:

@@ -31,7 +31,7 @@ KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFA
 
 @contextlib.contextmanager
 def serve_shards() -> Iterator[dict[str, str]]:
-    """The environment in which `s3://taxi/csv/part-*.csv` are 16 shards, and `s3://taxi/one/` is one of 1 M rows."""
+    """The environment in which `s3://taxi/csv/` has 16 shards, `one/` a single one of 1 M rows, `large/` of all."""
     folder = _lay_out_shards()
     with serve_rclone(folder) as url:
         yield os.environ | KEYS | {"AWS_ENDPOINT_URL": url, "PYTHONPATH": str(ROOT)}
@@ -50,10 +50,38 @@ def _lay_out_shards() -> Path:
             (many / f"part-{number:05d}.csv").hardlink_to(path)
         write_metadata(many, dict.fromkeys(range(SHARDS), ROWS // SHARDS))
         one.mkdir()
-        lines = [path.read_bytes().split(b"\n", 1) for path in full[:4]]
-        (one / "part-00000.csv").write_bytes(lines[0][0] + b"\n" + b"".join(rest for _, rest in lines))
+        _join(full[:4], one / "part-00000.csv")
         write_metadata(one, {0: ROWS // 4})
+    large = folder / "taxi" / "large"
+    if not large.exists():
+        large.mkdir()
+        _join(full, large / "part-00000.csv")
+        write_metadata(large, {0: ROWS})
     return folder
+
+
+def lay_out_huge(times: int) -> None:
+    """Let `s3://taxi/huge-N/` be one shard of all rows, N times over, and `s3://taxi/parts-N/` 16 of the same lines."""
+    folder = HOME / "s3" / "taxi"
+    huge, parts = folder / f"huge-{times}", folder / f"parts-{times}"
+    if huge.exists():
+        return
+    paths = sorted((folder / "csv").glob("part-*.csv"))
+    parts.mkdir(exist_ok=True)
+    for number in range(SHARDS):
+        _join([paths[(number * times + step) % SHARDS] for step in range(times)], parts / f"part-{number:05d}.csv")
+    write_metadata(parts, dict.fromkeys(range(SHARDS), ROWS // SHARDS * times))
+    huge.mkdir()
+    _join(sorted(parts.glob("part-*.csv")), huge / "part-00000.csv")
+    write_metadata(huge, {0: ROWS * times})
+
+
+def _join(paths: Sequence[Path], target: Path) -> None:
+    """Write the lines of all these shards below one header line."""
+    with target.open("wb") as file:
+        for number, path in enumerate(paths):
+            header, rows = path.read_bytes().split(b"\n", 1)
+            file.write(rows if number else header + b"\n" + rows)
 
 
 def provide_peers() -> Path:

@@ -106,7 +106,7 @@ def find_bad_lines(lines: list[bytes], names: tuple[str, ...], columns: tuple[st
     while spans:
         first, last = spans.pop()
         try:
-            parse_lines(b"\n".join(lines[first:last]), names, columns, dtype)
+            parse_lines(b"\n".join([*lines[first:last], b""]), names, columns, dtype)  # an open quote needs the end
         except ValueError:
             if last - first == 1:
                 yield first

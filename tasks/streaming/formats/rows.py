@@ -40,6 +40,17 @@ class CountedRows:
         self.rows += rows
 
 
+class HeldRows(CountedRows):
+    """See `Rows`. Those of one block, until they are moved on; then there is room for another one."""
+
+    def move_to(self, target: Rows) -> None:
+        """Append them to `target`."""
+        room = target.room(self.rows)
+        room[:] = self._block[: len(room)]
+        target.keep(self.rows)
+        self.rows = 0
+
+
 def append_columns(target: Rows, columns: "list[NDArray[Any]]") -> None:
     """Write columns of equal length below the rows that are there."""
     room = target.room(len(columns[0]))

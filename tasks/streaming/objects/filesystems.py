@@ -24,6 +24,8 @@ READ_AHEAD = 2**23
 class FilesystemStore:
     """See `store.Store`. The filesystem is made when first needed, in the process that needs it."""
 
+    by_ranges = False  # a disk brings no more so, and not every web server knows ranges
+
     def __init__(self, uri: str, storage_options: Mapping[str, Any] | None, retry: RetryPolicy) -> None:
         self._scheme = uri.partition("://")[0] if "://" in uri else "file"
         self._options = dict(storage_options or {})

@@ -7,7 +7,8 @@ the store that knows its errors, by raising `TransientError`.
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -66,6 +67,7 @@ class Attempts:
         self.failed = 0
         self._in_row = 0
         self._stop = stop or threading.Event()
+        self._lock = threading.Lock()  # several ranges of one object share the attempts at it
 
     @property
     def left(self) -> float:
@@ -75,10 +77,20 @@ class Attempts:
         """Note that bytes came since the last failure: the next pause is a short one again."""
         self._in_row = 0
 
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Let the time that passes inside not count."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.ends += time.monotonic() - began
+
     def pause_after(self, error: BaseException) -> None:
-        self.failed += 1
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self._in_row) * random.uniform(0.5, 1.0)
-        self._in_row += 1
+        with self._lock:
+            self.failed += 1
+            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self._in_row) * random.uniform(0.5, 1.0)
+            self._in_row += 1
         if pause + self.stall >= self.left:
             raise TransferError(
                 f"{self.what}: gave up after {self.failed} failed attempts, {self.seconds:.0f} s being allowed; "

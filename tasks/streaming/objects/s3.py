@@ -28,6 +28,8 @@ SAME_NAME = {"endpoint_url", "use_ssl", "verify", "region_name"}
 class S3Store:
     """See `store.Store`. The client is made when first needed, in the process that needs it."""
 
+    by_ranges = True
+
     def __init__(self, storage_options: Mapping[str, Any] | None, retry: RetryPolicy) -> None:
         self._options = dict(storage_options or {})
         self._retry = retry

@@ -32,7 +32,12 @@ class Body(Protocol):
 
 
 class Store(Protocol):
-    """Objects by URI. Raises TransientError for what may pass, errors of tasks/errors.py for what will not."""
+    """Objects by URI. Raises TransientError for what may pass, errors of tasks/errors.py for what will not.
+
+    by_ranges: whether several connections bring more of one object than one does
+    """
+
+    by_ranges: bool
 
     def list(self, pattern: str) -> list[Listed]:
         """Return every object that the glob `pattern` matches, in no particular order."""

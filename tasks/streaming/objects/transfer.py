@@ -39,37 +39,78 @@ def read_object(
     ShardChangedError where it is not the listed object.
     """
     end = listed.size if end is None else min(end, listed.size)
-    whole = (begin, end) == (0, listed.size)
     attempts = Attempts(listed.uri, retry.seconds_for(end - begin), retry.stall_seconds, stop)
-    hasher: Hasher | None = None
-    expected: Digest | None = None
+    check = ContentCheck(listed) if (begin, end) == (0, listed.size) else None
+    for data in read_range(store, listed, retry, attempts, begin, end, stop, check):
+        if check:
+            check.update(data)
+        with attempts.suspended():  # that its bytes wait is not the store's fault
+            yield data
+    if check:
+        check.finish(tell)
+
+
+def read_range(
+    store: Store,
+    listed: Listed,
+    retry: RetryPolicy,
+    attempts: Attempts,
+    begin: int,
+    end: int,
+    stop: threading.Event | None,
+    check: "ContentCheck | None",
+) -> Iterator[bytes]:
+    """Yield bytes [begin, end) of the object, resumed where they break off for as long as `attempts` allows.
+
+    check: told what the store states of the content; for that the whole object is asked for, where it begins
+    """
     offset = begin
     while offset < end:
+        asked = check if offset == 0 else None
         try:
-            body = store.open(listed.uri, offset=offset, stop=end, size=listed.size, etag=listed.etag)
+            last = listed.size if asked else end
+            body = store.open(listed.uri, offset=offset, stop=last, size=listed.size, etag=listed.etag)
             try:
-                if whole and offset == 0:
-                    expected = body.content_digest
-                    hasher = make_hasher(expected.kind) if expected else None
+                if asked:
+                    asked.expect(body.content_digest)
                 for data in _drain(body, end - offset, retry, attempts, stop):
                     offset += len(data)
-                    if hasher is not None:
-                        hasher.update(data)
-                    began = time.monotonic()
                     yield data
-                    attempts.ends += time.monotonic() - began  # that its bytes wait is not the store's fault
             finally:
                 body.close()
         except TransientError as error:
             attempts.pause_after(error)
-    if expected is not None and hasher is not None and hasher.hexdigest() != expected.value:
-        stated = "its ETag" if expected.kind == "MD5" else "the one that is stated"
-        raise ShardChangedError(
-            f"{listed.uri}: the content's {expected.kind} is {hasher.hexdigest()}, {stated} {expected.value}: "
-            "the bytes were damaged on the way, or the object was replaced: locate the shards again"
-        )
-    if tell:
-        tell(expected.kind if expected else NO_DIGEST)
+
+
+class ContentCheck:
+    """The digest that a store states of an object's content, and that of what came, in order."""
+
+    def __init__(self, listed: Listed) -> None:
+        self._uri = listed.uri
+        self._expected: Digest | None = None
+        self._hasher: Hasher | None = None
+
+    def expect(self, digest: Digest | None) -> None:
+        """Begin anew, with what the store states; None: nothing."""
+        self._expected = digest
+        self._hasher = make_hasher(digest.kind) if digest else None
+
+    def update(self, data: bytes) -> None:
+        """Go on with the next bytes."""
+        if self._hasher is not None:
+            self._hasher.update(data)
+
+    def finish(self, tell: Callable[[str], None] | None) -> None:
+        """Tell which digest was compared. Raises ShardChangedError where it is another than stated."""
+        expected = self._expected
+        if expected is not None and self._hasher is not None and self._hasher.hexdigest() != expected.value:
+            stated = "its ETag" if expected.kind == "MD5" else "the one that is stated"
+            raise ShardChangedError(
+                f"{self._uri}: the content's {expected.kind} is {self._hasher.hexdigest()}, {stated} {expected.value}: "
+                "the bytes were damaged on the way, or the object was replaced: locate the shards again"
+            )
+        if tell:
+            tell(expected.kind if expected else NO_DIGEST)
 
 
 def _drain(
