@@ -61,14 +61,18 @@ def start_mlflow(children: Children, home: Path, store: str, *, preferred_port: 
     """Start MLflow's server over a store, such as `sqlite:///…`; its URL once it answers.
 
     MLFLOW_BACKEND_STORE_URI and MLFLOW_ARTIFACTS_DESTINATION of the environment win, as they do for `mlflow server`.
-    One worker and no job execution: two processes instead of fourteen. Raises ConfigurationError.
+    Else runs keep their files in `home`, under addresses that hold without the server too: `make train` opens the
+    store itself. One worker and no job execution: two processes instead of fourteen. Raises ConfigurationError.
     """
     log = home / "logs" / "mlflow-server.log"
+    files = (home / "mlartifacts").resolve().as_uri()
+    root = {} if "MLFLOW_ARTIFACTS_DESTINATION" in os.environ else {"MLFLOW_DEFAULT_ARTIFACT_ROOT": files}
     environment = quiet_environment(
         {
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_BACKEND_STORE_URI": store,  # not among the command's words, where `ps` shows a password
-            "MLFLOW_ARTIFACTS_DESTINATION": (home / "mlartifacts").resolve().as_uri(),
+            "MLFLOW_ARTIFACTS_DESTINATION": files,
+            **root,
             **os.environ,
         }
     )

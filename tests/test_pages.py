@@ -1,6 +1,7 @@
 """A look at the pages of `make up` in a real browser, kept in tests/output; then `make ui`, which serves them alone."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -83,6 +84,14 @@ def test_prefect_shows_every_artifact_of_the_run(browser, site, trained):
 def test_prefect_shows_what_an_artifact_says(browser, site, trained, key, texts):
     artifact = site.artifacts(trained["id"])[key]["id"]
     look(browser, f"{site.prefect}/artifacts/artifact/{artifact}", *texts, picture=f"prefect-{key}")
+
+
+def test_the_link_to_mlflow_is_an_artifact_of_the_run_and_opens_its_page(browser, site, trained, mlflow_run):
+    artifact = site.artifacts(trained["id"])["mlflow"]
+    found = re.search(r"\((http://[^)]*)\)", artifact["data"])
+    assert found and mlflow_run["info"]["run_id"] in found[1]
+    look(browser, f"{site.prefect}/artifacts/artifact/{artifact['id']}", "MLflow run", picture="prefect-mlflow")
+    look(browser, found[1], mlflow_run["info"]["run_name"], "test_r2", picture="mlflow-from-prefect")
 
 
 def test_prefect_lists_the_deployments(browser, site):

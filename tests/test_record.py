@@ -160,6 +160,20 @@ def test_no_server_at_the_start_is_a_clear_stop_before_anything_is_trained(monke
     )
 
 
+def test_an_experiment_whose_files_a_server_keeps_is_a_clear_stop_where_only_its_database_is_named(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    client = record.connect()
+    client.create_experiment("served", artifact_location="mlflow-artifacts:/7")
+    with pytest.raises(TrackingError) as raised:
+        record.begin(client, experiment="served", name="r", parameters={}, tags={})
+    assert str(raised.value) == (
+        f"the files of the experiment 'served' are kept by an MLflow server, and sqlite:///{tmp_path}/mlflow.db is "
+        "only its database: name the server in MLFLOW_TRACKING_URI, or choose another experiment; nothing was trained"
+    )
+
+
 def test_a_flow_whose_server_went_away_fails_as_incomplete_and_is_completed_by_replaying(
     prefect_api, server, generated, monkeypatch
 ):

@@ -1,6 +1,7 @@
 """The training flow on the real engine: the notebook's figures, the record it leaves, the errors it ends with."""
 
 import json
+import re
 import shutil
 from operator import attrgetter
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterId
 from safetensors.numpy import load_file
 
 from deployments.generator import write_data
@@ -184,6 +185,29 @@ def test_every_iteration_has_each_metric_once(default_run):
     for name in ("mse", "seconds_per_iteration", "wait_seconds", "copy_seconds", "compute_seconds", "rows_per_second"):
         steps = sorted(metric.step for metric in client.get_metric_history(run.info.run_id, name))
         assert steps == list(range(50)), name
+
+
+def test_waiting_copying_and_computing_of_the_record_and_recording_make_up_the_time_that_passed(default_run, tmp_path):
+    state, client, run = default_run
+    text = Path(client.download_artifacts(run.info.run_id, "report.md", str(tmp_path))).read_text()
+    told = {name: float(found) for name, found in re.findall(r"(\w+) ([\d.]+) s \(\d+%\)", text)}
+    (total,) = (float(found) for found in re.findall(r"rows in ([\d.]+) s on cpu", text))
+    assert sum(told.values()) == pytest.approx(total, abs=1e-9)
+    for name, key in (("data", "wait_seconds"), ("copying", "copy_seconds"), ("computing", "compute_seconds")):
+        recorded = [metric.value for metric in client.get_metric_history(run.info.run_id, key)]
+        assert told[name] == pytest.approx(sum(recorded), abs=0.0051)
+    assert told["recording"] > 0
+    stamps = [metric.timestamp / 1000 for metric in client.get_metric_history(run.info.run_id, "mse")]
+    task = read_task(state, "train")
+    assert max(stamps) - min(stamps) - 0.01 <= total <= task.total_run_time.total_seconds() + 0.01
+
+
+def read_task(state, name):
+    """A task of the run as Prefect has it."""
+    flow = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+    with get_client(sync_client=True) as client:
+        (found,) = [each for each in client.read_task_runs(flow_run_filter=flow) if each.name == name]
+    return found
 
 
 def test_the_error_above_the_exact_model_is_a_metric_and_all_figures_are_kept(default_run, tmp_path):

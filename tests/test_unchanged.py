@@ -1,5 +1,6 @@
 """A run that would repeat the last success ends at once; other data, parameters or code make it run."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -54,6 +55,20 @@ def test_what_does_not_change_the_result_does_not_make_it_run(workplace):
 @pytest.mark.parametrize("given", [{"skip_unchanged": False}, {"iterations": 3}], ids=str)
 def test_other_parameters_make_it_run(workplace, given):
     assert run(workplace, **given).name == "Completed"
+
+
+def test_a_run_with_an_empty_batch_size_is_the_same_work_when_it_is_repeated_by_its_id(workplace):
+    first = run(workplace, batch_size=None)
+    (recorded,) = [each for each in runs() if each.data.tags["prefect.flow_run_id"] == flow_run_of(first)]
+    profile = json.loads(recorded.inputs.dataset_inputs[0].dataset.profile)
+    assert recorded.data.params["batch_size"] == str(profile["num_rows"])
+    state = run(workplace, batch_size=None, like=recorded.info.run_id)
+    assert state.name == "Unchanged"
+    assert recorded.info.run_id in state.message
+
+
+def flow_run_of(state):
+    return str(state.state_details.flow_run_id)
 
 
 def test_other_code_makes_it_run(workplace, monkeypatch):

@@ -5,6 +5,8 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -30,6 +32,13 @@ def taken(*ports):
             with contextlib.suppress(OSError):
                 stack.enter_context(socket.create_server(("127.0.0.1", port)))
         yield
+
+
+def test_the_files_of_a_run_have_addresses_that_hold_without_the_server(site, trained):
+    (run,) = site.in_mlflow(trained["id"])
+    kept = Path(urlsplit(run["info"]["artifact_uri"]).path)
+    assert kept.is_relative_to(site.folder / ".shardline" / "mlartifacts")
+    assert (kept / "report.md").is_file()
 
 
 def test_stopped_and_started_again_on_other_ports_nothing_is_lost(site, trained):

@@ -21,7 +21,7 @@ from tasks.policy import step
 from tasks.redaction import is_withheld, redact_all
 from tasks.runs.checkpoints import describe_change
 from tasks.runs.events import announce_data
-from tasks.runs.lineage import CODE, FINGERPRINT, KEY, TEST_FINGERPRINT, digest_code
+from tasks.runs.lineage import CODE, FINGERPRINT, KEY, TEST_FINGERPRINT, digest_code, digest_settings
 from tasks.runs.links import page_of
 from tasks.tracking.client import connect, format_parameter, tracking_uri
 from tasks.tracking.processes import PROCESS, is_gone
@@ -124,7 +124,8 @@ def repeat_parameters(given: TrainingParameters) -> TrainingParameters:
         raise ConfigurationError(f"like names run {given.like}, which is not a training run")
     fields = TrainingParameters.model_fields
     carried = fields.keys() - TrainingParameters.marked(Mark.OWN)
-    kept = {name: _read(name, text) for name, text in run.params.items() if name in carried}
+    recorded = {name: _read(name, text) for name, text in run.params.items() if name in fields}
+    kept = {name: value for name, value in _restore_empty(recorded, run.tags.get(KEY)).items() if name in carried}
     if given.preset != kept.get("preset"):  # what the other preset stood for is not carried over
         kept = {name: value for name, value in kept.items() if name not in MODEL_PARAMETERS}
     changed = {name: value for name, value in given.model_dump().items() if value != fields[name].default}
@@ -140,6 +141,15 @@ def repeat_parameters(given: TrainingParameters) -> TrainingParameters:
         commit = run.tags.get("mlflow.source.git.commit", "unknown")
         get_run_logger().warning("Run %s was made by other code or libraries (commit %s)", given.like, commit)
     return TrainingParameters(**(kept | changed))
+
+
+def _restore_empty(recorded: Mapping[str, Any], key: str | None) -> Mapping[str, Any]:
+    """Return recorded parameters with an empty batch_size where the settings of which `key` is the digest had none.
+
+    What is recorded then is the number of rows that it stood for, of which the settings know nothing.
+    """
+    empty = {**recorded, "batch_size": None}
+    return empty if digest_settings(recorded) != key == digest_settings(empty) else recorded
 
 
 def _read(name: str, text: str) -> Any:

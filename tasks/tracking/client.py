@@ -209,9 +209,11 @@ def translated(problem: str) -> Iterator[None]:
 def ensure_experiment(client: Client, name: str) -> str:
     """Return the id of the experiment of this name; it is made, or restored from the bin, where it is not there.
 
-    Where nobody has described it, it is described.
+    Where nobody has described it, it is described. Raises TrackingError where its files cannot be reached.
     """
     existing = client.get_experiment_by_name(name)
+    if existing and existing.artifact_location.startswith("mlflow-artifacts:"):
+        _require_server(client, name)
     if existing and existing.lifecycle_stage == "deleted":
         client.restore_experiment(existing.experiment_id)
     experiment_id = str(existing.experiment_id) if existing else _make_experiment(client, name)
@@ -219,6 +221,16 @@ def ensure_experiment(client: Client, name: str) -> str:
         for key, value in describe_experiment(name, experiment_id, show_uri(client.tracking_uri)).items():
             client.set_experiment_tag(experiment_id, key, value)
     return experiment_id
+
+
+def _require_server(client: Client, name: str) -> None:
+    """Raise TrackingError where the store is not reached through the server that keeps an experiment's files."""
+    if not client.tracking_uri.startswith(("http://", "https://")):
+        raise TrackingError(
+            f"the files of the experiment {name!r} are kept by an MLflow server, and {show_uri(client.tracking_uri)} "
+            "is only its database: name the server in MLFLOW_TRACKING_URI, or choose another experiment; nothing was "
+            "trained"
+        )
 
 
 def _make_experiment(client: Client, name: str) -> str:
