@@ -13,6 +13,7 @@ import pandas as pd  # type: ignore[import-untyped]
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import scoring_server
 from safetensors.numpy import load_file
 
 from flows.training import train
@@ -136,6 +137,33 @@ def test_the_lines_to_copy_of_the_models_description_and_of_the_readme_predict(
     command = [sys.executable, "-c", f"{lines}\nprint(len(model.predict(pandas.read_csv('rows.csv'))))"]
     done = subprocess.run(command, cwd=workplace, capture_output=True, text=True)
     assert done.stdout.split()[-1:] == [str(len(test_rows))], done.stderr
+
+
+SENT = {
+    "dataframe_split": lambda rows: {key: rows.to_dict("split")[key] for key in ("columns", "data")},
+    "dataframe_records": lambda rows: rows.to_dict("records"),
+    "instances": lambda rows: rows.to_dict("records"),
+    "inputs": lambda rows: rows.to_dict("list"),
+}
+
+
+@pytest.mark.parametrize("form", SENT)
+def test_served_over_http_it_takes_integers_in_every_form_of_json(form, default_run, test_rows):
+    rows = test_rows.drop(columns="fareamount_double")[:7]
+    model = mlflow.pyfunc.load_model("models:/a-serving-place@champion")
+    body = json.dumps({form: SENT[form](rows)})
+    answer = scoring_server.invocations(body, "application/json", model, model.metadata.get_input_schema())
+    assert answer.status == 200
+    assert json.loads(answer.response)["predictions"] == pytest.approx(list(model.predict(rows)), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "kinds", [{}, {"hour_integer": "int32"}, {"hour_integer": "float64"}, {"year_integer": "uint8"}]
+)
+def test_columns_may_be_of_any_numeric_type(kinds, default_run, test_rows):
+    rows = test_rows.drop(columns="fareamount_double").assign(year_integer=9)
+    model = mlflow.pyfunc.load_model("models:/a-serving-place@champion")
+    assert np.array_equal(model.predict(rows.astype(kinds)), model.predict(rows.astype("float64")))
 
 
 def test_a_missing_column_is_named(default_run, test_rows):

@@ -71,7 +71,9 @@ def test_the_view_has_the_best_first_and_single_values_apart_from_curves(client)
 
 def test_a_registered_model_is_described_once(client):
     ensure_registered(client, "trips")
-    assert "load_model('models:/trips@champion')" in client.get_registered_model("trips").description
+    described = client.get_registered_model("trips").description
+    assert "load_model('models:/trips@champion')" in described
+    assert "Each column is read as float64 and may be of any numeric type" in described
     client.update_registered_model("trips", "my own words")
     ensure_registered(client, "trips")
     assert client.get_registered_model("trips").description == "my own words"

@@ -34,8 +34,9 @@ def save_model(
     `example` are some rows of its input columns, `save_weights` writes its weights into a new folder, `modules` are
     those of this package that go along (their paths, without suffix), `loader` the one of them that loads the weights.
 
-    Columns are of any type in its signature: MLflow would refuse integers, as a CSV's years and hours are read, where
-    it says double. The model itself refuses what is not a number, and says which column.
+    Columns are of any type in its signature: where it says double, MLflow refuses int64, as pandas reads a CSV's years
+    and hours, and where it says long, the same column with a missing value. The model itself refuses what is not a
+    number, and says which column. The price: MLflow's scoring server then takes JSON only.
     """
     from mlflow import pyfunc
     from mlflow.models import ModelSignature

@@ -61,7 +61,11 @@ import pandas
 mlflow.set_tracking_uri({tracking_uri!r})
 model = mlflow.pyfunc.load_model({f"models:/{name}@champion"!r})
 model.predict(pandas.read_csv("rows.csv"))
-```"""
+```
+
+Each column is read as float64 and may be of any numeric type, as its signature says by `any`: MLflow refuses the
+integers that pandas reads where it says `double`. To `mlflow models serve` send JSON, such as `dataframe_split`, for
+MLflow reads no CSV without types."""
 
 
 def saved_view() -> str:
