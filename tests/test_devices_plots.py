@@ -52,6 +52,18 @@ def test_every_plot_is_titled_labelled_and_opaque(name):
     assert image.convert("RGB").crop((0, 0, 1, 1)).tobytes() > bytes((240, 240, 240))
 
 
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_no_legend_crowds_a_title(name):
+    drawing = DRAWINGS[name]()
+    drawing.savefig(BytesIO(), format="png")  # which lays it out
+
+    titles = [text.get_window_extent() for text in (*drawing.texts, *(axes.title for axes in drawing.axes))]
+
+    legends = [legend.get_window_extent() for axes in drawing.axes if (legend := axes.get_legend())]
+    assert len(titles) == 1 + len(drawing.axes)
+    assert not [legend for legend in legends for title in titles if legend.overlaps(title)]
+
+
 def x_of(line):
     return np.asarray(line.get_xdata())
 

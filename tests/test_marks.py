@@ -23,6 +23,12 @@ def test_the_digest_follows_what_the_curve_depends_on_and_nothing_else(name):
     assert changed == (name in TrainingParameters.marked(Mark.CURVE))
 
 
+def test_an_empty_batch_size_is_2_to_the_20_in_the_digest_as_it_was_before_it_could_be_empty():
+    assert RECORDED["batch_size"] is None
+    assert digest_settings(RECORDED) == digest_settings(RECORDED | {"batch_size": 1048576})
+    assert digest_settings(RECORDED) != digest_settings(RECORDED | {"batch_size": 15_000})
+
+
 class Later(TrainingParameters):
     """The parameters of a version to come, which has one more that the curve depends on."""
 

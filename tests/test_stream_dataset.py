@@ -161,6 +161,12 @@ def test_an_endless_stream_wraps_and_has_no_length(shards):
         len(dataset)
 
 
+def test_by_default_a_batch_has_2_to_the_20_rows_beginning_again_where_they_end(shards):
+    glob, rows = shards
+    batch = next(iter(ObjectStorageDataset(glob, prefetch=1)))
+    assert np.array_equal(batch.numpy(), rows[np.arange(2**20) % len(rows)])
+
+
 @pytest.mark.parametrize("batch_size", [64, 1000])
 def test_298_rows_follow_the_formula_of_kaen(dctaxi, batch_size):
     files = [dctaxi / name for name in ("train.csv", "valid.csv", "test.csv")]

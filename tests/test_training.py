@@ -187,6 +187,16 @@ def test_every_iteration_has_each_metric_once(default_run):
         assert steps == list(range(50)), name
 
 
+def test_an_error_has_the_same_digits_wherever_it_stands(default_run, tmp_path):
+    _, client, run = default_run
+    report = Path(client.download_artifacts(run.info.run_id, "report.md", str(tmp_path))).read_text()
+    trained, exact = (f"{run.data.metrics[key]:.6g}" for key in ("test_rmse", "test_rmse_exact_model"))
+    tags, row = run.data.tags, next(line for line in report.splitlines() if line.startswith("| trained |"))
+    assert f"(RMSE {trained}; " in tags["shardline.verdict"] and f"linear model {exact})" in tags["shardline.verdict"]
+    assert f"RMSE {trained} against " in tags["shardline.gate"]
+    assert row.split(" | ")[2] == trained
+
+
 def test_waiting_copying_and_computing_of_the_record_and_recording_make_up_the_time_that_passed(default_run, tmp_path):
     state, client, run = default_run
     text = Path(client.download_artifacts(run.info.run_id, "report.md", str(tmp_path))).read_text()
