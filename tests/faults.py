@@ -11,6 +11,7 @@ import http.client
 import itertools
 import re
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -138,18 +139,21 @@ class Sequence(Fault):
 class FaultProxy(contextlib.AbstractContextManager["FaultProxy"]):
     """Injects `fault` into the first `times` requests for `key`, or into listings where key is None.
 
-    url: its address. gets: requests for the key, faulty ones included.
+    url: its address, https where `tls` has its certificate. gets: requests for the key, faulty ones included.
     """
 
-    def __init__(self, upstream: str, fault: Fault, *, key: str | None, times: int = FOREVER) -> None:
+    def __init__(
+        self, upstream: str, fault: Fault, *, key: str | None, times: int = FOREVER, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.upstream = urlsplit(upstream)
         self.fault, self.key, self.times = fault, key, times
         self.gets = 0
         self.closing = threading.Event()
         self._count = itertools.count()
         self._server = _Server(("127.0.0.1", 0), _make_handler(self))
+        self._server.tls = tls
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self._server.server_address[1]}"
         self._thread.start()
 
     def __exit__(self, *_: object) -> None:
@@ -172,6 +176,14 @@ class FaultProxy(contextlib.AbstractContextManager["FaultProxy"]):
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    tls: ssl.SSLContext | None = None
+
+    def get_request(self) -> tuple[socket.socket, object]:
+        """Shake hands when the first byte is read, in the thread of the connection."""
+        connection, address = super().get_request()
+        if self.tls:
+            connection = self.tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, address
 
     def handle_error(self, request: object, address: object) -> None:
         """Connections that a client gave up are what this is for."""

@@ -13,7 +13,7 @@ from tasks.errors import ConfigurationError, ShardChangedError
 from tasks.streaming.objects.digests import Digest
 from tasks.streaming.objects.retrying import RetryPolicy, TransientError
 from tasks.streaming.objects.store import Body, Listed
-from tasks.streaming.objects.web import make_web_options, translate_web_error
+from tasks.streaming.objects.web import choose_block_size, make_web_options, translate_web_error
 
 WEB = ("http", "https")
 MAGIC = re.compile(r"[*?\[]")
@@ -91,7 +91,8 @@ class FilesystemStore:
     def _open_file(self, uri: str) -> Any:
         if self._scheme == "file":
             return open(self._filesystem._strip_protocol(uri), "rb", buffering=0)  # noqa: PTH123
-        return self._filesystem.open(uri, "rb", block_size=READ_AHEAD, cache_type="readahead")
+        block_size = choose_block_size(self._retry, READ_AHEAD) if self._scheme in WEB else READ_AHEAD
+        return self._filesystem.open(uri, "rb", block_size=block_size, cache_type="readahead")
 
     def _ask_etag(self, uri: str) -> str | None:
         if self._scheme in ("file", "memory"):
@@ -106,7 +107,8 @@ class FilesystemStore:
             import fsspec
 
             try:
-                options = make_web_options(self._options, self._retry) if self._scheme in WEB else self._options
+                web = self._scheme in WEB
+                options = make_web_options(self._options, self._retry, READ_AHEAD) if web else self._options
                 made = fsspec.filesystem(self._scheme, **options, skip_instance_cache=self._scheme != "memory")
             except (ValueError, ImportError, TypeError) as error:
                 raise ConfigurationError(f"URIs of the scheme {self._scheme}:// cannot be read: {error}") from error
