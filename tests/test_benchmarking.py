@@ -17,7 +17,7 @@ from tasks.benchmark.hardware import describe_hardware, make_plan
 from tasks.benchmark.report import load_benchmark
 from tasks.devices import PLANS, Benchmark, Figure, Prediction, describe
 from tasks.devices.description import CudaDevice
-from tasks.devices.prediction import Data
+from tasks.devices.prediction import Data, Stage
 from tasks.devices.timing import SampleTime
 from tasks.devices.wording import write_description, write_report, write_unit, write_verdict
 from tasks.errors import ConfigurationError
@@ -95,6 +95,7 @@ def test_every_figure_carries_its_spread_and_whether_it_can_be_used(streamed):
     _, run, client = streamed
     rows = read_json(client, run, "benchmark.json")["figures"]
 
+    assert {row["device"] for row in rows if row["name"] == "fetch"} == {"disk"}
     assert {row["name"] for row in rows} >= {"add", "copy", "triad", "matmul", "step", "fetch", "decode", "prepare"}
     assert all(math.isfinite(row["spread"]) and row["noisy"] in (True, False) for row in rows)
 
@@ -277,6 +278,57 @@ def test_the_verdict_sets_streamed_and_resident_iterations_side_by_side():
     assert verdict == (
         "On G a training iteration should be 2 times as fast as on the CPU from streamed shards and "
         "100 times as fast as on the CPU with the data kept on the device."
+    )
+
+
+def make_streamed(**measured):
+    """What measuring a machine without a GPU would give for 342 rows of local files, with these measured seconds."""
+    stages = (Stage(name="fetch", resource="disk", seconds=0.3), Stage(name="step", resource="cpu", seconds=0.1))
+    streamed = Prediction(
+        data="streamed", device="cpu", rows=342, stages=stages, seconds=0.3, bottleneck="fetch",
+        measured=measured["streamed"],
+    )  # fmt: skip
+    resident = replace(
+        streamed, data="resident", stages=stages[1:], seconds=0.1, bottleneck="step", measured=measured["resident"]
+    )
+    return replace(make_measured(), names={"cpu": "C"}, predictions=(streamed, resident), notes=("It was loud.",))
+
+
+def test_iterations_far_from_what_was_predicted_come_first_and_have_no_bottleneck():
+    measured = make_streamed(streamed=3.0, resident=0.15)
+
+    assert write_verdict(measured) == (
+        "Iterations as measured and as predicted differ more than 2-fold (streamed on cpu 3 s against 300 ms), so no "
+        "bottleneck is named for them. A training step takes 150 ms on this CPU, as measured with a batch of 342 rows "
+        "that stays in memory, and there is no GPU to compare. From streamed shards an iteration takes 3 s, as "
+        "measured."
+    )
+    assert "| streamed, 342 rows | cpu | 300 ms | 3 s | unexplained |" in write_report(measured)
+
+
+def test_a_bottleneck_is_named_where_it_explains_what_was_measured():
+    measured = make_streamed(streamed=0.4, resident=0.15)
+
+    assert write_verdict(measured).endswith(
+        "From streamed shards an iteration takes 400 ms, as measured, bound by read: a GPU that took no time at all "
+        "would make that 1 times as fast at most."
+    )
+    assert "- Stages, streamed on cpu: read 300 ms, step 100 ms." in write_report(measured)
+
+
+def test_what_disturbed_the_figures_is_not_among_what_was_left_out():
+    text = write_report(make_streamed(streamed=0.4, resident=0.15))
+
+    assert "**Disturbances**\n\n- It was loud." in text and "**Left out**" not in text
+
+
+def test_a_gpu_is_judged_by_what_was_measured():
+    measured = make_measured(streamed_cpu=4.0, resident_cpu=1.0, streamed_cuda=2.0, resident_cuda=0.01)
+    timed = tuple(replace(each, measured=each.seconds * (1 + (each.device == "cpu"))) for each in measured.predictions)
+
+    assert write_verdict(replace(measured, predictions=timed)) == (
+        "On G a training iteration was measured as 4 times as fast as on the CPU from streamed shards and "
+        "200 times as fast as on the CPU with the data kept on the device."
     )
 
 

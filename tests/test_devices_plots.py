@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -104,6 +105,19 @@ def test_rates_are_written_beside_their_share_of_the_limit():
     _, points = DRAWINGS["bandwidths"]().axes
 
     assert any("% of limit" in text.get_text() for text in points.texts)
+
+
+def test_predicted_and_measured_iterations_are_labelled_each_at_its_mark():
+    from matplotlib.text import Annotation
+
+    streamed, resident = predict(FIGURES, "cpu", 2**20, RATES)
+    timed = [replace(streamed, measured=9 * streamed.seconds), replace(resident, measured=0.8 * resident.seconds)]
+    (axes,) = plots.draw_predictions(timed, "made up").axes
+
+    labels = [(text.xy[0], text.get_text().replace("\n", " ")) for text in axes.texts if isinstance(text, Annotation)]
+    assert [x for x, _ in labels] == [resident.seconds, streamed.seconds, 9 * streamed.seconds]
+    assert labels[0][1].startswith("predicted ") and " measured " in labels[0][1]
+    assert [text.split()[0] for _, text in labels[1:]] == ["predicted", "measured"]
 
 
 def test_what_a_page_carries_as_text_is_small():

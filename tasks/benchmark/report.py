@@ -17,7 +17,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from tasks.devices.benchmark import Benchmark
 from tasks.devices.comparison import Ratio, compare_runs
 from tasks.devices.measurement import Figure
-from tasks.devices.wording import write_report, write_spread, write_unit, write_verdict
+from tasks.devices.wording import write_name, write_report, write_spread, write_unit, write_verdict
 from tasks.errors import ConfigurationError
 from tasks.policy import step
 from tasks.runs.lifecycle import Run
@@ -137,7 +137,7 @@ def tabulate(figures: Sequence[Figure]) -> list[Row]:
     """Return the figures as rows for people: units written out, the noisy ones marked."""
     return [
         {
-            "what": figure.name,
+            "what": write_name(figure.name, figure.device),
             "device": figure.device,
             "dtype": figure.dtype,
             "size": figure.size,

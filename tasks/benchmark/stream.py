@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tasks.devices.measurement import Figure
-from tasks.devices.prediction import Data, StreamRates
+from tasks.devices.prediction import Data, Source, StreamRates
 from tasks.devices.timing import Timing, cut_blocks, time_passes
 from tasks.learning.batches import Preparation, Prepared
 from tasks.learning.features import Features
@@ -93,7 +93,8 @@ def measure_stream(
     decoding, batch = _time_decoding(manifest, fetched, batch_size, share)
     loop = _Loop(manifest, features, storage_options, batch_size, batch)
     preparing = loop.time_preparing(batch, share)
-    fetch = _make_figure("fetch", "network", fetched.size, fetched.timing, unit="B/s")
+    source = _name_source(manifest)
+    fetch = _make_figure("fetch", source, fetched.size, fetched.timing, unit="B/s")
     decode = _make_figure("decode", "cpu", fetched.rows, decoding)
     prepare = _make_figure("prepare", "cpu", len(batch), preparing)
     figures = [fetch, decode, prepare]
@@ -109,8 +110,14 @@ def measure_stream(
         prepare=prepare.rate,
         row_bytes=fetched.size / fetched.rows,
         numbers=len(features.names) + 1,
+        source=source,
     )
     return StreamMeasurement(rows=batch_size, figures=tuple(figures), rates=rates, iterations=iterations)
+
+
+def _name_source(manifest: Manifest) -> Source:
+    """Return what fetching keeps busy: the disk where the shards are files of this machine."""
+    return "network" if "://" in manifest.shards[0].uri.removeprefix("file://") else "disk"
 
 
 def _make_figure(name: str, device: str, size: int, timing: Timing, unit: str = "rows/s") -> Figure:

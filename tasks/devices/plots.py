@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.devices.comparison import Ratio, find_win
 from tasks.devices.measurement import Figure
 from tasks.devices.prediction import Prediction
+from tasks.devices.wording import write_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 SMALLEST = 16  # sizes in the close-up
+LABEL_WIDTH = 0.35  # of the longest iteration drawn, for a label beside its mark
 INK, PAPER, GRID = "#222222", "#fcfcfa", "#d9d9d4"
 # Okabe and Ito's colours, which colour-blind people tell apart (https://jfly.uni-koeln.de/color/).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -95,12 +97,12 @@ def draw_bandwidths(figures: Sequence[Figure], title: str) -> "Drawing":
         curves.axhline(limit, color=colour, linewidth=1.2, linestyle=(0, (6, 3)), label=f"{device} limit")
     curves.set_yscale("log")
     curves.yaxis.set_major_formatter(_make_units("B/s"))
-    _label(curves, "a + b, new memory for each sum", "elements", "bytes read and written a second")
+    _label(curves, "a + b, new memory for each sum", "elements", "bytes read and written per second")
     _scale_sizes(curves)
     _add_legend(curves, sums)
     moves = [figure for figure in figures if figure.name in NAMES]
     _draw_rates(points, moves, [f"{NAMES[figure.name]}  ({figure.device})" for figure in moves], figures)
-    _label(points, "beyond caches (bar: the hardware's limit)", "bytes a second", "")
+    _label(points, "beyond caches (bar: the hardware's limit)", "bytes per second", "")
     return drawing
 
 
@@ -110,7 +112,7 @@ def draw_products(figures: Sequence[Figure], title: str) -> "Drawing":
     drawing, (axes,) = _make_drawing(title, columns=1)
     labels = [f"{figure.dtype}, {figure.size} × {figure.size}  ({figure.device})" for figure in products]
     _draw_rates(axes, products, labels, figures)
-    _label(axes, "matrix product", "floating-point operations a second", "")
+    _label(axes, "matrix product", "floating-point operations per second", "")
     return drawing
 
 
@@ -118,24 +120,24 @@ def draw_predictions(predictions: Sequence[Prediction], title: str) -> "Drawing"
     """Draw the stages of an iteration as bars, the predicted iteration as a line, the measured one as a diamond."""
     drawing, (axes,) = _make_drawing(title, columns=1)
     units = _make_units("s")
+    longest = max(max(each.seconds, each.measured or 0.0) for each in predictions)
     for place, prediction in enumerate(reversed(predictions)):
         height = 0.7 / len(prediction.stages)
         for number, stage in enumerate(prediction.stages):
             y = place + 0.35 - height * (number + 0.5)
             axes.barh(y, stage.seconds, height * 0.9, color=STAGES[stage.name])
         axes.vlines(prediction.seconds, place - 0.42, place + 0.42, color=INK, linewidth=2)
-        text, furthest = _write(units, prediction.seconds), prediction.seconds
         if prediction.measured is not None:
             axes.plot(prediction.measured, place, "D", color=PAPER, markeredgecolor=INK, markersize=7)
-            text += f"\nmeasured {_write(units, prediction.measured)}"
-            furthest = max(furthest, prediction.measured)
-        axes.annotate(
-            text, (furthest, place), xytext=(8, 0), textcoords="offset points", fontsize=8, color=INK, va="center"
-        )
+        for x, text in _label_iteration(prediction, units, apart=LABEL_WIDTH * longest).items():
+            axes.annotate(
+                text, (x, place), xytext=(8, 0), textcoords="offset points", fontsize=8, color=INK, va="center"
+            )
     places = range(len(predictions))
     axes.set_yticks(places, [f"{each.data}\non {each.device}" for each in reversed(predictions)], color=INK)
-    for name in (name for name in STAGES if any(stage.name == name for each in predictions for stage in each.stages)):
-        axes.barh(0, 0, color=STAGES[name], label=name)
+    resources = {stage.name: stage.resource for each in predictions for stage in each.stages}
+    for name in (name for name in STAGES if name in resources):
+        axes.barh(0, 0, color=STAGES[name], label=write_name(name, resources[name]))
     axes.plot([], [], "|", color=INK, markersize=12, markeredgewidth=2, label="iteration, predicted")
     if any(each.measured is not None for each in predictions):
         axes.plot([], [], "D", color=PAPER, markeredgecolor=INK, label="iteration, measured")
@@ -147,6 +149,17 @@ def draw_predictions(predictions: Sequence[Prediction], title: str) -> "Drawing"
     axes.grid(False, axis="y")
     drawing.legend(loc="outside lower center", ncols=4, fontsize=8, facecolor=PAPER, edgecolor=GRID, labelcolor=INK)
     return drawing
+
+
+def _label_iteration(each: Prediction, units: Any, apart: float) -> dict[float, str]:
+    """Return labels by where they begin: of line and diamond each its own where they are `apart`, else one of both."""
+    predicted = f"predicted {_write(units, each.seconds)}"
+    if each.measured is None:
+        return {each.seconds: predicted}
+    measured = f"measured {_write(units, each.measured)}"
+    if each.measured - each.seconds > apart:
+        return {each.seconds: predicted, each.measured: measured}
+    return {max(each.seconds, each.measured): f"{predicted}\n{measured}"}
 
 
 def render(drawing: "Drawing", dots_per_inch: int = 150) -> bytes:

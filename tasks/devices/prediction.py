@@ -11,6 +11,9 @@ from typing import Any, Literal
 from tasks.devices.measurement import Figure
 
 Data = Literal["streamed", "resident"]
+Source = Literal["network", "disk"]  # of the shards' bytes
+
+MOST_APART = 2.0  # times that measured and predicted seconds lie apart, beyond which a prediction explains nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +22,7 @@ class StreamRates:
 
     `fetch` in bytes/s of the shards, `receive` in bytes/s that all cores together could take in (what fetching costs
     the processor), `decode` and `prepare` in rows/s. A row has `row_bytes` bytes in the shards, and is so many
-    `numbers` of 8 bytes on the device.
+    `numbers` of 8 bytes on the device. `source` is what fetching keeps busy.
     """
 
     fetch: float
@@ -28,6 +31,7 @@ class StreamRates:
     prepare: float
     row_bytes: float
     numbers: int
+    source: Source = "network"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,11 @@ class Prediction:
     seconds: float
     bottleneck: str
     measured: float | None = None
+
+    @property
+    def explains(self) -> bool:
+        """Whether it agrees with what was measured, where it was; where it does not, no bottleneck is known."""
+        return self.measured is None or 1 / MOST_APART <= self.measured / self.seconds <= MOST_APART
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "Prediction":
@@ -76,7 +85,7 @@ def predict(
         return [resident]
     size = rows * rates.row_bytes
     stages = [
-        Stage(name="fetch", resource="network", seconds=size / rates.fetch),
+        Stage(name="fetch", resource=rates.source, seconds=size / rates.fetch),
         Stage(name="receive", resource="cpu", seconds=size / rates.receive),
         Stage(name="decode", resource="cpu", seconds=rows / rates.decode),
         Stage(name="prepare", resource="cpu", seconds=rows / rates.prepare),

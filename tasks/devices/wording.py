@@ -10,7 +10,7 @@ from tasks.devices.benchmark import Benchmark
 from tasks.devices.comparison import Ratio, find_win
 from tasks.devices.description import CudaDevice, Hardware
 from tasks.devices.measurement import Figure
-from tasks.devices.prediction import Data, Prediction, limit_speedup
+from tasks.devices.prediction import MOST_APART, Data, Prediction, Stage, limit_speedup
 from tasks.naming import escape_markdown
 
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"), (1e-6, "µ"))
@@ -18,14 +18,30 @@ PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"
 
 def write_verdict(benchmark: Benchmark) -> str:
     """Return the sentence by which someone decides whether a GPU is worth its price for this job, with its caveat."""
-    return f"{_write_finding(benchmark)}{_write_caveat(benchmark)}"
+    return f"{_write_gap(benchmark)}{_write_finding(benchmark)}{_write_caveat(benchmark)}"
+
+
+def _write_gap(benchmark: Benchmark) -> str:
+    """Return a sentence on iterations that took another time than predicted, and so for no known reason."""
+    apart = "; ".join(
+        f"{each.data} on {each.device} {write_unit(each.measured, 's')} against {write_unit(each.seconds, 's')}"
+        for each in benchmark.predictions
+        if each.measured is not None and not each.explains
+    )
+    if not apart:
+        return ""
+    return (
+        f"Iterations as measured and as predicted differ more than {MOST_APART:g}-fold ({apart}), so no bottleneck is "
+        "named for them. "
+    )
 
 
 def _write_caveat(benchmark: Benchmark) -> str:
     """Return a sentence on those figures which predictions rest on and which are too noisy to use, else nothing."""
-    names = {"step"} | ({"host_to_device_pinned", "streamed_iteration"} if _has_streamed(benchmark) else set())
+    streaming = {"host_to_device_pinned", "streamed_iteration", "resident_iteration"}
+    names = {"step"} | (streaming if _has_streamed(benchmark) else set())
     noisy = [
-        f"{figure.name.replace('_', ' ')} on {figure.device}"
+        f"{write_name(figure.name, figure.device)} on {figure.device}"
         for figure in benchmark.figures
         if figure.noisy and figure.name in names and figure.dtype == "float64"
     ]
@@ -48,24 +64,47 @@ def _write_finding(benchmark: Benchmark) -> str:
     places: dict[Data, str] = {"streamed": "from streamed shards", "resident": "with the data kept on the device"}
     sentences = []
     for device in devices:
-        gains = [
-            f"{by_place[data, 'cpu'].seconds / by_place[data, device].seconds:.3g} times as fast as on the CPU {where}"
+        pairs = [
+            (by_place[data, "cpu"], by_place[data, device], where)
             for data, where in places.items()
             if (data, device) in by_place and (data, "cpu") in by_place
         ]
-        sentences.append(f"On {benchmark.names[device]} a training iteration should be {' and '.join(gains)}.")
+        if not pairs:
+            sentences.append(f"On {benchmark.names[device]} no training iteration could be measured.")
+            continue
+        verb = "should be" if any(each.measured is None for *both, _ in pairs for each in both) else "was measured as"
+        gains = [f"{_divide(cpu, gpu):.3g} times as fast as on the CPU {where}" for cpu, gpu, where in pairs]
+        sentences.append(f"On {benchmark.names[device]} a training iteration {verb} {' and '.join(gains)}.")
     return " ".join(sentences)
 
 
+def _divide(cpu: Prediction, gpu: Prediction) -> float:
+    """Return the seconds on the CPU by those on the GPU: the measured ones, where both were."""
+    if cpu.measured is None or gpu.measured is None:
+        return cpu.seconds / gpu.seconds
+    return cpu.measured / gpu.measured
+
+
 def _write_cpu_verdict(resident: Prediction, streamed: Prediction | None) -> str:
-    step = f"A training step takes {write_unit(resident.seconds, 's')} on this CPU, and there is no GPU to compare."
+    seconds, of_step = resident.seconds, f"with a batch of {resident.rows:,} rows"
+    if resident.measured is not None:
+        seconds, of_step = resident.measured, f"as measured {of_step} that stays in memory"
+    step = f"A training step takes {write_unit(seconds, 's')} on this CPU, {of_step}, and there is no GPU to compare."
     if streamed is None:
         return step
-    seconds = streamed.seconds if streamed.measured is None else streamed.measured
+    seconds, how = (streamed.seconds, "predicted") if streamed.measured is None else (streamed.measured, "measured")
+    iteration = f"{step} From streamed shards an iteration takes {write_unit(seconds, 's')}, as {how}"
+    if not streamed.explains:
+        return f"{iteration}."
     return (
-        f"{step} From streamed shards an iteration takes {write_unit(seconds, 's')}, bound by {streamed.bottleneck}: "
-        f"a GPU that took no time at all would make that {limit_speedup(streamed):.3g} times as fast at most."
+        f"{iteration}, bound by {_name_bottleneck(streamed)}: a GPU that took no time at all would make that "
+        f"{limit_speedup(streamed):.3g} times as fast at most."
     )
+
+
+def _name_bottleneck(each: Prediction) -> str:
+    resources = {stage.name: stage.resource for stage in each.stages}
+    return write_name(each.bottleneck, resources.get(each.bottleneck, each.device))
 
 
 def write_report(benchmark: Benchmark, changes: Sequence[Ratio] = (), against: Benchmark | None = None) -> str:
@@ -79,38 +118,64 @@ def write_report(benchmark: Benchmark, changes: Sequence[Ratio] = (), against: B
     sums = (
         " a + b by size is in the table and the plots." if any(each.name == "add" for each in benchmark.figures) else ""
     )
-    left_out = "\n".join(f"- {escape_markdown(sentence)}" for sentence in (*benchmark.notes, *benchmark.left_out))
     parts = [
         f"**{write_verdict(benchmark)}**",
         "\n".join(predictions),
-        "\n".join(_write_stages(each) for each in benchmark.predictions if len(each.stages) > 1),
+        "\n".join([*_write_stages(benchmark.predictions), *_write_scaling(benchmark)]),
         *write_wins(benchmark.ratios),
         *(write_changes(changes, against.names) if against else ()),
         write_figures([figure for figure in benchmark.figures if figure.name != "add"]),
         f"{len(benchmark.figures)} figures in {benchmark.seconds:.0f} s ({benchmark.mode} mode), {noisy} of them too "
         "noisy to use: quartiles more than 10 % apart, fewer than 4 samples, or other processes that took the "
         f"processor.{sums}",
-        f"**Left out**\n\n{left_out}" if left_out else "",
+        _write_list("Disturbances", benchmark.notes),
+        _write_list("Left out", benchmark.left_out),
         f"**Hardware**\n\n{write_description(replace(benchmark.hardware, left_out=()))}",
     ]
     return "\n\n".join(part for part in parts if part)
 
 
+def _write_list(heading: str, sentences: Sequence[str]) -> str:
+    lines = "\n".join(f"- {escape_markdown(sentence)}" for sentence in sentences)
+    return f"**{heading}**\n\n{lines}" if lines else ""
+
+
+def _write_scaling(benchmark: Benchmark) -> list[str]:
+    """Say from how many rows predicted steps are scaled, where they are; what an iteration costs besides is not in."""
+    measured = {figure.size for figure in benchmark.figures if figure.name == "step"}
+    scaled = measured - {each.rows for each in benchmark.predictions}
+    if not scaled or not benchmark.predictions:
+        return []
+    return [
+        f"- Predicted steps are scaled, in proportion to the rows, from a measured batch of {max(scaled):,} rows: what "
+        "an iteration takes whatever its rows is not in them."
+    ]
+
+
 def _write_prediction(each: Prediction) -> str:
     measured = "–" if each.measured is None else write_unit(each.measured, "s")
-    cells = (f"{each.data}, {each.rows:,} rows", each.device, write_unit(each.seconds, "s"), measured, each.bottleneck)
+    bottleneck = _name_bottleneck(each) if each.explains else "unexplained"
+    cells = (f"{each.data}, {each.rows:,} rows", each.device, write_unit(each.seconds, "s"), measured, bottleneck)
     return f"| {' | '.join(cells)} |"
 
 
-def _write_stages(each: Prediction) -> str:
-    stages = ", ".join(f"{stage.name} {write_unit(stage.seconds, 's')}" for stage in each.stages)
-    return f"- Stages, {each.data} on {each.device}: {stages}. Those that share a resource take turns."
+def _write_stages(predictions: Sequence[Prediction]) -> list[str]:
+    return [
+        f"- Stages, {each.data} on {each.device}: {', '.join(map(_write_stage, each.stages))}. Those that share a "
+        "resource take turns."
+        for each in predictions
+        if len(each.stages) > 1
+    ]
+
+
+def _write_stage(each: Stage) -> str:
+    return f"{write_name(each.name, each.resource)} {write_unit(each.seconds, 's')}"
 
 
 def write_figures(figures: Sequence[Figure]) -> str:
     """Return figures as a markdown table that is narrow enough for a page; those too noisy to use are marked."""
     rows = [
-        f"| {figure.name.replace('_', ' ')} | {figure.device} | {figure.dtype} | {figure.size:,} "
+        f"| {write_name(figure.name, figure.device)} | {figure.device} | {figure.dtype} | {figure.size:,} "
         f"| {write_unit(figure.seconds, 's')} | {write_spread(figure)}{', **too noisy**' if figure.noisy else ''} "
         f"| {write_unit(figure.rate, figure.unit)}"
         f"{f', {figure.rate / figure.limit:.0%} of limit' if figure.limit else ''} |"
@@ -138,7 +203,7 @@ def write_changes(changes: Sequence[Ratio], names: Mapping[str, str]) -> list[st
     """Return the comparison with a run on devices of these names: a table of all but a + b, which is in the plots."""
     others = ", ".join(f"{device}: {name}" for device, name in names.items())
     rows = [
-        f"| {each.name.replace('_', ' ')} | {each.device} | {each.dtype} | {each.size:,} | {each.ratio:.3g} | "
+        f"| {write_name(each.name, each.device)} | {each.device} | {each.dtype} | {each.size:,} | {each.ratio:.3g} | "
         f"{each.low:.3g} … {each.high:.3g}{', **too noisy**' if each.noisy else ''} |"
         for each in changes
         if each.name != "add"
@@ -181,6 +246,11 @@ def _write_cuda(device: CudaDevice) -> str:
     }
     told = ", ".join(f"{name} {value}" for name, value in facts.items() if value)
     return f"- **cuda:{device.index}**: {device.name}; {told}"
+
+
+def write_name(name: str, place: str) -> str:
+    """Return a figure's or a stage's name for people: from a disk of this machine shards are read, not fetched."""
+    return "read" if (name, place) == ("fetch", "disk") else name.replace("_", " ")
 
 
 def write_spread(figure: Figure) -> str:
