@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +172,41 @@ def test_it_stays_within_its_block_and_its_rows(text, kernel):
             room = Guarded(rows * 16).bytes.view(np.float64).reshape(rows, 2)
             found = kernel.decode(block.bytes.data, place_columns(names, columns), room)
             assert found is None or found <= rows
+
+
+class TestItsCrc32:
+    """That of zlib, whose place it takes where the cache's files are checked."""
+
+    @pytest.fixture(autouse=True)
+    def fast(self, kernel):
+        if kernel._crc32_blocks is None:
+            pytest.skip("this processor does not multiply without carries")
+
+    @pytest.mark.parametrize("before", [0, 1, 0xDEADBEEF, 2**32 - 1])
+    def test_is_that_of_zlib_for_every_length(self, before, kernel):
+        data = random.Random(before).randbytes(700)
+        for size in range(len(data) + 1):
+            for begin in (0, 1, 7):
+                part = data[begin:size]
+                assert kernel.crc32(part, before) == zlib.crc32(part, before)
+
+    @given(st.lists(st.binary(max_size=400)))
+    def test_goes_on_from_part_to_part(self, parts):
+        found, crc = find_kernel(), 0
+        if found is not None:
+            for part in parts:
+                crc = found.crc32(memoryview(part), crc)
+            assert crc == zlib.crc32(b"".join(parts))
+
+    @pytest.mark.parametrize("size", [64, 80, 127, 4096, 5000])
+    def test_stays_within_its_bytes(self, size, kernel):
+        block = Guarded(size)
+        block.bytes[:] = np.arange(size) % 251
+        assert kernel.crc32(block.bytes.data, 5) == zlib.crc32(block.bytes.data, 5)
+
+    def test_is_left_to_zlib_where_it_was_not_built(self, kernel, monkeypatch):
+        monkeypatch.setattr(kernel, "_crc32_blocks", None)
+        assert kernel.crc32(bytes(1000), 3) == zlib.crc32(bytes(1000), 3)
 
 
 @needs_compiler

@@ -8,12 +8,12 @@ be handled, not a SIGBUS.
 import mmap
 import tempfile
 import weakref
-import zlib
 from collections import deque
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from tasks.errors import ConfigurationError
+from tasks.streaming.formats.native import compute_crc32
 from tasks.streaming.formats.rows import CountedRows, Rows
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class FileStaging(CountedRows):
     def keep(self, rows: int) -> None:
         super().keep(rows)
         kept = self._block[:rows].reshape(-1).view("uint8").data
-        self.checksum = zlib.crc32(kept, self.checksum)
+        self.checksum = compute_crc32(kept, self.checksum)
         while kept:  # a disk that is nearly full takes a part, and says so at the next write only
             kept = kept[self.file.write(kept) :]
 

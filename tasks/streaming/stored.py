@@ -4,17 +4,18 @@ A file of the cache is read, not mapped: one that is cut short meanwhile is an e
 and reading takes no longer.
 """
 
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tasks.streaming.formats.native import compute_crc32
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-BYTES_AT_ONCE = 2**20  # fit the processor's cache
+BYTES_AT_ONCE = 2**19  # fit the processor's cache
 
 
 class DamagedError(Exception):
@@ -74,6 +75,6 @@ def compute_crc(file: FileIO, offset: int) -> int:
     """Return the CRC-32 of a file's bytes from `offset` on."""
     crc, room = 0, memoryview(bytearray(BYTES_AT_ONCE))
     while count := read_into(file, offset, room):
-        crc = zlib.crc32(room[:count], crc)
+        crc = compute_crc32(room[:count], crc)
         offset += count
     return crc

@@ -6,6 +6,7 @@ it is not there, or is of another version than this module, the plain decoder re
 
 import ctypes
 import functools
+import zlib
 from collections.abc import Callable
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -38,6 +39,17 @@ class Kernel:
         if found != VERSION:
             raise KernelError(f"{path.name} is of version {found}, not {VERSION}; install shardline again")
         self._fives = _list_fives()
+        self._crc32_blocks = _find_crc32(library)
+
+    def crc32(self, data: bytes | memoryview, crc: int) -> int:
+        """Return `zlib.crc32(data, crc)`, in a fraction of its time where the processor multiplies without carries."""
+        import numpy as np
+
+        size = len(data) & -16
+        if self._crc32_blocks is None or size < 64:
+            return zlib.crc32(data, crc)
+        array = np.frombuffer(data, dtype=np.uint8)
+        return zlib.crc32(memoryview(data)[size:], self._crc32_blocks(array.ctypes.data, size, crc))
 
     def decode(self, data: bytes | memoryview, places: "NDArray[Any]", rows: "NDArray[Any]") -> int | None:
         """Decode a block of whole lines into the first of `rows`; return their number, or None where it is refused.
@@ -61,6 +73,12 @@ class Kernel:
 def find_kernel() -> Kernel | None:
     """Return the kernel, or None where the plain decoder does all."""
     return _look_for_kernel()[0]
+
+
+def compute_crc32(data: bytes | memoryview, crc: int = 0) -> int:
+    """Return the CRC-32 of bytes that follow those whose CRC-32 is `crc`."""
+    kernel = find_kernel()
+    return kernel.crc32(data, crc) if kernel else zlib.crc32(data, crc)
 
 
 def describe_decoder() -> str:
@@ -98,6 +116,17 @@ def _declare(function: Any) -> Callable[..., int]:
     function.argtypes = (pointer, integer, pointer, integer, pointer, integer, integer, pointer)
     function.restype = integer
     return function  # type: ignore[no-any-return]
+
+
+def _find_crc32(library: ctypes.CDLL) -> Callable[..., int] | None:
+    """Return the kernel's CRC-32, where it was built for a processor that has it, and runs on one."""
+    try:
+        function, is_fast = library["crc32_blocks"], library["crc32_is_fast"]
+    except AttributeError:
+        return None
+    function.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint32)
+    function.restype = ctypes.c_uint32
+    return function if is_fast() else None
 
 
 @functools.lru_cache(maxsize=64)
