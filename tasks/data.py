@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
+from tasks.errors import ConfigurationError
 from tasks.facts import Located, Preview, TrainingData
 from tasks.naming import escape_markdown, write_code
 from tasks.parameters import MOST_ROWS, Listing, TrainingParameters
@@ -119,6 +120,7 @@ def locate_data(sources: Sources, given: TrainingParameters) -> TrainingData:
         same_columns = given.model_copy(update={"columns": list(located.manifest.columns)})
         test = locate_shards(sources, same_columns, role="test", names=found.known).manifest
     data = split_rows(located, test, given.preset)
+    data = set_aside(data, given.validation_shards) if given.validation_shards else data
     get_run_logger().info("The model will be judged on %s", data.judged_on)
     return data
 
@@ -149,10 +151,8 @@ def hold_out(located: Located) -> TrainingData:
     """
     manifest = located.manifest
     shards, rows = manifest.shards, manifest.rows
-    first, held = len(shards), 0
-    while first > 1 and held < SMALLEST_SHARE * rows:
-        first -= 1
-        held += shards[first].rows
+    first = len(shards) - count_last(manifest)
+    held = sum(manifest.counts[first:])
     if not SMALLEST_SHARE * rows <= held <= LARGEST_SHARE * rows:
         reason = "there is only one shard" if len(shards) == 1 else "the last ones do not hold between 10 % and half"
         return TrainingData(
@@ -170,6 +170,35 @@ def hold_out(located: Located) -> TrainingData:
         rows_of="held-out",
         judged_on=f"{held:,} rows held out from training, {held / rows:.0%} of all: the last {words} of {len(shards)}",
         statistics={},  # they are of the rows held out, too
+    )
+
+
+def count_last(manifest: Manifest) -> int:
+    """Return how many of the last shards have a tenth of the rows or more; of one shard alone, none."""
+    first, held = len(manifest.shards), 0
+    while first > 1 and held < SMALLEST_SHARE * manifest.rows:
+        first -= 1
+        held += manifest.counts[first]
+    return len(manifest.shards) - first
+
+
+def set_aside(data: TrainingData, count: int) -> TrainingData:
+    """Leave so many of the last training shards to validation; 0: those that have a tenth of the rows.
+
+    Raises ConfigurationError where no shard is left to train on, or to compare on.
+    """
+    manifest = data.train
+    count = count or count_last(manifest)
+    if not 0 < count < len(manifest.shards):
+        raise ConfigurationError(
+            f"of {len(manifest.shards)} shards to train on, {count} cannot be set aside to compare trials on: a search "
+            "needs two at least; write the data as several shards, or name others with --shards"
+        )
+    return replace(
+        data,
+        train=replace(manifest, shards=manifest.shards[:-count]),
+        validation=replace(manifest, shards=manifest.shards[-count:]),
+        statistics={},  # they are of the rows set aside, too
     )
 
 

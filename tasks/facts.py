@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import JsonValue
+
 from tasks.learning.features import Features
 from tasks.learning.scores import Profile, Score, Slice
 from tasks.learning.sums import MomentSums
-from tasks.parameters import TrainingParameters
+from tasks.parameters import SearchParameters, TrainingParameters
 from tasks.sources import Sources
 from tasks.streaming.listing.statistics import ColumnStatistics
 from tasks.streaming.manifest import Manifest
@@ -32,7 +34,8 @@ class Located:
 class TrainingData:
     """The shards to train on, and those to judge the model on; `test` is None where they are the same.
 
-    `judged_on` says in words what those are; `statistics` are of the rows to train on, empty where nobody stated them.
+    `validation` are those that training leaves to a search, None where none are. `judged_on` says in words what the
+    model is judged on; `statistics` are of the rows to train on, empty where nobody stated them.
     """
 
     train: Manifest
@@ -40,6 +43,7 @@ class TrainingData:
     rows_of: RowsOf
     judged_on: str
     statistics: Mapping[str, ColumnStatistics]
+    validation: Manifest | None = None
 
     @property
     def judged(self) -> Manifest:
@@ -73,6 +77,34 @@ class TrainingJob:
     data: TrainingData
     features: Features
     run_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchJob:
+    """One search, as `TrainingJob` is one training; `features` are all that a trial may have."""
+
+    parameters: SearchParameters
+    sources: Sources
+    data: TrainingData
+    features: Features
+    run_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searched:
+    """What a search has found: the best trial's number, its parameters where they are not the search's own, its error.
+
+    `mse` is the mean squared error on the validation rows; `counts` are of the trials by their state; so many batches
+    were `streamed`.
+    """
+
+    number: int
+    best: Mapping[str, JsonValue]
+    mse: float
+    counts: Mapping[str, int]
+    validation_rows: int
+    streamed: int
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from prefect.artifacts import create_markdown_artifact
+from pydantic import JsonValue
 
-from tasks.facts import ROWS_OF, Evaluation, Fit, TrainingJob
+from tasks.facts import ROWS_OF, Evaluation, Fit, Searched, TrainingJob
 from tasks.naming import escape_markdown, write_code
 from tasks.policy import step
 from tasks.redaction import redact
@@ -70,6 +71,53 @@ def report_run(
         markdown="\n\n".join([text, *pictures, run.link]),
     )
     return text
+
+
+@step("report search")
+def report_search(run: Run, searched: Searched, trained: str) -> str:
+    """Write what a search found into Prefect (markdown artifact) and MLflow (description, metrics); the verdict.
+
+    `trained` is the id of the run in which the best trial was trained alone.
+    """
+    from tasks.tracking.outbox import Outbox
+
+    outbox = Outbox(run.run_id)
+    verdict = write_find(searched)
+    lines = [f"| {write_code(name)} | {write_code(format_value(value))} |" for name, value in searched.best.items()]
+    again = f"python -m flows.training --like {trained}"
+    text = "\n\n".join(
+        [
+            f"**{escape_markdown(verdict)}**",
+            "\n".join(["| parameter | best trial |", "|---|---|", *lines]),
+            f"It was trained alone, judged and registered as run {write_code(trained)}; "
+            f"{write_code(again)} repeats it.",
+        ]
+    )
+    outbox.log(0, {"validation_mse": searched.mse, "batches_streamed": searched.streamed, "seconds": searched.seconds})
+    outbox.tag({"mlflow.note.content": text, "shardline.verdict": verdict, "shardline.best_run": trained})
+    outbox.tag({"shardline.best_trial": str(searched.number)})
+    outbox.keep("report.md", text)
+    create_markdown_artifact(
+        key="search", description="What was tried, and what was best", markdown=f"{text}\n\n{run.link}"
+    )
+    return verdict
+
+
+def write_find(searched: Searched) -> str:
+    """Return one sentence that says which trial is the best, and what became of the others."""
+    words = {"complete": "trained to their end", "pruned": "dropped on the way", "fail": "failed"}
+    counts = ", ".join(f"{searched.counts[name]} {text}" for name, text in words.items() if searched.counts.get(name))
+    return (
+        f"Trial {searched.number} of {sum(searched.counts.values())} ({counts}) is the best: RMSE "
+        f"{math.sqrt(searched.mse):.6g} on the {searched.validation_rows:,} validation rows."
+    )
+
+
+def format_value(value: JsonValue) -> str:
+    """Return a parameter's value for people."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def draw_figures(target: str, fit: Fit, evaluation: Evaluation) -> Iterator[tuple[str, Draw]]:

@@ -10,6 +10,7 @@ from tasks.parameters.data import ADDRESSES, MOST_ROWS, Access, Listing, Reading
 from tasks.parameters.flows import BenchmarkParameters, PredictionParameters, ReplayParameters
 from tasks.parameters.marks import Mark, Parameters, Searchable
 from tasks.parameters.optimizers import CONSTANTS
+from tasks.parameters.searching import SearchParameters
 from tasks.parameters.training import (
     MODEL_PARAMETERS,
     PRESETS,
@@ -40,6 +41,7 @@ __all__ = [
     "ReplayParameters",
     "Resuming",
     "Rows",
+    "SearchParameters",
     "Searchable",
     "Shards",
     "Source",

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from tasks.naming import join_names
-from tasks.parameters.marks import CURVE, OWN, PLACE, SPEED, Formerly, Parameters, Searchable
+from tasks.parameters.marks import CURVE, LATER, OWN, PLACE, SPEED, Formerly, Parameters, Searchable
 from tasks.state import STATE
 
 MOST_ROWS = 2**20  # in a batch whose size nobody chose
@@ -121,6 +121,12 @@ class Source(Shards):
         description="Glob of the shards that the model is judged on; empty: csv/test/part*.csv with a bucket_id, "
         "else none.",
     )
+    validation_shards: Annotated[int, CURVE, LATER] = Field(
+        0,
+        ge=0,
+        description="So many of the last shards to train on are left out, for a search to compare its trials on; "
+        "0: none (a search: as many as hold a tenth of the rows).",
+    )
 
 
 class Rows(Parameters):
@@ -163,7 +169,7 @@ class Reading(Rows):
 class Stream(Reading):
     """How rows become the batches of a training."""
 
-    seed: Annotated[int, CURVE] = Field(
+    seed: Annotated[int, CURVE, Searchable(high=2**31)] = Field(
         0, ge=0, lt=2**63, description="Seed of the initial weights and of the shuffling."
     )
     shuffle: Annotated[bool, CURVE] = Field(

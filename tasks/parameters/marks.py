@@ -36,6 +36,7 @@ class Searchable:
     """What a search tries of a parameter: numbers from `low` to `high`, evenly or `log`; or `choices`; or subsets.
 
     subsets: the parameter is a list, and each of its members is tried and left out
+    nothing of all that: what is tried depends on other parameters, as an optimiser's constants do
     """
 
     low: float = 0.0

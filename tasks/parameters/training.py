@@ -100,7 +100,7 @@ class Model(Device):
         description="Optimiser, by its name in torch.optim; an empty learning_rate is torch's own, and for SGD the "
         "step is chosen by the first batch's Hessian.",
     )
-    optimizer_options: Annotated[list[str] | None, CURVE, LATER] = Field(
+    optimizer_options: Annotated[list[str] | None, CURVE, LATER, Searchable()] = Field(
         None,
         description="Constants of the optimiser, as momentum=0.9 (SGD, RMSprop), beta1=0.9, beta2=0.999 (Adam, AdamW), "
         "alpha (RMSprop), lr_decay (Adagrad), weight_decay (AdamW) or eps; empty: torch's own.",

@@ -112,6 +112,25 @@ def _require_resumable(
         raise CheckpointError(f"run {run_id} has no whole checkpoint in {checkpoint_url}: start anew with resume=never")
 
 
+def find_unfinished_search(client: Client, experiment: str, resume: str, tags: Mapping[str, str]) -> str | None:
+    """Return the id of the search to go on with, as the parameter `resume` says, or None for a new one.
+
+    Raises ConfigurationError for a named run that is unknown, is finished or has other settings or data.
+    """
+    close_abandoned(client, experiment)
+    if resume == "never":
+        return None
+    same = {name: tags[name] for name in (KEY, FINGERPRINT)}
+    for run in find_runs(client, experiment, tags=same):
+        if resume == run.run_id and run.status in ("KILLED", "FAILED"):
+            return run.run_id
+        if resume == "auto":  # after a finished one, whoever starts it again wants it anew
+            return None if run.status in ("FINISHED", "RUNNING") else run.run_id
+    if resume != "auto":
+        raise ConfigurationError(f"resume names run {resume}, which is no stopped search of these settings and data")
+    return None
+
+
 def repeat_parameters(given: TrainingParameters) -> TrainingParameters:
     """Return the parameters of the run that `like` names; those given here with another value than their default win.
 

@@ -7,7 +7,7 @@ import re
 import time
 from typing import Literal, TypeAlias
 
-Kind: TypeAlias = Literal["benchmarks", "predictions"]
+Kind: TypeAlias = Literal["benchmarks", "predictions", "searches"]
 
 NOTE = "mlflow.note.content"  # the description of an experiment
 SAVED_VIEW = "mlflow.sharedViewState.scores"
@@ -22,6 +22,9 @@ BESIDE: dict[Kind, str] = {
     "with its report, plots and `benchmark.json`; `--against RUN_ID` compares with an earlier one.",
     "predictions": "Shards that were predicted with a model: a run for each time (`python -m flows.predicting`), with "
     "the data that was read, the model's version, and where the predictions are.",
+    "searches": "Searches for good parameters (`python -m flows.searching`): a run for each, with a run within it "
+    "for each trial and Optuna's pictures of them all; the best trial is trained as a run of its own, whose id stands "
+    "in the tag `shardline.best_run`.",
 }
 
 
