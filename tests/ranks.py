@@ -40,7 +40,11 @@ def train_as(number: int, sizes: list[int], jobs: list[TrainingJob], folder: Pat
 
 
 def train_job(job: TrainingJob) -> Result:
-    """Return every iteration's loss and the weights, to the last bit."""
+    """Return every iteration's loss, the moments of all rows, and the weights, to the last bit."""
     curve: list[str] = []
-    model = train_rank(job, None, lambda iteration: curve.append(iteration.mse.hex())).trainer.model()
-    return {"curve": curve, "weights": [value.hex() for value in (*model.w.flatten().tolist(), model.b.item())]}
+    started = train_rank(job, None, lambda iteration: curve.append(iteration.mse.hex()))
+    model, sums = started.trainer.model(), started.first_pass and started.first_pass.sums()
+    assert sums and sums.is_complete
+    moments = [value.hex() for values in (sums.shift, sums.sums, *sums.products) for value in values]
+    weights = [value.hex() for value in (*model.w.flatten().tolist(), model.b.item())]
+    return {"curve": curve, "moments": moments, "weights": weights}

@@ -173,6 +173,7 @@ class Table:
         self._between = math.gcd(rows, batch_rows)
         self._apart = self._size <= self._between
         self._length = rows // self._between * self._size if self._apart else rows
+        self._streamed = 0
 
     @property
     def bytes(self) -> int:
@@ -188,11 +189,14 @@ class Table:
 
     @property
     def is_full(self) -> bool:
-        """Whether each of its rows was kept."""
-        return bool(self._seen.all())
+        """Whether each of its rows was kept, and on the other ranks each of theirs may be: none leaves the first pass
+        before all rows went by, though it has few of them, or none.
+        """
+        return self._streamed * self._batch_rows >= self._rows and bool(self._seen.all())
 
     def keep(self, iteration: int, batch: Prepared) -> None:
         """Put a batch in; iterations count from the first one that was streamed."""
+        self._streamed = iteration + 1
         start = self._start_of(iteration)
         _put(self._x, start, batch.x)
         _put(self._y, start, batch.y)

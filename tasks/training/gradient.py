@@ -17,13 +17,12 @@ from prefect.logging import get_run_logger
 
 from tasks.errors import CheckpointError, NonFiniteLossError, TrackingError
 from tasks.facts import Fit, FitTimes, TrainingJob
-from tasks.learning.sums import MOMENTS
 from tasks.policy import STREAMING, step
 from tasks.redaction import redact_all
 from tasks.runs.checkpoints import checkpoint_folder
 from tasks.training.group import follow_ranks
 from tasks.training.outcome import ProgressArtifact, keep_reading, keep_weights, make_fit
-from tasks.training.start import Started, follow_trainer, start_trainer
+from tasks.training.start import Started, copy_state, follow_trainer, start_trainer
 from tasks.training.stopping import Stop
 from tasks.training.telling import TIMES, Telling
 
@@ -158,7 +157,7 @@ class Saver:
             else "The same command goes on from there."
         )
         self.every = job.parameters.checkpoint_every
-        self.trainer, self.first_pass = started.trainer, started.first_pass
+        self.started, self.trainer = started, started.trainer
         self.began = started.trainer.iteration
         self.told: int | None = None
         self.kept: Checkpoint | None = None
@@ -186,7 +185,7 @@ class Saver:
         number, unit = int(self.every.removesuffix("s")), self.every[-1:]
         since = time.monotonic() - self.kept_at
         if not self.kept_at or self.stop.asked or (since >= number if unit == "s" else trainer.iteration % number == 0):
-            self.kept, self.kept_at = self._state(), time.monotonic()
+            self.kept, self.kept_at = copy_state(self.started), time.monotonic()
 
     def save(self, iteration: int) -> None:
         """Write the state that was kept after an iteration, if any; the iteration is in the record now."""
@@ -209,7 +208,7 @@ class Saver:
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self.stop.__exit__()
         if error is not None and self.told and self.has_recorded_all() and not isinstance(error, NonFiniteLossError):
-            self._write(self._state())
+            self._write(copy_state(self.started))
         if isinstance(error, KeyboardInterrupt) and self.told:
             raise KeyboardInterrupt(self.describe_stop(self.told - 1)) from None
 
@@ -219,9 +218,3 @@ class Saver:
             return f"Stopped after iteration {last}; no checkpoint could be written.\nThe same command starts anew."
         whose = "its checkpoint" if self.written == last + 1 else f"the checkpoint of iteration {self.written - 1}"
         return f"Stopped after iteration {last}; {whose} is kept.\n{self.again}"
-
-    def _state(self) -> Checkpoint:
-        """Copy the trainer's state, and the moments that the first pass had when it reached that iteration."""
-        state = self.trainer.state()
-        sums = self.first_pass.sums(state.iteration) if self.first_pass else None
-        return replace(state, facts={**state.facts, MOMENTS: asdict(sums)}) if sums else state

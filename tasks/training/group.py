@@ -18,11 +18,10 @@ from prefect.logging import get_run_logger
 from tasks.errors import RankError
 from tasks.facts import StreamTimes, TrainingJob
 from tasks.training.cluster import Cluster
-from tasks.training.mailbox import Mailbox, News, Reading
+from tasks.training.mailbox import Mailbox, News, Reading, State
 from tasks.training.member import be_rank, pack_state, unpack_state
 
 if TYPE_CHECKING:
-    from tasks.learning.checkpoints import Checkpoint
     from tasks.learning.loop import Iteration, Trainer
     from tasks.training.start import Started
 
@@ -44,20 +43,23 @@ def follow_ranks(
     trainer = started.trainer
     if trainer.iteration == trainer.settings.iterations:
         return
-    with Group(job, trainer.state() if trainer.iteration else None) as group:
+    moments = started.first_pass.sums(trainer.iteration) if started.first_pass else None
+    with Group(job, pack_state(trainer.state(), moments) if trainer.iteration else None) as group:
         while trainer.iteration < trainer.settings.iterations:
             for told in group.take().told:
-                follow(trainer, unpack_state(told.after))
+                follow(started, told.after)
                 keep(trainer)
                 yield Iteration(**told.facts)  # type: ignore[arg-type]
         note_readings(started, group.await_end())
 
 
-def follow(trainer: Trainer, state: Checkpoint) -> None:
-    """Give the trainer a state that is not whole before it is complete."""
-    trainer.is_whole = False
-    trainer.restore(state)
-    trainer.is_whole = True
+def follow(started: Started, state: State) -> None:
+    """Give the trainer a state, and the first pass; they are not whole before that is complete."""
+    started.trainer.is_whole = False
+    if state.moments and started.first_pass:
+        started.first_pass.restore(state.moments)
+    started.trainer.restore(unpack_state(state))
+    started.trainer.is_whole = True
 
 
 def note_readings(started: Started, news: News) -> None:
@@ -107,8 +109,8 @@ class Group:
     Ray is started and waited for in a thread: in the main thread it would take the signals that end a flow run.
     """
 
-    def __init__(self, job: TrainingJob, kept: Checkpoint | None) -> None:
-        self._job, self._state = job, pack_state(kept) if kept else None
+    def __init__(self, job: TrainingJob, state: State | None) -> None:
+        self._job, self._state = job, state
         self._given = job.parameters
         self._error: BaseException | None = None
         self._mailbox: Any = None
@@ -191,7 +193,10 @@ class Group:
         TorchTrainer(
             be_rank,
             train_loop_config={"job": self._job, "mailbox": self._mailbox},
-            torch_config=TorchConfig(timeout_s=2 * given.rank_timeout + STARTING_SECONDS),
+            torch_config=TorchConfig(
+                backend="cpu:gloo,cuda:nccl" if given.device == "cuda" else "gloo",
+                timeout_s=2 * given.rank_timeout + STARTING_SECONDS,
+            ),
             scaling_config=ScalingConfig(
                 num_workers=given.ranks,
                 use_gpu=given.device == "cuda",

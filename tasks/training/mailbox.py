@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tasks.errors import ShardlineError
 from tasks.facts import RankTimes, StreamTimes
+from tasks.learning.sums import MomentSums
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """A loop's state before an iteration: its tensors as safetensors, and plain facts."""
+    """A loop's state before an iteration: its tensors as safetensors, and plain facts.
+
+    moments: what the first pass had taken in; None: nothing, or no more than in the state told before
+    """
 
     iteration: int
     tensors: bytes
     facts: Mapping[str, float | None]
+    moments: MomentSums | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +85,8 @@ class Mailbox:
         """Take in an iteration, unless a rank tells it that is none any more."""
         if attempt == self.attempt:
             self.told.append(told)
-            self.state = told.after
+            known = self.state.moments if self.state else None
+            self.state = replace(told.after, moments=told.after.moments or known)
 
     def beat(self, times: RankTimes) -> None:
         """Take in that a rank lives, and where its time went."""

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.errors import ShardlineError
 from tasks.facts import TrainingJob
+from tasks.learning.sums import MOMENTS, MomentSums
 from tasks.training.mailbox import Reading, State, Told
 from tasks.training.ranks import Tally, train_rank
 
 if TYPE_CHECKING:
     from tasks.learning.checkpoints import Checkpoint
-    from tasks.learning.loop import Iteration, Trainer
+    from tasks.learning.loop import Iteration
     from tasks.training.start import Started
 
 BEAT_SECONDS = 1.0
@@ -60,7 +61,8 @@ class Member:
     def __init__(self, mailbox: Any, tally: Tally) -> None:
         self.mailbox, self.tally = mailbox, tally
         self.attempt = 0
-        self._states: deque[Checkpoint] = deque()
+        self._states: deque[State] = deque()
+        self._taken_in = 0  # batches in the moments that were told
         self._unanswered: deque[Any] = deque()
         self._ended = threading.Event()
         self._beating = threading.Thread(target=self._beat, name="beating", daemon=True)
@@ -85,10 +87,14 @@ class Member:
         self.attempt, state = answer[0]
         return state
 
-    def keep(self, trainer: Trainer) -> None:
+    def keep(self, started: Started) -> None:
         """Copy the state after a step, to be told with its iteration."""
-        if self.tally.times.rank == 0:
-            self._states.append(trainer.state())
+        if self.tally.times.rank:
+            return
+        trainer, first_pass = started.trainer, started.first_pass
+        moments = first_pass.sums(trainer.iteration) if first_pass and first_pass.batches != self._taken_in else None
+        self._taken_in = first_pass.batches if first_pass else 0
+        self._states.append(pack_state(trainer.state(), moments))
 
     def tell(self, iteration: Iteration) -> None:
         """Tell an iteration and the state after it; waits where too much that was told is on its way."""
@@ -96,7 +102,7 @@ class Member:
 
         if self.tally.times.rank:
             return
-        told = Told(facts=asdict(iteration), after=pack_state(self._states.popleft()))
+        told = Told(facts=asdict(iteration), after=self._states.popleft())
         self._unanswered.append(self.mailbox.tell.remote(self.attempt, told))
         while len(self._unanswered) > UNANSWERED:
             ray.get(self._unanswered.popleft())
@@ -125,15 +131,17 @@ def resume(state: State | None, job: TrainingJob) -> Checkpoint | None:
     if state is None:
         return None
     found = unpack_state(state)
-    return replace(found, facts={**found.facts, "shards": job.data.train.etags})
+    moments = {MOMENTS: asdict(state.moments)} if state.moments else {}
+    return replace(found, facts={**found.facts, **moments, "shards": job.data.train.etags})
 
 
-def pack_state(checkpoint: Checkpoint) -> State:
-    """Return a trainer's state in a form that needs no torch to be passed on."""
+def pack_state(checkpoint: Checkpoint, moments: MomentSums | None = None) -> State:
+    """Return a trainer's state, and the first pass's, in a form that needs no torch to be passed on."""
     from safetensors.torch import save
 
     tensors = {name: tensor.cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-    return State(iteration=checkpoint.iteration, tensors=save(tensors), facts=dict(checkpoint.facts))
+    facts = dict(checkpoint.facts)
+    return State(iteration=checkpoint.iteration, tensors=save(tensors), facts=facts, moments=moments)
 
 
 def unpack_state(state: State) -> Checkpoint:

@@ -17,7 +17,7 @@ from tasks.training.start import Started, start_trainer
 if TYPE_CHECKING:
     from tasks.learning.batches import Prepared
     from tasks.learning.checkpoints import Checkpoint
-    from tasks.learning.loop import Iteration, Trainer
+    from tasks.learning.loop import Iteration
     from tasks.learning.reduction import Reduction
 
 
@@ -25,20 +25,20 @@ def train_rank(
     job: TrainingJob,
     kept: Checkpoint | None,
     tell: Callable[[Iteration], None],
-    keep: Callable[[Trainer], None] | None = None,
+    keep: Callable[[Started], None] | None = None,
     tally: Tally | None = None,
 ) -> Started:
     """Train on this rank's slices of every batch, from a checkpoint where there is one; return what was started.
 
     `tell` is called with each iteration's facts, in which `mse` and `rows` are those of the whole batch and equal on
-    every rank, `keep` as `tasks.learning.loop.train` says. The model is the same for every number of ranks, to the last
-    bit. `tally` counts where this rank's time goes.
+    every rank, `keep` after each step with what was started, in the state after that step. The model is the same for
+    every number of ranks, to the last bit. `tally` counts where this rank's time goes.
     """
     from tasks.learning.loop import train
 
     started = start_trainer(job, kept)
     batches = tally.count(started.batches) if tally else started.batches
-    for iteration in train(started.trainer, batches, keep):
+    for iteration in train(started.trainer, batches, (lambda _: keep(started)) if keep else None):
         if tally:
             tally.add(iteration, started.trainer.reduction)
         tell(iteration)

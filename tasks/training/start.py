@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tasks.errors import CheckpointError, ConfigurationError, ShardlineError
@@ -122,21 +122,31 @@ def follow_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
     import torch
 
     from tasks.learning.loop import Trainer
+    from tasks.learning.reduction import ALONE
     from tasks.learning.scaling import Scaling
+    from tasks.streaming import Placement
 
     require_same_shards(job, kept)
     given, features = job.parameters, job.features
     trainer = Trainer(features, Scaling.none(len(features.names)), make_settings(given), torch.device("cpu"))
     if kept:
         trainer.restore(kept)
+    dataset = open_dataset(job.data.train, job.sources, given, placement=Placement(rank=0, world_size=1))
     return Started(
         trainer=trainer,
         batches=iter(()),
-        dataset=open_dataset(job.data.train, job.sources, given),
+        dataset=dataset,
         clock=StageClock(),
         scaled_by=name_statistics(job),
-        first_pass=None,
+        first_pass=start_first_pass(features, dataset, ALONE, kept),
     )
+
+
+def copy_state(started: Started) -> Checkpoint:
+    """Copy the trainer's state, and the moments that the first pass had when it reached that iteration."""
+    state = started.trainer.state()
+    sums = started.first_pass.sums(state.iteration) if started.first_pass else None
+    return replace(state, facts={**state.facts, MOMENTS: asdict(sums)}) if sums else state
 
 
 def make_settings(given: TrainingParameters) -> Settings:
@@ -173,16 +183,12 @@ def name_statistics(job: TrainingJob) -> dict[str, str]:
 def start_first_pass(
     features: Features, dataset: ObjectStorageDataset, reduction: Reduction, kept: Checkpoint | None
 ) -> FirstPass | None:
-    """Return where the first pass over the data stands.
-
-    None over several ranks, which keep different parts of it and so would not all send the same messages, and where a
-    checkpoint does not say what was taken in.
-    """
+    """Return where the first pass over the data stands; None where a checkpoint does not say what was taken in."""
     from tasks.learning.first_pass import FirstPass
+    from tasks.streaming.arithmetic import split_batch
 
-    if dataset.world_size > 1:
-        return None
-    first_pass = FirstPass(features, dataset.manifest.rows, dataset.batch_size, reduction=reduction)
+    offset, _ = split_batch(dataset.batch_size, dataset.rank, dataset.world_size, dataset.slice_rows)
+    first_pass = FirstPass(features, dataset.manifest.rows, dataset.batch_size, offset=offset, reduction=reduction)
     if kept:
         if MOMENTS not in kept.facts:
             return None
