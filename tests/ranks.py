@@ -8,7 +8,8 @@ import torch
 from torch.multiprocessing.spawn import spawn
 
 from tasks.facts import TrainingJob
-from tasks.training.ranks import train_rank
+from tasks.learning.sums import MomentSums
+from tasks.training.ranks import Tally, pass_rank, train_rank
 
 ALONE = 0
 Result = dict[str, list[str]]
@@ -40,11 +41,16 @@ def train_as(number: int, sizes: list[int], jobs: list[TrainingJob], folder: Pat
 
 
 def train_job(job: TrainingJob) -> Result:
-    """Return every iteration's loss, the moments of all rows, and the weights, to the last bit."""
+    """Return every iteration's loss, the weights, and the moments of all rows, to the last bit."""
     curve: list[str] = []
     started = train_rank(job, None, lambda iteration: curve.append(iteration.mse.hex()))
-    model, sums = started.trainer.model(), started.first_pass and started.first_pass.sums()
-    assert sums and sums.is_complete
-    moments = [value.hex() for values in (sums.shift, sums.sums, *sums.products) for value in values]
+    model, sums = started.trainer.model(), started.first_pass.sums() if started.first_pass else None
     weights = [value.hex() for value in (*model.w.flatten().tolist(), model.b.item())]
-    return {"curve": curve, "moments": moments, "weights": weights}
+    passed = pass_rank(job, Tally(0)).sums
+    return {"curve": curve, "weights": weights, "on the way": write_sums(sums), "in one pass": write_sums(passed)}
+
+
+def write_sums(sums: MomentSums | None) -> list[str]:
+    """Return moments of all rows, to the last bit."""
+    assert sums and sums.is_complete
+    return [value.hex() for values in (sums.shift, sums.sums, *sums.products) for value in values]

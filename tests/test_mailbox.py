@@ -8,7 +8,6 @@ import torch
 from tasks.errors import ConfigurationError, NonFiniteLossError
 from tasks.facts import RankTimes
 from tasks.learning.checkpoints import Checkpoint
-from tasks.parameters import TrainingParameters
 from tasks.training.cluster import check_ranks
 from tasks.training.group import STARTING_SECONDS, describe_silence
 from tasks.training.mailbox import Mailbox, News, Reading, State, Told
@@ -108,8 +107,3 @@ def test_ranks_without_ray_or_by_its_client_are_refused_before_anything_is_start
     ):
         check_ranks(2)
     check_ranks(1)
-
-
-def test_the_exact_solver_is_not_spread():
-    with pytest.raises(ValueError, match="ranks is 2, and the exact solver goes through the rows in one process"):
-        TrainingParameters(solver="exact", ranks=2)

@@ -92,10 +92,10 @@ def in_mlflow(place, experiment):
     return client, run
 
 
-def read_record(client, run):
+def read_record(client, run, iterations=ITERATIONS):
     """Every iteration's loss, each told once, and the bytes of weights and scores."""
     history = client.get_metric_history(run.info.run_id, "mse")
-    assert sorted(metric.step for metric in history) == list(range(ITERATIONS))
+    assert sorted(metric.step for metric in history) == list(range(iterations))
     kept = ("weights/weights.safetensors", "evaluation/scores.json")
     files = [Path(client.download_artifacts(run.info.run_id, name)).read_bytes() for name in kept]
     return {metric.step: metric.value for metric in history}, *files
@@ -174,3 +174,11 @@ def test_a_rank_that_hangs_is_named_and_the_next_attempt_goes_on(start, place, a
     assert "Going on at iteration" in printed
     assert not ranks[1].is_running()
     assert_is_as_alone(place, "hanging", alone)
+
+
+@pytest.mark.long
+def test_the_exact_model_of_ranks_is_that_of_one_process(start, place):
+    for ranks in ("1", "2"):
+        finish(start(f"exact {ranks}", "--solver", "exact", "--ranks", ranks, "--batch-size", "3000"))
+    records = [read_record(*in_mlflow(place, f"exact {ranks}"), 1) for ranks in ("1", "2")]
+    assert records[0] == records[1]

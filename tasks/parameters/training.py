@@ -230,14 +230,6 @@ class TrainingParameters(Curve, Tracking, Resuming, Ranks, Model, Stream, Source
         description="End at once, as Unchanged, where data, code and parameters are those of the last success.",
     )
 
-    @model_validator(mode="after")
-    def _ranks_iterate(self) -> Self:
-        if self.ranks > 1 and self.solver == "exact":
-            raise ValueError(
-                f"ranks is {self.ranks}, and the exact solver goes through the rows in one process: leave it at 1"
-            )
-        return self
-
     def sized(self, rows: int) -> Self:
         """Return the same with a batch_size for so many rows: all of them, at most 2**20, where none is chosen."""
         chosen = self.batch_size or (MOST_ROWS if self.preset == "notebook" else min(MOST_ROWS, rows))

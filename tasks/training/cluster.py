@@ -5,22 +5,18 @@ A cluster of our own listens on loopback only, asks for a token, reports nothing
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import logging
 import os
 import secrets
-import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tasks.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    import psutil
 
 PATIENT = {  # of both kinds of cluster
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # or ranks would look for the cache, and for relative paths, elsewhere
@@ -39,7 +35,7 @@ OWN = {  # of our own
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # or 127.0.0.1 is replaced by the address that others reach
 }
 STORE_BYTES = 80 * 2**20  # Ray takes no less; batches never pass through it
-END_SECONDS = 3.0
+WATCHDOG = Path(__file__).with_name("watching.py")
 
 
 def check_ranks(ranks: int) -> None:
@@ -66,6 +62,9 @@ class Cluster:
         self._address = os.environ.get("RAY_ADDRESS")
         self._folder = Path(tempfile.mkdtemp(prefix="shardline-ray-"))  # short: Ray puts sockets into it
         self.storage = str(self._folder / "train")
+        self._watchdog = subprocess.Popen(
+            [sys.executable, "-I", str(WATCHDOG), str(self._folder)], stdin=subprocess.PIPE, start_new_session=True
+        )
         self._before = dict(os.environ)
         for name, value in PATIENT.items():
             os.environ.setdefault(name, value)
@@ -101,33 +100,18 @@ class Cluster:
 
     def close(self) -> None:
         """Leave the cluster; of our own, no process is left, and no file."""
-        import psutil
         import ray
 
-        own = [] if self._address else self._processes()
         try:
             ray.shutdown()
         finally:
-            _, left = psutil.wait_procs(own, timeout=END_SECONDS)
-            for process in left:  # one that was stopped hears of no end
-                process.kill()
-            psutil.wait_procs(left, timeout=END_SECONDS)
+            assert self._watchdog.stdin is not None
+            self._watchdog.stdin.close()
+            self._watchdog.wait()
             for name in (*PATIENT, *OWN, "RAY_AUTH_TOKEN_PATH", "GLOO_SOCKET_IFNAME"):
                 os.environ.pop(name, None)
                 if name in self._before:
                     os.environ[name] = self._before[name]
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _processes(self) -> list[psutil.Process]:
-        """Return the servers that were started, which name the cluster's folder, and all that descends from them."""
-        import psutil
-
-        found: set[psutil.Process] = set()
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if any(str(self._folder) in word for word in process.cmdline()):
-                    found |= {process, *process.children(recursive=True)}
-        return list(found)
 
 
 @cache

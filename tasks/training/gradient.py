@@ -10,7 +10,7 @@ import itertools
 import time
 from collections.abc import Generator, Mapping
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from prefect.logging import get_run_logger
@@ -21,7 +21,7 @@ from tasks.policy import STREAMING, step
 from tasks.redaction import redact_all
 from tasks.runs.checkpoints import checkpoint_folder
 from tasks.training.group import follow_ranks
-from tasks.training.outcome import ProgressArtifact, keep_reading, keep_weights, make_fit
+from tasks.training.outcome import ProgressArtifact, keep_ranks, keep_reading, keep_weights, make_fit
 from tasks.training.start import Started, copy_state, follow_trainer, start_trainer
 from tasks.training.stopping import Stop
 from tasks.training.telling import TIMES, Telling
@@ -136,8 +136,7 @@ def keep_model(outbox: Outbox, started: Started) -> None:
     }
     outbox.keep("weights/scaling.json", json.dumps(scaling, indent=1))
     outbox.tag({"device": str(trainer.device), "learning_rate": f"{trainer.learning_rate!r}"})
-    if started.ranks:
-        outbox.keep("ranks.json", json.dumps([asdict(times) for times in started.ranks], indent=1))
+    keep_ranks(outbox, started.ranks)
     if trainer.condition:
         outbox.tag({"condition": f"{trainer.condition:.3g}"})
 

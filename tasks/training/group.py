@@ -16,13 +16,17 @@ from typing import TYPE_CHECKING, Any, Self
 from prefect.logging import get_run_logger
 
 from tasks.errors import RankError
-from tasks.facts import StreamTimes, TrainingJob
+from tasks.facts import RankTimes, StreamTimes, TrainingJob
+from tasks.sources import open_dataset
 from tasks.training.cluster import Cluster
 from tasks.training.mailbox import Mailbox, News, Reading, State
-from tasks.training.member import be_rank, pack_state, unpack_state
+from tasks.training.member import Member, be_rank, pack_state, take_moments, train, unpack_state
+from tasks.training.ranks import Passed
+from tasks.training.start import StageClock
 
 if TYPE_CHECKING:
     from tasks.learning.loop import Iteration, Trainer
+    from tasks.streaming import ObjectStorageDataset
     from tasks.training.start import Started
 
 GOES_ON = "another attempt, or the same command, goes on from the last checkpoint"
@@ -38,19 +42,34 @@ def follow_ranks(
 
     Raises what a rank raises, and RankError for ranks that are lost again and again, or not heard of.
     """
+    import torch
+
     from tasks.learning.loop import Iteration
 
     trainer = started.trainer
     if trainer.iteration == trainer.settings.iterations:
         return
     moments = started.first_pass.sums(trainer.iteration) if started.first_pass else None
-    with Group(job, pack_state(trainer.state(), moments) if trainer.iteration else None) as group:
+    with Group(job, pack_state(trainer.state(), moments) if trainer.iteration else None, train) as group:
         while trainer.iteration < trainer.settings.iterations:
             for told in group.take().told:
                 follow(started, told.after)
                 keep(trainer)
                 yield Iteration(**told.facts)  # type: ignore[arg-type]
-        note_readings(started, group.await_end())
+        news = group.await_end()
+    started.trainer.device = torch.device(news.ended[0].device)
+    started.ranks.extend(note_readings(news, started.dataset, started.clock))
+
+
+def pass_ranks(job: TrainingJob) -> Passed:
+    """Return the moments of all training rows, taken by ranks; raises as `follow_ranks` does."""
+    dataset = open_dataset(job.data.train, job.sources, job.parameters, epochs=1)
+    clock = StageClock()
+    with Group(job, None, take_moments) as group:
+        news = group.await_end()
+    sums = news.ended[0].moments
+    assert sums is not None, "they were to be taken"
+    return Passed(sums=sums, dataset=dataset, clock=clock, ranks=note_readings(news, dataset, clock))
 
 
 def follow(started: Started, state: State) -> None:
@@ -62,17 +81,14 @@ def follow(started: Started, state: State) -> None:
     started.trainer.is_whole = True
 
 
-def note_readings(started: Started, news: News) -> None:
-    """Note what the ranks read, and where their time went, as if it had been read here."""
-    import torch
-
+def note_readings(news: News, dataset: ObjectStorageDataset, clock: StageClock) -> list[RankTimes]:
+    """Note what the ranks read, as if it had been read here; return where their time went."""
     readings = [news.ended[rank] for rank in sorted(news.ended)]
-    started.ranks.extend(news.times[rank] for rank in sorted(news.times))
-    started.trainer.device = torch.device(readings[0].device)
-    started.clock.total = add_times(readings)
+    clock.total = add_times(readings)
     for reading in readings:
-        started.dataset.checks.update(reading.checks)
-        started.dataset.damaged.extend(reading.damaged)
+        dataset.checks.update(reading.checks)
+        dataset.damaged.extend(reading.damaged)
+    return [news.times[rank] for rank in sorted(news.times)]
 
 
 def add_times(readings: list[Reading]) -> StreamTimes | None:
@@ -109,8 +125,8 @@ class Group:
     Ray is started and waited for in a thread: in the main thread it would take the signals that end a flow run.
     """
 
-    def __init__(self, job: TrainingJob, state: State | None) -> None:
-        self._job, self._state = job, state
+    def __init__(self, job: TrainingJob, state: State | None, work: Callable[[Member, TrainingJob], Reading]) -> None:
+        self._job, self._state, self._work = job, state, work
         self._given = job.parameters
         self._error: BaseException | None = None
         self._mailbox: Any = None
@@ -192,7 +208,7 @@ class Group:
         self._mailbox = actor.remote(given.ranks, self._state)
         TorchTrainer(
             be_rank,
-            train_loop_config={"job": self._job, "mailbox": self._mailbox},
+            train_loop_config={"job": self._job, "mailbox": self._mailbox, "work": self._work},
             torch_config=TorchConfig(
                 backend="cpu:gloo,cuda:nccl" if given.device == "cuda" else "gloo",
                 timeout_s=2 * given.rank_timeout + STARTING_SECONDS,

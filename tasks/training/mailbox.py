@@ -37,12 +37,16 @@ class Told:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What a rank that has ended read, and how: see `ObjectStorageDataset` and `Fit`."""
+    """What a rank that has ended read, and how: see `ObjectStorageDataset` and `Fit`.
+
+    moments: of all rows, where it was to take them and nothing else; equal on every rank
+    """
 
     device: str
     stream: StreamTimes | None
     checks: Mapping[str, str]
     damaged: tuple[str, ...]
+    moments: MomentSums | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,32 +11,50 @@ from tasks.errors import ShardlineError
 from tasks.facts import TrainingJob
 from tasks.learning.sums import MOMENTS, MomentSums
 from tasks.training.mailbox import Reading, State, Told
-from tasks.training.ranks import Tally, train_rank
+from tasks.training.ranks import Tally, pass_rank, train_rank
 
 if TYPE_CHECKING:
     from tasks.learning.checkpoints import Checkpoint
     from tasks.learning.loop import Iteration
-    from tasks.training.start import Started
+    from tasks.streaming import ObjectStorageDataset
+    from tasks.training.start import StageClock, Started
 
 BEAT_SECONDS = 1.0
 UNANSWERED = 8  # iterations told that the mailbox has not taken in yet
 
 
 def be_rank(given: dict[str, Any]) -> None:
-    """Be the rank of this process: Ray Train calls it in each, with the `job` and the `mailbox`."""
+    """Be the rank of this process: Ray Train calls it in each, with the `job`, the `mailbox`, and what to do."""
     import ray.train
 
-    job, mailbox = given["job"], given["mailbox"]
+    job, mailbox = without_gpu(given["job"]), given["mailbox"]
     context = ray.train.get_context()
     share_cores(context.get_local_world_size())
     member = Member(mailbox, Tally(context.get_world_rank()))
     try:
         with member:
-            kept = resume(member.begin(), job)
-            member.end(train_rank(without_gpu(job), kept, member.tell, member.keep, member.tally))
+            member.end(given["work"](member, job))
     except ShardlineError as error:
         ray.get(mailbox.fail.remote(error))
         raise
+
+
+def train(member: Member, job: TrainingJob) -> Reading:
+    """Train as a rank, from where the mailbox says."""
+    started = train_rank(job, resume(member.begin(), job), member.tell, member.keep, member.tally)
+    return describe_reading(started.dataset, started.clock, device=str(started.trainer.device))
+
+
+def take_moments(member: Member, job: TrainingJob) -> Reading:
+    """Go through the rows once as a rank; after a stop, from the beginning."""
+    member.begin()
+    passed = pass_rank(job, member.tally)
+    return replace(describe_reading(passed.dataset, passed.clock, device="cpu"), moments=passed.sums)
+
+
+def describe_reading(dataset: ObjectStorageDataset, clock: StageClock, *, device: str) -> Reading:
+    """Return how a rank read."""
+    return Reading(device=device, stream=clock.total, checks=dict(dataset.checks), damaged=tuple(dataset.damaged))
 
 
 def share_cores(ranks: int) -> None:
@@ -107,16 +125,10 @@ class Member:
         while len(self._unanswered) > UNANSWERED:
             ray.get(self._unanswered.popleft())
 
-    def end(self, started: Started) -> None:
+    def end(self, reading: Reading) -> None:
         """Tell that all is told, and how the data was read."""
         import ray
 
-        reading = Reading(
-            device=str(started.trainer.device),
-            stream=started.clock.total,
-            checks=dict(started.dataset.checks),
-            damaged=tuple(started.dataset.damaged),
-        )
         ray.get([*self._unanswered, self.mailbox.end.remote(self.attempt, self.tally.times, reading)])
 
     def _beat(self) -> None:

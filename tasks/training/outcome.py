@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, cast
 from uuid import UUID
 
@@ -40,6 +41,12 @@ def keep_reading(outbox: Outbox, dataset: ObjectStorageDataset) -> None:
 
     facts = {"decoder": describe_decoder(), "checks": Counter(dataset.checks.values()), "shards": dataset.checks}
     outbox.keep("data/reading.json", json.dumps(facts, indent=1))
+
+
+def keep_ranks(outbox: Outbox, ranks: Sequence[RankTimes]) -> None:
+    """Put into the outbox where each of several ranks' time went."""
+    if ranks:
+        outbox.keep("ranks.json", json.dumps([asdict(times) for times in ranks], indent=1))
 
 
 def make_fit(

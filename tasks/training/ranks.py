@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tasks.facts import RankTimes, TrainingJob
-from tasks.training.start import Started, start_trainer
+from tasks.learning.sums import MomentSums
+from tasks.parameters import MOST_ROWS
+from tasks.sources import open_dataset
+from tasks.training.start import StageClock, Started, start_first_pass, start_trainer, stream_batches
 
 if TYPE_CHECKING:
     from tasks.learning.batches import Prepared
     from tasks.learning.checkpoints import Checkpoint
     from tasks.learning.loop import Iteration
     from tasks.learning.reduction import Reduction
+    from tasks.streaming import ObjectStorageDataset
 
 
 def train_rank(
@@ -40,9 +45,54 @@ def train_rank(
     batches = tally.count(started.batches) if tally else started.batches
     for iteration in train(started.trainer, batches, (lambda _: keep(started)) if keep else None):
         if tally:
-            tally.add(iteration, started.trainer.reduction)
+            tally.add(
+                iteration.wait_seconds, iteration.copy_seconds, iteration.compute_seconds, started.trainer.reduction
+            )
         tell(iteration)
     return started
+
+
+def pass_rank(job: TrainingJob, tally: Tally) -> Passed:
+    """Take in the moments of all training rows, of every batch this rank's slices: they are equal on every rank.
+
+    The last batch goes on at the beginning of the data, so that ranks cut it as any other; what is beyond the end
+    counts for nothing.
+    """
+    from tasks.learning.reduction import find_reduction, slice_rows
+    from tasks.streaming import Placement
+
+    size = job.parameters.batch_size or MOST_ROWS
+    dataset = open_dataset(
+        job.data.train,
+        job.sources,
+        job.parameters,
+        stop=-(-job.data.train.rows // size),
+        placement=Placement(slice_rows=slice_rows(size)),
+    )
+    reduction = find_reduction(dataset.batch_size)
+    first_pass = start_first_pass(job.features, dataset, reduction, None)
+    assert first_pass is not None, "there is no checkpoint"
+    clock = StageClock()
+    asked = time.perf_counter()
+    for batch in stream_batches(dataset, job.parameters.num_workers, clock):
+        arrived = time.perf_counter()
+        first_pass.take(batch)
+        waited, asked = arrived - asked, time.perf_counter()
+        tally.count_rows(len(batch))
+        tally.add(waited, 0.0, asked - arrived, reduction)
+    sums = first_pass.sums()
+    assert sums is not None, "no data set is without rows"
+    return Passed(sums=sums, dataset=dataset, clock=clock)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passed:
+    """The moments of all rows, from one pass over them, and how it read; of several ranks, where their time went."""
+
+    sums: MomentSums
+    dataset: ObjectStorageDataset
+    clock: StageClock
+    ranks: Sequence[RankTimes] = ()
 
 
 class Tally:
@@ -64,19 +114,23 @@ class Tally:
     def count(self, batches: Iterator[Prepared]) -> Iterator[Prepared]:
         """Yield the batches, their rows counted."""
         for batch in batches:
-            self.times = replace(self.times, rows=self.times.rows + len(batch.x))
+            self.count_rows(len(batch.x))
             yield batch
 
-    def add(self, iteration: Iteration, reduction: Reduction) -> None:
-        """Count an iteration."""
+    def count_rows(self, rows: int) -> None:
+        """Count rows."""
+        self.times = replace(self.times, rows=self.times.rows + rows)
+
+    def add(self, wait_seconds: float, copy_seconds: float, compute_seconds: float, reduction: Reduction) -> None:
+        """Count a batch."""
         from tasks.learning.reduction import seconds_gathering
 
         times = self.times
         self.times = replace(
             times,
             iterations=times.iterations + 1,
-            wait_seconds=times.wait_seconds + iteration.wait_seconds,
-            copy_seconds=times.copy_seconds + iteration.copy_seconds,
-            compute_seconds=times.compute_seconds + iteration.compute_seconds,
+            wait_seconds=times.wait_seconds + wait_seconds,
+            copy_seconds=times.copy_seconds + copy_seconds,
+            compute_seconds=times.compute_seconds + compute_seconds,
             gather_seconds=seconds_gathering(reduction),
         )
