@@ -178,7 +178,9 @@ def test_a_rank_that_hangs_is_named_and_the_next_attempt_goes_on(start, place, a
 
 @pytest.mark.long
 def test_the_exact_model_of_ranks_is_that_of_one_process(start, place):
+    records = []
     for ranks in ("1", "2"):
         finish(start(f"exact {ranks}", "--solver", "exact", "--ranks", ranks, "--batch-size", "3000"))
-    records = [read_record(*in_mlflow(place, f"exact {ranks}"), 1) for ranks in ("1", "2")]
+        client, run = in_mlflow(place, f"exact {ranks}")
+        records.append(read_record(client, run, 1))
     assert records[0] == records[1]
