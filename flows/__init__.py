@@ -1,8 +1,8 @@
 """What runs: one module a flow, each with its command line (`python -m flows.NAME`).
 
 `QUIET` keeps Prefect and MLflow from phoning home. It is set here because Prefect reports its very import; whoever sets
-one of these variables to something else is obeyed. Where a command line imports this, Ctrl-C ends it in one sentence
-while the rest is imported, which takes seconds.
+one of these variables to something else is obeyed. While a flow's command line imports what it needs, which takes
+seconds, Ctrl-C ends it in one sentence.
 """
 
 import os
@@ -31,6 +31,7 @@ def stop_early(*_: object) -> None:
     os._exit(128 + signal.SIGINT)
 
 
-# what argv holds until `python -m` has found its module
-if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+# of these commands, nothing has begun until they set handlers of their own
+starts = sys.orig_argv[1:2] == ["-m"] and sys.orig_argv[2].startswith(("flows.", "deployments.local"))
+if starts and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, stop_early)
