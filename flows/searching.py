@@ -34,6 +34,7 @@ from tasks.sources import resolve_sources
 from tasks.tracking.client import connect
 from tasks.tracking.recorded import find_runs
 from tasks.tracking.views import experiment_beside
+from tasks.training.ridge import trace_ridge
 from tasks.training.search import search_models
 from tasks.training.space import choose_all_features
 from tasks.training.study import require_optuna
@@ -74,9 +75,10 @@ def search(**parameters: Any) -> State[str]:
         note_data(mlflow_run.run_id, {name: (sources.shards, manifest) for name, manifest in manifests.items()})
         job = SearchJob(parameters=given, sources=sources, data=data, features=features, run_id=mlflow_run.run_id)
         searched = search_models(untracked(job))
+        ridge = trace_ridge(untracked(job))
         state = train(**given.training(searched.best).model_dump(), return_state=True)
         summary: str = state.result()
-        verdict = report_search(untracked(mlflow_run), searched, find_trained(given, state))
+        verdict = report_search(untracked(mlflow_run), searched, find_trained(given, state), ridge)
     return Completed(message=verdict, data=f"\n{verdict}\n\n  Trials   {mlflow_run.pages}\n{summary}")
 
 

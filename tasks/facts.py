@@ -108,6 +108,19 @@ class Searched:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ridge:
+    """The strength of the penalty with which the exact model has the least error over `folds` folds of shards.
+
+    `mse` is that error, cross-validated, and `without` the one without a penalty.
+    """
+
+    l2: float
+    mse: float
+    without: float
+    folds: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class StreamTimes:
     """Seconds that the stream's stages took in the background, added up over its batches and threads."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from prefect.artifacts import create_markdown_artifact
 from pydantic import JsonValue
 
-from tasks.facts import ROWS_OF, Evaluation, Fit, Searched, TrainingJob
+from tasks.facts import ROWS_OF, Evaluation, Fit, Ridge, Searched, TrainingJob
 from tasks.naming import escape_markdown, write_code
 from tasks.policy import step
 from tasks.redaction import redact
@@ -74,7 +74,7 @@ def report_run(
 
 
 @step("report search")
-def report_search(run: Run, searched: Searched, trained: str) -> str:
+def report_search(run: Run, searched: Searched, trained: str, ridge: Ridge | None) -> str:
     """Write what a search found into Prefect (markdown artifact) and MLflow (description, metrics); the verdict.
 
     `trained` is the id of the run in which the best trial was trained alone.
@@ -91,6 +91,7 @@ def report_search(run: Run, searched: Searched, trained: str) -> str:
             "\n".join(["| parameter | best trial |", "|---|---|", *lines]),
             f"It was trained alone, judged and registered as run {write_code(trained)}; "
             f"{write_code(again)} repeats it.",
+            *write_ridge(ridge),
         ]
     )
     outbox.log(0, {"validation_mse": searched.mse, "batches_streamed": searched.streamed, "seconds": searched.seconds})
@@ -111,6 +112,17 @@ def write_find(searched: Searched) -> str:
         f"Trial {searched.number} of {sum(searched.counts.values())} ({counts}) is the best: RMSE "
         f"{math.sqrt(searched.mse):.6g} on the {searched.validation_rows:,} validation rows."
     )
+
+
+def write_ridge(ridge: Ridge | None) -> list[str]:
+    """Return a sentence about the exact model with a penalty, where there were shards to cross-validate it on."""
+    if ridge is None:
+        return []
+    found = (
+        f"RMSE {math.sqrt(ridge.mse):.6g} with l2 = {ridge.l2:g} and {math.sqrt(ridge.without):.6g} without a penalty"
+    )
+    words = f"python -m flows.training --solver exact --l2 {ridge.l2!r}"
+    return [f"Cross-validated over {ridge.folds} folds of shards, the exact model has {found}: {write_code(words)}."]
 
 
 def format_value(value: JsonValue) -> str:

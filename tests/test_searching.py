@@ -95,10 +95,10 @@ def test_like_repeats_the_best_trial(searched, prefect_api):
     assert curve(client, again.info.run_id) == curve(client, best)
 
 
-def test_optunas_pictures_stand_in_the_record(searched):
+def test_pictures_of_study_and_penalty_stand_in_the_record(searched):
     _, parent, _, client = searched
     names = {Path(each.path).stem for each in client.list_artifacts(parent.info.run_id, "figures")}
-    assert names == {"history", "importance", "parallel_coordinate", "slice"}
+    assert names == {"history", "importance", "parallel_coordinate", "slice", "ridge_path", "ridge_error"}
 
 
 # What follows runs `python -m flows.searching` in a process of its own, and kills it.

@@ -185,6 +185,37 @@ def draw_weights(standardised: Mapping[str, float], target: str) -> Draw:
     return draw
 
 
+def draw_path(strengths: Sequence[float], weights: Sequence[Sequence[float]], names: Sequence[str]) -> Draw:
+    """Draw each feature's weight over the strength of the penalty; without a penalty there is no place on the axis."""
+    by_feature = list(zip(*weights, strict=True))
+    largest = sorted(range(len(names)), key=lambda at: -abs(by_feature[at][0]))[:MOST_WEIGHTS]
+
+    def draw(axes: Axes) -> None:
+        for rank, at in enumerate(largest):
+            colour = (BLUE, GREEN, AMBER, ROSE)[rank] if rank < 4 else INK
+            label = plain(names[at]) if rank < 4 else None
+            axes.plot(strengths[1:], by_feature[at][1:], color=colour, linewidth=1.8 if rank < 4 else 1.0, label=label)
+        axes.axhline(0, color=INK, linewidth=1.0)
+        axes.set_xscale("log")
+        axes.set_xlabel("l2, the strength of the penalty")
+        axes.set_ylabel("weight for one deviation of the feature")
+
+    return draw
+
+
+def draw_ridge_error(strengths: Sequence[float], mse: Sequence[float]) -> Draw:
+    """Draw the cross-validated error over the strength of the penalty, beside the one without a penalty."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot(strengths[1:], mse[1:], color=BLUE, linewidth=1.8, label="with the penalty")
+        axes.axhline(mse[0], color=GREEN, linestyle="--", linewidth=1.4, label=f"without: {mse[0]:.6g}")
+        axes.set_xscale("log")
+        axes.set_xlabel("l2, the strength of the penalty")
+        axes.set_ylabel("cross-validated MSE")
+
+    return draw
+
+
 def draw_stages(stages: Mapping[str, Sequence[float]]) -> Draw:
     """Draw for how long each iteration waited, copied and computed, in seconds, stacked.
 

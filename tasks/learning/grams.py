@@ -35,6 +35,10 @@ class Gram:
         """Return that of these rows and others, measured alike."""
         return Gram(self.products + other.products, self.rows + other.rows)
 
+    def less(self, other: Gram) -> Gram:
+        """Return that of these rows without others that are among them."""
+        return Gram(self.products - other.products, self.rows - other.rows)
+
 
 @dataclass(frozen=True)
 class Units:
@@ -65,6 +69,12 @@ class Units:
         table[:, -1:] = y - self.target_mean
         products = add_up(lambda rows: multiply(rows.transpose(1, 2), rows), table, reduction=reduction)
         return Gram(products, count_rows(table, reduction))
+
+    def add_errors(self, gram: Gram, w: Tensor, b: Tensor) -> float:
+        """Return the sum of squared errors, over a matrix's rows, of w [features, 1] and b [1, 1] for raw features."""
+        constant = b + self.mean[None, :] @ w - self.target_mean
+        direction = torch.cat([self.scale[:, None] * w, constant, torch.full((1, 1), -1.0, dtype=torch.float64)])
+        return float(direction.T @ gram.products @ direction)
 
 
 class GramStream:

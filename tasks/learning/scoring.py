@@ -117,17 +117,8 @@ class Moments:
                     f"column {name!r} holds values whose squares do not fit float64: divide it by a power of ten, or "
                     "leave it out of the features"
                 )
-        deviation = covariance.diagonal().clamp(min=0).sqrt()[:-1]
-        # a constant column's deviation is rounding noise of its mean
-        usable = deviation > 1e-12 * mean[:-1].abs().clamp(min=torch.finfo(torch.float64).tiny)
-        deviation = torch.where(usable, deviation, torch.ones_like(deviation))
-        correlation = covariance[:-1, :-1] / torch.outer(deviation, deviation) * torch.outer(usable, usable)
-        against = (covariance[:-1, -1:] / deviation[:, None]) * usable[:, None]
-        if l2:
-            correlation += l2 * torch.diag(torch.ones_like(deviation) if standardise else deviation**-2)
-        solution = torch.linalg.lstsq(correlation, against, driver="gelsd").solution
-        w = solution / deviation[:, None]
-        return LinearModel(self.features, w, (mean[-1] - mean[:-1] @ w).reshape(1, 1))
+        w, b = solve_penalised(covariance, mean, l2, standardise=standardise)
+        return LinearModel(self.features, w, b)
 
     def mean_model(self) -> LinearModel:
         """Return the model that always guesses the mean of the target."""
@@ -151,6 +142,25 @@ class Moments:
         direction = torch.cat([-model.w, torch.ones(1, 1, dtype=torch.float64)])
         offset = self.mean[-1] - self.mean[:-1] @ model.w - model.b
         return float(direction.T @ self.covariance @ direction + offset**2)
+
+
+def solve_penalised(covariance: Tensor, mean: Tensor, l2: float, *, standardise: bool) -> tuple[Tensor, Tensor]:
+    """Return the w [features, 1] and b [1, 1] of least mean squared error and l2 times w's sum of squares.
+
+    covariance, mean: of the features and the target, which stands last
+    standardise: the penalty is on the weights of features of deviation 1
+    """
+    deviation = covariance.diagonal().clamp(min=0).sqrt()[:-1]
+    # a constant column's deviation is rounding noise of its mean
+    usable = deviation > 1e-12 * mean[:-1].abs().clamp(min=torch.finfo(torch.float64).tiny)
+    deviation = torch.where(usable, deviation, torch.ones_like(deviation))
+    correlation = covariance[:-1, :-1] / torch.outer(deviation, deviation) * torch.outer(usable, usable)
+    against = (covariance[:-1, -1:] / deviation[:, None]) * usable[:, None]
+    if l2:
+        correlation += l2 * torch.diag(torch.ones_like(deviation) if standardise else deviation**-2)
+    solution = torch.linalg.lstsq(correlation, against, driver="gelsd").solution
+    w = solution / deviation[:, None]
+    return w, (mean[-1] - mean[:-1] @ w).reshape(1, 1)
 
 
 def _add_products(rows: Tensor) -> Tensor:

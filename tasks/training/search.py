@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import TYPE_CHECKING, Literal
 
 from prefect.logging import get_run_logger
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from tasks.learning.grams import Gram, GramStream, Units
     from tasks.learning.scaling import Scaling
     from tasks.learning.trials import Trial
+    from tasks.streaming import Manifest
     from tasks.tracking.nested import NestedRun
 
 FACTOR = 3  # of a generation's trials, one of so many goes on
@@ -96,6 +98,7 @@ class SearchData:
         from tasks.learning.scaling import Scaling
 
         given = job.parameters
+        assert job.data.validation, "the flow sets shards aside"
         stream = open_batches(job, 0)
         first = next(stream)
         job.features.refuse_overflow(first)
@@ -107,7 +110,7 @@ class SearchData:
                 lambda number: begun.pop() if begun and not number else open_batches(job, number),
                 None if given.shuffle else find_period(rows, given.batch_size or rows),
             ),
-            validation=measure_validation(job, units),
+            validation=measure_rows(job.data.validation, job, units),
             scaling=Scaling.of(job.features.of(first)),
         )
 
@@ -134,15 +137,12 @@ def longest(job: SearchJob) -> int:
     return int(tried.high) if tried else job.parameters.resolved().iterations
 
 
-def measure_validation(job: SearchJob, units: Units) -> Gram:
-    """Return the matrix of all validation rows."""
-    assert job.data.validation, "the flow sets shards aside"
-    dataset = open_dataset(job.data.validation, job.sources, job.parameters, epochs=1)
-    grams = (units.measure(batch) for batch in dataset)
-    whole = next(grams)
-    for gram in grams:
-        whole = whole.add(gram)
-    return whole
+def measure_rows(manifest: Manifest, job: SearchJob, units: Units) -> Gram:
+    """Return the matrix of all rows of some shards."""
+    from tasks.learning.grams import Gram
+
+    dataset = open_dataset(manifest, job.sources, job.parameters, epochs=1)
+    return reduce(Gram.add, (units.measure(batch) for batch in dataset))
 
 
 def try_generation(study: Study, data: SearchData, job: SearchJob, count: int) -> dict[int, Outcome]:
