@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 CELL = re.compile(r'\s*(?:"((?:[^"]|"")*)"\s*|([^",][^,]*|))(?:,|$)')
 MOST_LISTED = 40
-MARKS = re.compile(r"[\\`*\[\]<>|&~!#@]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.", re.IGNORECASE)
+MARKS = re.compile(r"[\\`*\[\]<>|&~!#]|(?<![^\W_])_|_(?![^\W_])|(?<=\w)@(?=\w)|:(?=//)|(?<=www)\.", re.IGNORECASE)
+REFERENCES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", ":": "&#58;", "@": "&#64;"}
 
 
 def split_names(text: str) -> list[str]:
@@ -42,15 +43,16 @@ def suggest(name: str, known: Iterable[str]) -> str:
 def escape_markdown(text: str) -> str:
     """Return text that Markdown, and the HTML made of it, show letter by letter: no table, code, link or tag.
 
-    What would be a mark is written as a character reference, which no renderer takes for one, in tables neither.
+    Marks follow a backslash: Prefect's first pages know no numeric references, and show them as they are. Only the
+    signs that make an address a link have one, since MLflow's pages know no backslash before those.
     """
-    return MARKS.sub(lambda found: f"&#{ord(found[0])};", " ".join(text.splitlines()))
+    return MARKS.sub(lambda found: REFERENCES.get(found[0], f"\\{found[0]}"), " ".join(text.splitlines()))
 
 
 def write_code(text: str) -> str:
-    """Return Markdown that shows text letter by letter, as code."""
+    """Return Markdown that shows text letter by letter: as code, but for what no code span can hold in a table."""
     if any(sign in text for sign in "`|\n\r") or text != text.strip() or not text:
-        return f"<code>{escape_markdown(text)}</code>"
+        return escape_markdown(text)
     return f"`{text}`"
 
 

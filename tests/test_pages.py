@@ -17,6 +17,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from deployments.processes import answers, wait_until
 from deployments.servers import find_pages
+from tasks.naming import escape_markdown, write_code
 from tests.sites import ENVIRONMENT, Site, ask
 
 OUTPUT = Path(__file__).parent / "output"
@@ -92,6 +93,34 @@ def test_the_link_to_mlflow_is_an_artifact_of_the_run_and_opens_its_page(browser
     assert found and mlflow_run["info"]["run_id"] in found[1]
     look(browser, f"{site.prefect}/artifacts/artifact/{artifact['id']}", "MLflow run", picture="prefect-mlflow")
     look(browser, found[1], mlflow_run["info"]["run_name"], "test_r2", picture="mlflow-from-prefect")
+
+
+ODD = ["bmi `kg/m2`", "pressure|mean", "s1 <b>tc</b>", "*hdl*", "s4 [tch](x)", "_ldl_", "# a ~~b~~ \\ & !c"]
+
+
+@pytest.fixture(scope="module")
+def odd_names() -> str:
+    """Markdown of a sentence and of a table with names that are full of marks."""
+    rows = (f"| {escape_markdown(name)} | {write_code(name)} |" for name in ODD)
+    sentence = f"**{escape_markdown('the columns ' + ' and '.join(ODD))}**"
+    return "\n".join([sentence, "", "| column | code |", "|---|---|", *rows])
+
+
+def test_prefect_shows_odd_names_letter_by_letter(browser, site, odd_names):
+    artifact = ask(f"{site.api}/artifacts/", {"key": "odd", "type": "markdown", "data": odd_names})
+    said = look(browser, f"{site.prefect}/artifacts/artifact/{artifact['id']}", *ODD, picture="prefect-odd-names")
+    assert said.count(ODD[0]) == 3
+
+
+def test_mlflow_shows_odd_names_letter_by_letter(browser, site, mlflow_run, odd_names):
+    experiment = mlflow_run["info"]["experiment_id"]
+    tags = [{"key": "mlflow.note.content", "value": odd_names}]
+    made = ask(f"{site.pages.mlflow}/api/2.0/mlflow/runs/create", {"experiment_id": experiment, "tags": tags})
+    run = made["run"]["info"]["run_id"]
+    page = f"{site.pages.mlflow}/#/experiments/{experiment}/runs/{run}?workflowType=machine_learning"
+    said = look(browser, page, *ODD, picture="mlflow-odd-names")
+    assert said.count(ODD[0]) == 3
+    ask(f"{site.pages.mlflow}/api/2.0/mlflow/runs/delete", {"run_id": run})
 
 
 def test_prefect_lists_the_deployments(browser, site):
