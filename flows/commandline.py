@@ -72,7 +72,8 @@ def parameters(model: type[Parameters]) -> Callable[[Function], Function]:
 
         @wraps(function)
         def flow(**given: Any) -> Any:
-            logging.getLogger("prefect.flow_runs").addFilter(without_traceback)
+            for runs in ("prefect.flow_runs", "prefect.task_runs"):
+                logging.getLogger(runs).addFilter(without_traceback)
             try:
                 with credentials_of(given.get("aws_block")):
                     return function(**given)

@@ -5,9 +5,12 @@ The flow's parameters are those of `tasks.parameters.TrainingParameters`; each s
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Mapping
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from prefect import flow
@@ -171,14 +174,22 @@ def write_summary(job: TrainingJob, evaluation: Evaluation, mlflow_run: Run) -> 
     """Return what the run's end says: what the model is worth, whether it is champion, and what can be done next."""
     given, alias = job.parameters, "champion" if evaluation.promotion.wins else "challenger"
     model = f"models:/{name_of_model(given.experiment)}@{alias}"
-    chosen = "" if evaluation.promotion.wins else f" --model {model}"
+    shards = shlex.quote(redact(given.shards)) if given.shards else "'s3://bucket/path/part*.csv'"
+    chosen = f" --experiment {shlex.quote(given.experiment)}" if evaluation.promotion.wins else f" --model {model}"
+    python, mlflow = (write_command(name) for name in ("python", "mlflow"))
     return f"""
 {evaluation.verdict}
 {evaluation.promotion.verdict}
 
   Look     {mlflow_run.pages}
-  Predict  python -m flows.predicting --shards 's3://bucket/path/part*.csv'{chosen}
-  Serve    MLFLOW_TRACKING_URI={show_uri(tracking_uri())} mlflow models serve -m {model} --env-manager local"""
+  Predict  {python} -m flows.predicting --shards {shards}{chosen}
+  Serve    MLFLOW_TRACKING_URI={show_uri(tracking_uri())} {mlflow} models serve -m {model} --env-manager local"""
+
+
+def write_command(name: str) -> str:
+    """Return how a command beside this Python is called from here: by its path where the environment lies below."""
+    beside = Path(sys.executable).with_name(name)
+    return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else name
 
 
 if __name__ == "__main__":

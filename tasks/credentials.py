@@ -74,6 +74,9 @@ def _publish(identity: Identity) -> None:
         "Note": identity.note,
     }
     lines = [f"| {name} | {escape_markdown(value or 'not asked for')} |" for name, value in rows.items()]
+    table = "\n".join(["| Identity | |", "| --- | --- |", *lines])
     create_markdown_artifact(
-        "\n".join(["| Identity | |", "| --- | --- |", *lines]), key=ARTIFACT_KEY, description="Who reads the shards"
+        table if identity.buckets else escape_markdown(identity.note),
+        key=ARTIFACT_KEY,
+        description="Who reads the shards",
     )

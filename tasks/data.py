@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from tasks.streaming.formats.contract import Header
 
 MOST_SHARDS_IN_A_TABLE = 100
+MOST_EXACT = 2**53  # below it float64 has every whole number
+ROUNDED = "column {} has numbers of 2^53 and more, which float64 rounds: an id is better left out of the features"
 PREVIEWED_ROWS = 1000
 SHOWN_ROWS = 5
 HEADERS: dict[str, Header] = {"infer": "infer", "first": 0, "none": None}
@@ -228,7 +230,10 @@ def preview_batch(data: TrainingData, sources: Sources, given: TrainingParameter
             for name, (low, high) in ranges.items()
             if (stated := data.statistics.get(name)) and not stated.min <= low <= high <= stated.max
         ),
-        doubts=tuple(note for note in data.train.notes if note.startswith(NUMBERS_FIRST)),
+        doubts=(
+            *(note for note in data.train.notes if note.startswith(NUMBERS_FIRST)),
+            *(ROUNDED.format(name) for name, ends in ranges.items() if max(map(abs, ends)) >= MOST_EXACT),
+        ),
         first=tuple(map(tuple, batch[:SHOWN_ROWS].double().tolist())),
     )
     for doubt in preview.doubts:

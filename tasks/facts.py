@@ -56,7 +56,7 @@ class Preview:
     """The shape and dtype of the training's batches, and what the first rows show of each column.
 
     `ranges` are (least, most) by column of the first `rows` rows; `outside` has a sentence for each column that leaves
-    the range that `.meta/stats` states; `doubts` are of how the first line was taken.
+    the range that `.meta/stats` states; `doubts` are of how the first line was taken, and of numbers that are rounded.
     """
 
     batch_shape: tuple[int, int]

@@ -139,14 +139,11 @@ def report_predictions(run: Run, model: ChosenModel, predicted: Predicted, outpu
     from tasks.tracking.outbox import Outbox
 
     error = "" if predicted.rmse is None else f" Their RMSE against {model.target} is {predicted.rmse:.6g}."
-    left_out = (
-        f" {predicted.bad_rows:,} bad rows were left out; they are listed in {predicted.bad_rows_file}."
-        if predicted.bad_rows
-        else ""
-    )
+    listed = f" Bad rows left out: {predicted.bad_rows:,}, listed in {predicted.bad_rows_file}."
+    bad = listed if predicted.bad_rows else ""
     verdict = (
-        f"{model.uri} predicted {predicted.rows:,} rows in {predicted.seconds:.1f} s; they are in {redact(output)}, "
-        f"{predicted.shards} {'shard' if predicted.shards == 1 else 'shards'}.{error}{left_out}"
+        f"{model.uri} predicted {predicted.rows:,} rows in {predicted.seconds:.2f} s; they are in {redact(output)}, "
+        f"{predicted.shards} {'shard' if predicted.shards == 1 else 'shards'}.{error}{bad}"
     )
     Outbox(run.run_id).tag(
         {

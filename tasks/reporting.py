@@ -249,7 +249,7 @@ def write_bad_rows(fit: Fit) -> list[str]:
     """Return a sentence on the rows that were left out, where there are any."""
     if not fit.bad_rows:
         return []
-    return [f"**{fit.bad_rows:,} bad rows were left out**; {write_code(str(fit.bad_rows_file))} lists them."]
+    return [f"**Bad rows left out: {fit.bad_rows:,}**; {write_code(str(fit.bad_rows_file))} lists them."]
 
 
 def write_damage(fit: Fit) -> list[str]:
@@ -275,6 +275,7 @@ def write_scores(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
+SHORT = 5.0  # seconds of a run, below which no part of them is worth an advice
 HELP = {
     "fetching": "a cache that holds all shards, a closer region, or fewer and larger shards would help",
     "decoding": "more cores, Parquet shards, or a cache that holds all shards would help",
@@ -304,7 +305,5 @@ def write_times(fit: Fit) -> str:
         bound = "fetching" if stream.fetch_seconds > stream.decode_seconds else "decoding"
         shares += f" (behind it: fetching {stream.fetch_seconds:.2f} s, decoding {stream.decode_seconds:.2f} s)"
     number = f"{fit.iterations} iterations" if fit.learning_rate else "One pass"
-    return (
-        f"{number} over {fit.rows:,} rows in {sum(parts.values()):.2f} s on "
-        f"{fit.device}: {shares}. The run was bound by {bound}: {HELP[bound]}."
-    )
+    advice = f"The run was bound by {bound}: {HELP[bound]}." if total >= SHORT else "That is too short to advise."
+    return f"{number} over {fit.rows:,} rows in {sum(parts.values()):.2f} s on {fit.device}: {shares}. {advice}"

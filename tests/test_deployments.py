@@ -82,6 +82,8 @@ def test_prediction_follows_training_and_not_a_run_that_was_skipped(site, traine
 
     assert wait_until(lambda: len(predictions()) > 0, 60, 0.5)
     assert site.wait(predictions()[0]["id"])["state_name"] == "Completed"
+    of_the_training = {"experiment": "shardline", "shards": None, "bucket_id": None}
+    assert {name: predictions()[0]["parameters"][name] for name in of_the_training} == of_the_training
     created = [each for each in predictions() if each["created_by"] and each["created_by"]["type"] == "AUTOMATION"]
     question = {
         "deployments": {"id": {"any_": [of_deployment(site, "training/nightly")["id"]]}},

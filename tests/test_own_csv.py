@@ -57,6 +57,7 @@ def test_the_example_of_the_readme_trains_though_a_column_holds_text(place):
     assert done.returncode == 0, done.stderr
     assert json.loads(read_artifact("manifest.json"))["columns"] == ["price", "area", "rooms"]
     assert json.loads(read_artifact("evaluation/scores.json"))["all"]["exact"]["rmse"] < 1e-9
+    assert "Predict  python -m flows.predicting --shards 'houses-*.csv' --experiment shardline\n" in done.stdout
 
 
 @pytest.mark.usefixtures("prefect_api")

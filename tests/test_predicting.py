@@ -173,7 +173,7 @@ def test_rows_that_were_left_out_are_counted_and_the_report_says_where_they_are_
     state = run_flow(shards=f"{tmp_path}/part*.csv", **given)
     assert state.is_completed(), state.message
     (side_file,) = (tmp_path / "kept").rglob("*.csv")
-    assert f"2 bad rows were left out; they are listed in {side_file}." in state.result()
+    assert f"Bad rows left out: 2, listed in {side_file}." in state.result()
     assert len(pd.read_csv(tmp_path / "predictions" / "part-0.csv")) == len(rows)
 
 

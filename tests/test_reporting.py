@@ -135,6 +135,8 @@ def test_waiting_copying_computing_and_recording_sum_to_the_total_as_printed(tim
     parts = [float(each) for each in re.findall(r"(?:data|copying|computing|recording) ([\d.]+) s \(", text)]
     assert len(parts) == 4
     assert sum(parts) == pytest.approx(total, abs=1e-9)
+    assert ("The run was bound by computing" in text) == (seconds >= 5)
+    assert text.endswith("That is too short to advise.") == (seconds < 5)
 
 
 def test_an_iterations_line_says_what_its_seconds_leave_out():

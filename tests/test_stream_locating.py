@@ -147,7 +147,7 @@ def test_rows_are_counted_however_lines_end(end, final, tmp_path):
 
 def test_nothing_that_matches_is_named(tmp_path):
     write(tmp_path, "_SUCCESS", 0)
-    with pytest.raises(ShardsNotFoundError, match=r"part\*.csv matches nothing: check bucket, path and pattern"):
+    with pytest.raises(ShardsNotFoundError, match=r"part\*.csv matches nothing: check path and pattern"):
         locate(f"{tmp_path}/part*.csv")
     with pytest.raises(ShardsNotFoundError, match="matches nothing but by-products such as"):
         locate(f"{tmp_path}/*")

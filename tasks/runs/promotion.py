@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from tasks.errors import ShardlineError
 from tasks.facts import ROWS_OF, Promotion, RowsOf
 from tasks.learning.scores import Score
+from tasks.naming import join_names
 from tasks.tracking.client import connect
 from tasks.tracking.registry import ColumnModel, find_aliased, load_model
 from tasks.tracking.views import name_of_model
+
+APART = "models of other data are kept apart by an experiment of their own (the parameter experiment)"
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,12 @@ def find_champion(experiment: str, target: str, columns: Sequence[str]) -> Champ
         if registered is None:
             return Champion()
         version = registered.version
-        model = load_model(client, f"models:/{registered.name}/{version}").on(columns)
+        model = load_model(client, f"models:/{registered.name}/{version}")
         if model.target not in (target, None):
-            return Champion(version, fault=f"it predicts {model.target}, and this model {target}")
-        return Champion(version, model)
+            return Champion(version, fault=f"it predicts {model.target}, and this model {target}: {APART}")
+        if not set(model.inputs) <= set(columns):
+            return Champion(version, fault=f"it needs {join_names(model.inputs)}, not all of which are read: {APART}")
+        return Champion(version, model.on(columns))
     except ShardlineError as error:
         return Champion(version, fault=str(error))
 

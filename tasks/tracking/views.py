@@ -44,9 +44,9 @@ def describe_experiment(name: str, experiment_id: str, tracking_uri: str) -> dic
         if name.endswith(f"-{kind}"):
             return {NOTE: text}
     view = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey=scores"
-    text = f"""**[All runs by what their models are worth]({view})**, the best one first.
+    text = f"""Linear models trained on shards in object storage: a run for each training (`python -m flows.training`).
 
-Linear models trained on shards in object storage: a run for each training (`python -m flows.training`).
+**[All runs by what their models are worth]({view})**, the best one first.
 
 {describe_model(name_of_model(name), tracking_uri)}"""
     return {NOTE: text, SAVED_VIEW: saved_view()}
@@ -63,7 +63,7 @@ import pandas
 
 mlflow.set_tracking_uri({tracking_uri!r})
 model = mlflow.pyfunc.load_model({f"models:/{name}@champion"!r})
-model.predict(pandas.read_csv("rows.csv"))
+print(model.predict(pandas.read_csv("rows.csv")))
 ```
 
 Each column is read as float64 and may be of any numeric type, as its signature says by `any`: MLflow refuses the

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 SHOWN = 60  # characters of a cell that a message shows
 LINES_LOOKED_AT = 100  # to tell a column of text from a bad cell
-REMEDY = "read other columns: name them with --columns, or with --target and --features (in Python, `columns`)"
+REMEDY = (
+    "read other columns: name them by the parameter columns, or by target and features (on the command line, "
+    "--columns, or --target and --features; of a stream alone, ObjectStorageDataset.from_uri(…, columns=[…]))"
+)
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,8 @@ def _list_shards(store: Store, patterns: list[str], retry: RetryPolicy, notes: l
     data = [entry for entry in matched.values() if not _is_by_product(entry.uri)]
     if not data:
         others = f" but by-products such as {next(iter(matched))}" if matched else ""
-        raise ShardsNotFoundError(f"{', '.join(patterns)} matches nothing{others}: check bucket, path and pattern")
+        places = "bucket, path and pattern" if "://" in patterns[0] else "path and pattern"
+        raise ShardsNotFoundError(f"{', '.join(patterns)} matches nothing{others}: check {places}")
     if skipped := len(matched) - len(data):
         notes.append(f"{skipped} {'by-product' if skipped == 1 else 'by-products'} (_SUCCESS, .crc, .meta) skipped")
     return data
