@@ -10,9 +10,18 @@ from prefect.utilities.callables import parameter_schema
 from flows.benchmarking import benchmark
 from flows.commandline import PATTERNS, parse
 from flows.predicting import predict
+from flows.searching import search
 from flows.training import check_parameters, train
 from tasks.errors import ConfigurationError
-from tasks.parameters import PRESETS, BenchmarkParameters, PredictionParameters, TrainingParameters
+from tasks.parameters import (
+    PRESETS,
+    BenchmarkParameters,
+    PredictionParameters,
+    SearchParameters,
+    TrainingParameters,
+)
+
+MODELS = [TrainingParameters, PredictionParameters, BenchmarkParameters, SearchParameters]
 
 
 def parsed(*words):
@@ -109,7 +118,7 @@ def test_the_form_shows_what_help_shows():
     assert properties["device"]["enum"] == ["auto", "cpu", "cuda"]
 
 
-@pytest.mark.parametrize("flow", [train, predict, benchmark])
+@pytest.mark.parametrize("flow", [train, predict, benchmark, search])
 def test_the_form_calls_empty_what_may_be_left_out(flow):
     properties = [each["anyOf"] for each in parameter_schema(flow).properties.values() if "anyOf" in each]
     assert properties and all(null["title"] == "empty" for _, null in properties)
@@ -122,7 +131,7 @@ def test_the_form_shows_an_empty_field_where_there_is_one_and_no_switch_that_wou
     assert typed["standardise"] == {"title": "empty", "type": "null"}
 
 
-@pytest.mark.parametrize("model", [TrainingParameters, PredictionParameters, BenchmarkParameters])
+@pytest.mark.parametrize("model", MODELS)
 def test_descriptions_read_the_same_as_text_and_as_the_markdown_that_the_form_takes_them_for(model):
     assert not [name for name, field in model.model_fields.items() if "**" in field.description]
 
@@ -135,7 +144,7 @@ def test_the_form_begins_with_what_people_change_and_ends_with_access():
     assert [TrainingParameters.group_of(name) for name in list(properties)[-7:]] == ["Stream"] + ["Access"] * 6
 
 
-@pytest.mark.parametrize("model", [TrainingParameters, PredictionParameters, BenchmarkParameters])
+@pytest.mark.parametrize("model", MODELS)
 def test_every_pattern_is_told_in_words(model):
     patterns = {each.pattern for field in model.model_fields.values() for each in field.metadata if patterned(each)}
     assert patterns and patterns <= PATTERNS.keys()

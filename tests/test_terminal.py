@@ -126,14 +126,17 @@ def test_ctrl_c_is_two_lines_and_a_second_one_ends_it_at_once(tmp_path, shards, 
     assert "Traceback" not in again.raw
 
 
-MODULES = ["flows.training", "flows.predicting", "flows.benchmarking", "flows.replaying", "deployments.local"]
+FLOWS = ("training", "predicting", "benchmarking", "replaying", "searching")
+MODULES = [*(f"flows.{name}" for name in FLOWS), "deployments.local"]
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_ctrl_c_while_a_command_is_being_imported_is_one_sentence(tmp_path, module):
     running = Terminal([sys.executable, "-m", module], tmp_path, dict(ENVIRONMENT))
-    libraries = Path(f"/proc/{running.pid}/maps")
-    assert wait_until(lambda: "_pydantic_core" in libraries.read_text(), 100)  # of Prefect's import the first seconds
+    process = Path(f"/proc/{running.pid}")
+    words = [sys.executable, "-m", module, ""]  # else it is a copy of this process still
+    assert wait_until(lambda: (process / "cmdline").read_text().split("\0") == words, 60)
+    assert wait_until(lambda: "_pydantic_core" in (process / "maps").read_text(), 60)  # Prefect's import has begun
     running.press(CTRL_C)
     assert running.end() == 130
     assert running.lines == [f"^C{STOPPED_EARLY}", ""]
