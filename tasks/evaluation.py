@@ -14,7 +14,7 @@ from prefect.logging import get_run_logger
 
 from tasks.errors import RowError, ShardsNotFoundError
 from tasks.facts import ROWS_OF, Evaluation, Fit, RowsOf, TrainingJob
-from tasks.learning.scores import Score, Scores, Slice
+from tasks.learning.scores import AT_BOTH_ENDS, Score, Scores, Slice
 from tasks.policy import READING, step
 from tasks.runs.promotion import Champion, find_champion, judge
 from tasks.sources import open_dataset
@@ -51,9 +51,7 @@ def evaluate_model(job: TrainingJob, fit: Fit) -> Evaluation:
     create_table_artifact(
         key="slices",
         table=tabulate_slices(scores.slices),
-        description=f"The trained model by slice of the {ROWS_OF[data.rows_of]} rows, beside the exact model and the "
-        "mean. R² is left out where rows were chosen by the target itself: it varies too little among them for any "
-        "model to explain much of it",
+        description=describe_slices(scores.slices, ROWS_OF[data.rows_of]),
     )
     verdict = write_verdict(scores.overall, data.rows_of)
     get_run_logger().info("%s", verdict)
@@ -138,15 +136,27 @@ def keep_scores(outbox: Outbox, scores: Scores, prefix: str) -> None:
     outbox.tag({"mlflow.loggedArtifacts": json.dumps([{"path": SLICES, "type": "table"}])})
 
 
+def describe_slices(slices: Sequence[Slice], rows: str) -> str:
+    """Say what a table of slices holds, and what to mind where rows were chosen by the target itself."""
+    text = f"The trained model by slice of the {rows} rows, beside the exact model and the mean"
+    if any(each.by_target for each in slices):
+        text += f"; {AT_BOTH_ENDS}"
+    if not all(each.by_target for each in slices):
+        text += ". R² is left out where rows were chosen by the target itself: it varies too little among them for "
+        text += "any model to explain much of it"
+    return text
+
+
 def tabulate_slices(slices: Sequence[Slice]) -> list[dict[str, Any]]:
-    """Return the slices as a table for people: rows, and root mean squared errors to six digits."""
+    """Return the slices as a table for people: rows, root mean squared errors to six digits, R² where any has one."""
     present = ((each.name, {name: score for name, score in each.scores.items() if score}) for each in slices)
+    with_r2 = any(each.r2 is not None for one in slices if (each := one.scores["trained"]))
     return [
         {
             "slice": name,
             "rows": scores["trained"].rows,
             **{f"RMSE {model}": _digits(scores[model].rmse) for model in MODELS},
-            "R²": _digits(scores["trained"].r2),
+            **({"R²": _digits(scores["trained"].r2)} if with_r2 else {}),
         }
         for name, scores in present
         if scores

@@ -12,6 +12,7 @@ from prefect.artifacts import create_markdown_artifact
 from pydantic import JsonValue
 
 from tasks.facts import ROWS_OF, Evaluation, Fit, Ridge, Searched, TrainingJob
+from tasks.learning.scores import AT_BOTH_ENDS
 from tasks.naming import escape_markdown, write_code
 from tasks.policy import step
 from tasks.redaction import redact
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 SMALLEST_SHARE = 0.01  # of the rows, from which on a slice's error is not a few rows' luck
 MOST_ITERATIONS = 100_000  # that are worth a try, where the exact solver needs one pass
 MOST_STEPS = 500  # of a metric that follows from another one
-IN_PREFECT = {"above_exact": "Error above the exact model by iteration", "predicted": "Predicted against actual"}
+IN_PREFECT = ("above_exact", "predicted")  # figures that the artifact shows
 
 
 @step("report")
@@ -34,13 +35,13 @@ def report_run(
     run: Run, job: TrainingJob, fit: Fit, evaluation: Evaluation, identity: Identity, hardware: Hardware
 ) -> str:
     """Write the report into Prefect (markdown artifact) and MLflow (description, figures, manifest); the report."""
-    from tasks.learning.figures import render
+    from tasks.learning.figures import TITLES, render
     from tasks.tracking.outbox import Outbox
 
     outbox = Outbox(run.run_id)
     drawings = dict(draw_figures(job.features.target, fit, evaluation))
     for name, draw in drawings.items():
-        outbox.keep(f"figures/{name}.png", render(draw))
+        outbox.keep(f"figures/{name}.png", render(draw, TITLES[name]))
     keep_excess(outbox, fit, evaluation)
     outbox.keep("manifest.json", json.dumps(job.data.train.to_dict(), indent=1))
     text = "\n\n".join(
@@ -61,8 +62,8 @@ def report_run(
     outbox.tag({"shardline.gate": evaluation.promotion.verdict})
     outbox.keep("report.md", text)
     pictures = [
-        f"![{title}](data:image/png;base64,{base64.b64encode(render(drawings[name], small=True)).decode()})"
-        for name, title in IN_PREFECT.items()
+        f"![{TITLES[name]}](data:image/png;base64,{base64.b64encode(render(drawings[name], small=True)).decode()})"
+        for name in IN_PREFECT
         if name in drawings
     ]
     create_markdown_artifact(
@@ -168,16 +169,17 @@ def keep_excess(outbox: Outbox, fit: Fit, evaluation: Evaluation) -> None:
 def write_worst(evaluation: Evaluation) -> list[str]:
     """Return one sentence that names the two slices with the largest errors, where there are three or more."""
     least = SMALLEST_SHARE * evaluation.scores["trained"].rows
-    found = [(each.name, each.scores["trained"], each.scores["mean"]) for each in evaluation.slices]
-    large = [(name, own, mean) for name, own, mean in found if own and mean and own.rows >= least]
+    found = [(each, each.scores["trained"], each.scores["mean"]) for each in evaluation.slices]
+    large = [(each, own, mean) for each, own, mean in found if own and mean and own.rows >= least]
     if len(large) < 3:
         return []
     worst = sorted(large, key=lambda each: -each[1].rmse)[:2]
     named = " and ".join(
-        f"{escape_markdown(name)} (RMSE {own.rmse:.6g} over {own.rows:,} rows; always the mean {mean.rmse:.6g})"
-        for name, own, mean in worst
+        f"{escape_markdown(each.name)} (RMSE {own.rmse:.6g} over {own.rows:,} rows; always the mean {mean.rmse:.6g})"
+        for each, own, mean in worst
     )
-    return [f"The errors are largest where {named}."]
+    caveat = f" Mind that {AT_BOTH_ENDS}." if any(each.by_target for each, *_ in worst) else ""
+    return [f"The errors are largest where {named}.{caveat}"]
 
 
 def write_condition(dtype: str, fit: Fit, train_mse: Mapping[str, float]) -> list[str]:

@@ -12,9 +12,9 @@ from safetensors.numpy import load_file
 
 from flows.training import train
 from tasks.data import split_rows
-from tasks.evaluation import write_verdict
+from tasks.evaluation import describe_slices, tabulate_slices, write_verdict
 from tasks.facts import Located, TrainingData
-from tasks.learning.scores import Score
+from tasks.learning.scores import AT_BOTH_ENDS, Score, Slice
 from tasks.streaming import ColumnStatistics, Manifest, Shard
 from tasks.tracking import client as record
 from tests.flowruns import ended
@@ -83,6 +83,18 @@ def score_of(errors, target):
     mse = float(np.mean(np.square(errors)))
     r2 = 1 - mse / float(np.var(target))
     return Score(rows=len(target), mse=mse, rmse=math.sqrt(mse), mae=float(np.mean(np.abs(errors))), r2=r2)
+
+
+def test_the_table_of_slices_has_r2_only_where_a_slice_has_one():
+    of_range, of_hour = (
+        Slice(name="", scores=dict.fromkeys(("trained", "exact", "mean"), score), by_target=r2 is None)
+        for r2 in (None, 0.5)
+        for score in [Score(rows=9, mse=4.0, rmse=2.0, mae=1.0, r2=r2)]
+    )
+    assert [row.get("R²") for row in tabulate_slices([of_range, of_hour])] == ["–", "0.5"]
+    assert "R²" not in tabulate_slices([of_range])[0]
+    assert describe_slices([of_range], "test").endswith(f"beside the exact model and the mean; {AT_BOTH_ENDS}")
+    assert "R² is left out" in describe_slices([of_range, of_hour], "test")
 
 
 def test_rows_on_another_level_are_told_in_errors_and_not_as_a_negative_share_of_the_variance():

@@ -13,6 +13,7 @@ from tasks.learning import figures
 from tasks.learning.features import Features
 from tasks.learning.linear import LinearModel
 from tasks.learning.profiling import BINS, ProfileSums
+from tasks.learning.scores import AT_BOTH_ENDS
 from tasks.learning.scoring import Moments, score
 
 Image = pytest.importorskip("PIL.Image", reason="figures are drawn by matplotlib, which brings Pillow")
@@ -102,12 +103,16 @@ def test_dollars_in_a_name_are_no_formula():
     figures.render(figures.draw_weights({r"a $\frac$ b": 1.0, "$": 2.0}, r"$\x$"))
 
 
-def axes_of(name):
+def drawn(draw):
     from matplotlib.figure import Figure
 
     axes = Figure().add_subplot()
-    DRAWINGS[name](axes)
+    draw(axes)
     return axes
+
+
+def axes_of(name):
+    return drawn(DRAWINGS[name])
 
 
 def legend_of(axes):
@@ -127,6 +132,67 @@ def test_times_are_stacked_and_what_is_cut_off_is_said():
     assert axes.get_title("left") == "cut off: iteration 0: 3.02 s"
     tops = [patch.get_y() + patch.get_height() for patch in axes.patches]
     assert tops[-1] == pytest.approx(0.032)
+
+
+def test_all_bars_that_are_cut_off_are_counted_and_the_longest_named():
+    waiting = [3.0, 0.05, 0.2, 0.04, 0.1, 0.3, *[0.01] * 94]
+    axes = drawn(figures.draw_stages({"waiting": waiting, "copying": [0.0] * 100, "computing": [0.0] * 100}))
+    assert axes.get_title("left") == "cut off: iteration 0: 3 s, 5: 0.3 s, 2: 0.2 s, and 3 shorter ones"
+    assert sum(patch.get_height() > axes.get_ylim()[1] for patch in axes.patches) == 6
+    assert axes.get_ylabel() == "seconds per iteration"
+
+
+def make_profile(rows, far=0.0):
+    """The profile of so many rows, of which the last is `far` off; the first ones alone lay down the bins."""
+    target = torch.linspace(0, 9, rows, dtype=torch.float64)
+    predicted = target + torch.randn(rows, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    sums = ProfileSums(target, predicted)
+    predicted[-1] += far
+    sums.add(target, predicted)
+    return sums.profile()
+
+
+@pytest.mark.parametrize(("rows", "bars"), [(40, 9), (100, 27), (100_000, 81)])
+def test_few_residuals_are_drawn_in_fewer_bars_and_no_row_is_lost(rows, bars):
+    (steps,) = drawn(figures.draw_residuals(make_profile(rows), "fare")).patches
+    values, edges, _ = steps.get_data()
+    assert (len(values), len(edges), values.sum()) == (bars, bars + 1, rows)
+    assert edges[bars // 2] == pytest.approx(-edges[bars // 2 + 1])
+
+
+def test_rows_beyond_the_frame_are_said_where_there_are_some():
+    for draw, label in (
+        (figures.draw_density, "fare, as it is"),
+        (figures.draw_residuals, "fare: predicted less actual"),
+    ):
+        assert drawn(draw(make_profile(40), "fare")).get_xlabel() == label
+        beyond = drawn(draw(make_profile(40, far=99.0), "fare")).get_xlabel()
+        assert beyond == f"{label} (1 row beyond the frame stands at its edge)"
+
+
+def test_cells_of_one_row_stand_out_and_the_bar_names_whole_numbers():
+    from matplotlib.colors import LinearSegmentedColormap
+
+    shades = LinearSegmentedColormap.from_list("", figures.FEW_TO_MANY)
+    for shade in (shades(number / 20) for number in range(21)):
+        assert min(contrast([255 * part for part in shade[:3]], ground) for ground in GROUNDS.values()) > LEGIBLE
+    for rows in (100, 4000):
+        axes = drawn(figures.draw_density(make_profile(rows) if rows == 100 else SCORES.profile, "fare"))
+        (bar,) = (each for each in axes.figure.axes if each is not axes)
+        axes.figure.draw_without_rendering()
+        named = [tick.get_text() for tick in bar.get_yticklabels(which="both") if tick.get_text()]
+        assert len(named) > 1 and all(text.isdecimal() for text in named)
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_every_figure_has_a_title(name):
+    bare, titled = (figures.render(DRAWINGS[name], title) for title in ("", figures.TITLES[name]))
+    assert bare != titled
+
+
+def test_slices_by_the_target_are_marked_and_drawn_with_what_to_mind():
+    assert [each.by_target for each in SCORES.slices] == ["fare" in each.name for each in SCORES.slices]
+    assert axes_of("slices").get_xlabel() == f"y: fare ({AT_BOTH_ENDS})"
 
 
 def test_many_iterations_are_drawn_as_means_of_some():

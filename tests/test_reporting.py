@@ -12,7 +12,7 @@ from tasks.learning.conditioning import most_condition
 from tasks.learning.features import Features
 from tasks.learning.loop import Iteration, Settings, Trainer, train
 from tasks.learning.scaling import Scaling
-from tasks.learning.scores import Profile, Score, Slice
+from tasks.learning.scores import AT_BOTH_ENDS, Profile, Score, Slice
 from tasks.learning.scoring import Moments
 from tasks.reporting import above_exact, write_condition, write_step, write_times, write_worst
 
@@ -119,6 +119,8 @@ def test_one_sentence_names_the_worst_slices_of_those_that_hold_some_rows():
         "always the mean 5)."
     ]
     assert write_worst(make_evaluation(("low", 500, 1.0), ("high", 500, 7.0))) == []
+    by_target = replace(evaluation, slices=tuple(replace(each, by_target=True) for each in evaluation.slices))
+    assert write_worst(by_target) == [f"{write_worst(evaluation)[0]} Mind that {AT_BOTH_ENDS}."]
 
 
 def test_the_error_above_the_exact_model_is_the_curve_less_its_error_over_all_rows():

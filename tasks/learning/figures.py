@@ -9,21 +9,34 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tasks.learning.scores import Profile, Slice
+from tasks.learning.scores import AT_BOTH_ENDS, Profile, Slice
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     Draw: TypeAlias = Callable[[Axes], None]
 
 INK = "#7b818a"  # of letters: as far from white as from the ground of a dark page
 BLUE, GREEN, AMBER, ROSE = "#3b82f6", "#0b9a6d", "#c2740c", "#e0457b"  # of lines, in the middle too
 REFERENCES = {"exact": ("exact least squares", GREEN), "mean": ("always the mean", AMBER)}
+FEW_TO_MANY = (BLUE, ROSE, AMBER)  # of cells; the fewest, too, stand out from both grounds
+TITLES = {
+    "curve": "Mean squared error by iteration",
+    "above_exact": "Error above the exact model by iteration",
+    "predicted": "Predicted against actual",
+    "residuals": "Residuals",
+    "slices": "Error by slice",
+    "weights": "Standardised weights",
+    "times": "Time by iteration",
+}
 STAGES = {"waiting": AMBER, "copying": ROSE, "computing": BLUE}
 MOST_MARKED = 80  # values of a curve: beyond, they are a line without dots
 MOST_BARS = 150
+MOST_SHADES = 8  # rows in a cell of the density: up to so many, each number has its own shade
+RESIDUAL_BARS = (1, 3, 9)  # bins of the residuals in a bar, odd so that no error at all stays in the middle of one
 MOST_WEIGHTS = 25
 TALL = 1.6  # times the height below which nearly all bars are: taller ones are cut off, and said
 SMALL_COLOURS = 64
@@ -34,7 +47,7 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def render(draw: Draw, *, small: bool = False) -> bytes:
+def render(draw: Draw, title: str = "", *, small: bool = False) -> bytes:
     """Return a PNG of what a function draws, 1,600 pixels wide; small: 900, and in few colours."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -44,7 +57,9 @@ def render(draw: Draw, *, small: bool = False) -> bytes:
     axes = figure.add_subplot()
     draw(axes)
     style(axes)
+    add_legend(figure, axes)
     buffer = io.BytesIO()
+    figure.suptitle(title, color=INK, fontsize=12)
     figure.savefig(buffer, format="png", dpi=112.5 if small else 160, transparent=True)
     return reduce_colours(buffer.getvalue()) if small else buffer.getvalue()
 
@@ -59,8 +74,15 @@ def style(axes: Axes) -> None:
         label.set_color(INK)
     axes.grid(True, which="major", color=INK, alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=9, frameon=False, labelcolor=INK, loc="best")
+
+
+def add_legend(figure: Figure, axes: Axes) -> None:
+    """Put a legend below the axes, where anything in them has a label."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(
+            handles, labels, fontsize=9, frameon=False, labelcolor=INK, loc="outside lower center", ncols=len(handles)
+        )
 
 
 def reduce_colours(png: bytes) -> bytes:
@@ -117,33 +139,61 @@ def draw_density(profile: Profile, target: str) -> Draw:
     low, high = profile.edges[0], profile.edges[-1]
 
     def draw(axes: Axes) -> None:
-        from matplotlib.colors import LinearSegmentedColormap, LogNorm
+        from matplotlib.colors import LinearSegmentedColormap
+        from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-        few_to_many = LinearSegmentedColormap.from_list("few to many", [f"{BLUE}33", BLUE, ROSE])
-        most = max(max(row) for row in profile.counts)
-        mesh = axes.pcolormesh(profile.edges, profile.edges, shown, cmap=few_to_many, norm=LogNorm(1, max(most, 2)))
-        axes.plot((low, high), (low, high), color=INK, linestyle="--", linewidth=1.2, label="as it is")
+        few_to_many = LinearSegmentedColormap.from_list("few to many", FEW_TO_MANY)
+        norm, ticks = _choose_shades(max(max(row) for row in profile.counts))
+        mesh = axes.pcolormesh(profile.edges, profile.edges, shown, cmap=few_to_many, norm=norm)
+        axes.plot((low, high), (low, high), color=INK, linestyle="--", linewidth=1.2, label="predicted = actual")
         axes.set_xlim(low, high)
         axes.set_ylim(low, high)
-        axes.set_xlabel(f"{plain(target)}, as it is (rows beyond the frame stand at its edge)")
+        axes.set_xlabel(f"{plain(target)}, as it is{_write_beyond(profile.beyond)}")
         axes.set_ylabel(f"{plain(target)}, as predicted")
-        bar = axes.get_figure().colorbar(mesh, ax=axes)  # type: ignore[union-attr]
-        bar.set_label("rows", color=INK)
+        bar = axes.get_figure().colorbar(mesh, ax=axes, ticks=ticks)  # type: ignore[union-attr]
+        bar.ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        bar.ax.yaxis.set_minor_formatter(NullFormatter())
+        bar.set_label("rows in a cell", color=INK)
         bar.ax.tick_params(which="both", colors=INK, labelsize=9)
         bar.outline.set_edgecolor(INK)
 
     return draw
 
 
+def _choose_shades(most: int) -> tuple[Any, list[float]]:
+    """Return how up to so many rows in a cell are shaded, a number each or by their logarithm, and which are named."""
+    from matplotlib.colors import BoundaryNorm, LogNorm
+
+    if most <= MOST_SHADES:
+        return BoundaryNorm([number + 0.5 for number in range(most + 1)], 256), [*range(1, most + 1)]
+    steps = (1, 2, 5) if most < 1000 else (1,)
+    return LogNorm(1, most), [step * 10**power for power in range(len(str(most))) for step in steps]
+
+
+def _write_beyond(rows: int) -> str:
+    if not rows:
+        return ""
+    return f" ({rows:,} {'row' if rows == 1 else 'rows'} beyond the frame stand{'s' * (rows == 1)} at its edge)"
+
+
+def _choose_bar(counts: Sequence[int]) -> int:
+    """Return how many bins one bar is to hold: as many as leave 2 · ∛rows bars (Rice's rule)."""
+    fewest = 2 * sum(counts) ** (1 / 3)
+    return max((bins for bins in RESIDUAL_BARS if len(counts) % bins == 0 and len(counts) / bins >= fewest), default=1)
+
+
 def draw_residuals(profile: Profile, target: str) -> Draw:
     """Draw the distribution of predictions less the target."""
-    edges = profile.residual_edges
+    counts = profile.residual_counts
+    bins = _choose_bar(counts)
+    edges = profile.residual_edges[::bins]
+    bars = [sum(counts[at : at + bins]) for at in range(0, len(counts), bins)]
 
     def draw(axes: Axes) -> None:
-        axes.stairs(profile.residual_counts, edges, fill=True, color=BLUE, alpha=0.75)
+        axes.stairs(bars, edges, fill=True, color=BLUE, alpha=0.75)
         axes.axvline(0, color=INK, linestyle="--", linewidth=1.2)
         axes.set_xlim(edges[0], edges[-1])
-        axes.set_xlabel(f"{plain(target)}: predicted less actual (rows beyond the frame stand at its edge)")
+        axes.set_xlabel(f"{plain(target)}: predicted less actual{_write_beyond(profile.residual_beyond)}")
         axes.set_ylabel("rows")
 
     return draw
@@ -163,7 +213,8 @@ def draw_slices(slices: Sequence[Slice], target: str) -> Draw:
         names = [each.name.replace(target, "y") for each in found]
         axes.set_xticks(range(len(found)), names, rotation=40, ha="right")
         axes.set_xlim(-0.6, len(found) - 0.4)
-        axes.set_xlabel(f"y: {plain(target)}")
+        caveat = f" ({AT_BOTH_ENDS})" if any(each.by_target for each in found) else ""
+        axes.set_xlabel(f"y: {plain(target)}{caveat}")
         axes.set_ylabel("RMSE")
 
     return draw
@@ -230,7 +281,8 @@ def draw_stages(stages: Mapping[str, Sequence[float]]) -> Draw:
     }
     totals = [sum(parts) for parts in zip(*means.values(), strict=True)]
     usual = sorted(totals)[int(0.9 * (len(totals) - 1))]
-    tall = [(at, total) for at, total in zip(starts, totals, strict=True) if total > 2 * TALL * usual > 0]
+    tall = [(at, total) for at, total in zip(starts, totals, strict=True) if total > TALL * usual > 0]
+    cut = sorted(tall, key=lambda bar: -bar[1]) if max(totals) > 2 * TALL * usual else []
 
     def draw(axes: Axes) -> None:
         below = [0.0] * len(totals)
@@ -238,13 +290,13 @@ def draw_stages(stages: Mapping[str, Sequence[float]]) -> Draw:
             label = f"{name}: {sum(stages[name]):.3g} s in all"
             axes.bar(starts, values, bottom=below, width=size, align="edge", color=STAGES[name], label=label)
             below = [low + value for low, value in zip(below, values, strict=True)]
-        if tall:
+        if cut:
             axes.set_ylim(0, TALL * usual)
-            where = ", ".join(f"{at}: {total:.3g} s" for at, total in tall[:3])
-            rest = f", and {len(tall) - 3} others" if len(tall) > 3 else ""
+            where = ", ".join(f"{at}: {total:.3g} s" for at, total in cut[:3])
+            rest = f", and {len(cut) - 3} shorter ones" if len(cut) > 3 else ""
             axes.set_title(f"cut off: iteration {where}{rest}", fontsize=9, loc="left", color=INK)
         axes.set_xlim(0, count)
         axes.set_xlabel("iteration" if size == 1 else f"iteration (a bar is the mean of {size})")
-        axes.set_ylabel("seconds an iteration")
+        axes.set_ylabel("seconds per iteration")
 
     return draw

@@ -25,6 +25,7 @@ class ProfileSums:
         self.residual_edges = _edges(-reach, reach, RESIDUAL_BINS)
         self.counts = torch.zeros(BINS * BINS, dtype=torch.int64)
         self.residual_counts = torch.zeros(RESIDUAL_BINS, dtype=torch.int64)
+        self.beyond = self.residual_beyond = 0
 
     def add(self, target: Tensor, predicted: Tensor) -> None:
         """Take in rows: the target and what was predicted; each [rows] in float64."""
@@ -32,6 +33,8 @@ class ProfileSums:
         self.counts += torch.bincount(cell, minlength=BINS * BINS)
         residual = _bin(predicted - target, self.residual_edges)
         self.residual_counts += torch.bincount(residual, minlength=RESIDUAL_BINS)
+        self.beyond += int((_is_beyond(target, self.edges) | _is_beyond(predicted, self.edges)).sum())
+        self.residual_beyond += int(_is_beyond(predicted - target, self.residual_edges).sum())
 
     def profile(self) -> Profile:
         """Return what was counted."""
@@ -40,6 +43,8 @@ class ProfileSums:
             counts=tuple(map(tuple, self.counts.reshape(BINS, BINS).tolist())),
             residual_edges=tuple(self.residual_edges.tolist()),
             residual_counts=tuple(self.residual_counts.tolist()),
+            beyond=self.beyond,
+            residual_beyond=self.residual_beyond,
         )
 
 
@@ -59,3 +64,7 @@ def _edges(low: float, high: float, bins: int) -> Tensor:
 def _bin(values: Tensor, edges: Tensor) -> Tensor:
     """Return the number of the bin that each value is in; those beyond are in the outermost."""
     return torch.bucketize(values, edges[1:-1].contiguous(), right=True)
+
+
+def _is_beyond(values: Tensor, edges: Tensor) -> Tensor:
+    return (values < edges[0]) | (values > edges[-1])

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+AT_BOTH_ENDS = "at both ends of the target nearly any regression errs most"  # beside slices by the target itself
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
@@ -28,10 +30,14 @@ NO_ROWS = dict.fromkeys(each.name for each in fields(Score)) | {"rows": 0}  # wh
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """The scores by model over the rows of one slice, such as an hour or a range of the target; None without rows."""
+    """The scores by model over the rows of one slice, such as an hour or a range of the target; None without rows.
+
+    `by_target` says that rows were chosen by the target itself: see AT_BOTH_ENDS.
+    """
 
     name: str
     scores: Mapping[str, Score | None]
+    by_target: bool = False
 
     def to_row(self) -> dict[str, Any]:
         """Return a flat row of plain values: the slice, then `trained_rows`, `trained_mse`, … of each model."""
@@ -48,13 +54,15 @@ class Profile:
     """How the first model's predictions lie beside the target: rows counted in bins, of which the outer ones are open.
 
     `counts` are those by bin of the target, then of the prediction, with the same `edges`; `residual_counts` are those
-    of predictions less the target.
+    of predictions less the target. `beyond` rows lie outside the edges, `residual_beyond` outside those of residuals.
     """
 
     edges: tuple[float, ...]
     counts: tuple[tuple[int, ...], ...]
     residual_edges: tuple[float, ...]
     residual_counts: tuple[int, ...]
+    beyond: int = 0
+    residual_beyond: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

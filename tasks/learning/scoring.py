@@ -261,7 +261,7 @@ def score(
     range_labels = _range_labels(features.target, edges.tolist())
     return Scores(
         overall={name: total for name, sums in ranges.items() if (total := sums.score())},
-        slices=(*map(_without_r2, _slice(ranges, range_labels)), *_slice(hours, hour_labels)),
+        slices=(*map(_mark_by_target, _slice(ranges, range_labels)), *_slice(hours, hour_labels)),
         profile=profile.profile(),
     )
 
@@ -271,8 +271,10 @@ def _slice(sums: Mapping[str, ErrorSums], labels: Iterable[str]) -> Iterable[Sli
         yield Slice(name=label, scores={name: each.score(group) for name, each in sums.items()})
 
 
-def _without_r2(each: Slice) -> Slice:
-    return replace(each, scores={name: score and replace(score, r2=None) for name, score in each.scores.items()})
+def _mark_by_target(each: Slice) -> Slice:
+    """Return a slice by the target marked as one, and without R²."""
+    scores = {name: score and replace(score, r2=None) for name, score in each.scores.items()}
+    return replace(each, by_target=True, scores=scores)
 
 
 def _target_edges(target: Tensor) -> Tensor:
