@@ -31,6 +31,8 @@ TITLES = {
     "slices": "Error by slice",
     "weights": "Standardised weights",
     "times": "Time by iteration",
+    "ridge_path": "Weights by strength of the penalty",
+    "ridge_error": "Cross-validated error by strength of the penalty",
 }
 STAGES = {"waiting": AMBER, "copying": ROSE, "computing": BLUE}
 MOST_MARKED = 80  # values of a curve: beyond, they are a line without dots

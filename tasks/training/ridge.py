@@ -41,8 +41,12 @@ def trace_ridge(job: SearchJob) -> Ridge | None:
     path = trace_path(folds, units, standardise=job.parameters.resolved().standardise)
     outbox, ridge = Outbox(job.run_id), conclude(path)
     outbox.keep("ridge.json", json.dumps(asdict(path), indent=1))
-    outbox.keep("figures/ridge_path.png", figures.render(figures.draw_path(path.strengths, path.weights, path.names)))
-    outbox.keep("figures/ridge_error.png", figures.render(figures.draw_ridge_error(path.strengths, path.mse)))
+    drawings = {
+        "ridge_path": figures.draw_path(path.strengths, path.weights, path.names),
+        "ridge_error": figures.draw_ridge_error(path.strengths, path.mse),
+    }
+    for name, draw in drawings.items():
+        outbox.keep(f"figures/{name}.png", figures.render(draw, figures.TITLES[name]))
     get_run_logger().info("The penalty of least cross-validated error: l2 = %g, MSE %.6g", ridge.l2, ridge.mse)
     return ridge
 
