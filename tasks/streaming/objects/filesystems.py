@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tasks.errors import ConfigurationError, ShardChangedError
+from tasks.streaming.objects.clouds import SCHEMES as CLOUDS
+from tasks.streaming.objects.clouds import translate_cloud_error
 from tasks.streaming.objects.digests import Digest
 from tasks.streaming.objects.retrying import RetryPolicy, TransientError
 from tasks.streaming.objects.store import Body, Listed
@@ -67,7 +69,9 @@ class FilesystemStore:
             raise TransientError("the server answered only when it was asked again")
 
     def _translate(self, error: Exception, uri: str) -> Exception | None:
-        return translate_web_error(error, uri) if self._scheme in WEB else None
+        if self._scheme in WEB:
+            return translate_web_error(error, uri)
+        return translate_cloud_error(error, uri) if self._scheme in CLOUDS else None
 
     def matches(self, pattern: str, uri: str) -> bool:
         from fsspec.utils import glob_translate
