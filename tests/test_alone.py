@@ -18,6 +18,7 @@ SKIPPED = {  # for they need matplotlib, hypothesis or pandas
     "tests/test_stream_kernel.py",
     "tests/test_stream_machine.py",
     "tests/test_stream_originals.py",
+    "tests/test_stream_splitting.py",
     "tests/test_stream_writing.py",
 }
 TRAIN = """

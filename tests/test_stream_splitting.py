@@ -8,8 +8,6 @@ import time
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tasks.errors import BucketError, RowError, ShardChangedError, ShardlineError, TransferError
 from tasks.streaming import CacheSettings, ObjectStorageDataset, RetryPolicy, loading, locate, splitting
@@ -36,6 +34,9 @@ from tests.faults import (
 )
 from tests.servers import BUCKET, make_client, serve_moto, serve_rclone
 from tests.shards import draw_rows, hash_rows, to_csv, write_metadata, write_shards
+
+hypothesis = pytest.importorskip("hypothesis")
+given, settings, st = hypothesis.given, hypothesis.settings, hypothesis.strategies
 
 ROWS = 3000
 KEY = "part-00000.csv"
