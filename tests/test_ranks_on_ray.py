@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -38,9 +39,9 @@ def place(tmp_path_factory):
 def start(prefect_api, shards, place):
     """A function that starts the flow as a command, with a new experiment's name."""
 
-    def start(experiment, *words):
+    def start(experiment, *words, **variables):
         command = [sys.executable, "-m", "flows.training", "--shards", shards, "--experiment", experiment]
-        environment = {**os.environ, "PREFECT_API_URL": prefect_api, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PREFECT_API_URL": prefect_api, "PYTHONPATH": str(ROOT), **variables}
         return subprocess.Popen(
             [*command, *WORDS, *words],
             cwd=place,
@@ -184,3 +185,62 @@ def test_the_exact_model_of_ranks_is_that_of_one_process(start, place):
         client, run = in_mlflow(place, f"exact {ranks}")
         records.append(read_record(client, run, 1))
     assert records[0] == records[1]
+
+
+CLUSTER = """
+import json, sys
+import ray._private.utils
+from ray.cluster_utils import Cluster
+ray._private.utils.write_ray_address = lambda *_, **__: None  # into a folder that all of a machine's clusters share
+small = {"object_store_memory": 80 * 2**20, "include_dashboard": False, "node_ip_address": "127.0.0.1"}
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": sys.argv[1], **small})
+for _ in range(3):
+    cluster.add_node(num_cpus=1, **small)
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A process that has a cluster of a head and three nodes of one CPU each, and the environment that leads there."""
+    with tempfile.TemporaryDirectory() as folder:  # Ray's sockets want a short one
+        token = Path(folder) / "token"
+        token.write_text("0123456789abcdef" * 4)
+        variables = {
+            "GLOO_SOCKET_IFNAME": "lo",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-c", CLUSTER, folder],
+            env={**os.environ, **variables, "PYTHONPATH": str(ROOT)},
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        try:
+            assert process.stdout
+            yield process, {**variables, "RAY_ADDRESS": process.stdout.readline().strip()}
+        finally:
+            kin = psutil.Process(process.pid).children(recursive=True)
+            process.communicate(timeout=60)
+            for each in psutil.wait_procs(kin, timeout=5)[1]:
+                each.kill()
+
+
+@pytest.mark.long
+def test_a_node_of_a_cluster_that_is_lost_is_done_without(start, place, alone, cluster):
+    nodes, variables = cluster
+    process = start("lost node", "--ranks", "2", **variables)
+    printed = read_until(process, "Iteration: 001")
+    node = ranks_of(nodes)[1].parent()
+    assert "raylet" in name(node)
+    for each in (*node.children(recursive=True), node):
+        each.kill()
+    printed += finish(process)
+    assert "2 ranks have started, attempt 2\n" in printed
+    assert_is_as_alone(place, "lost node", alone)
