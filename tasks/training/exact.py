@@ -59,7 +59,6 @@ def solve_model(job: TrainingJob) -> Fit:
 def pass_alone(job: TrainingJob) -> Passed:
     """Return the moments of all training rows, taken here."""
     from tasks.learning.first_pass import FirstPass
-    from tasks.learning.reduction import ALONE
 
     dataset = open_dataset(job.data.train, job.sources, job.parameters, epochs=1)
     first_pass = FirstPass(job.features, dataset.manifest.rows, dataset.batch_size)
@@ -68,7 +67,7 @@ def pass_alone(job: TrainingJob) -> Passed:
     for done, batch in enumerate(stream_batches(dataset, job.parameters.num_workers, clock), start=1):
         arrived = time.perf_counter()
         first_pass.take(batch)
-        tally.add(0.0, 0.0, time.perf_counter() - arrived, ALONE)
+        tally.add(0.0, 0.0, time.perf_counter() - arrived, 0.0)
         progress.show(done)
     sums = first_pass.sums()
     assert sums is not None, "no data set is without rows"

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from tasks.learning.batches import Prepared
     from tasks.learning.checkpoints import Checkpoint
     from tasks.learning.loop import Iteration
-    from tasks.learning.reduction import Reduction
     from tasks.streaming import ObjectStorageDataset
 
 
@@ -40,14 +39,16 @@ def train_rank(
     every number of ranks, to the last bit. `tally` counts where this rank's time goes.
     """
     from tasks.learning.loop import train
+    from tasks.learning.reduction import seconds_gathering
 
     started = start_trainer(job, kept)
+    reduction = started.trainer.reduction
+    gathered = seconds_gathering(reduction)
     batches = tally.count(started.batches) if tally else started.batches
     for iteration in train(started.trainer, batches, (lambda _: keep(started)) if keep else None):
         if tally:
-            tally.add(
-                iteration.wait_seconds, iteration.copy_seconds, iteration.compute_seconds, started.trainer.reduction
-            )
+            before, gathered = gathered, seconds_gathering(reduction)
+            tally.add(iteration.wait_seconds, iteration.copy_seconds, iteration.compute_seconds, gathered - before)
         tell(iteration)
     return started
 
@@ -58,7 +59,7 @@ def pass_rank(job: TrainingJob, tally: Tally) -> Passed:
     The last batch goes on at the beginning of the data, so that ranks cut it as any other; what is beyond the end
     counts for nothing.
     """
-    from tasks.learning.reduction import find_reduction, slice_rows
+    from tasks.learning.reduction import find_reduction, seconds_gathering, slice_rows
     from tasks.streaming import Placement
 
     size = job.parameters.batch_size or MOST_ROWS
@@ -73,13 +74,14 @@ def pass_rank(job: TrainingJob, tally: Tally) -> Passed:
     first_pass = start_first_pass(job.features, dataset, reduction, None)
     assert first_pass is not None, "there is no checkpoint"
     clock = StageClock()
-    asked = time.perf_counter()
+    asked, gathered = time.perf_counter(), seconds_gathering(reduction)
     for batch in stream_batches(dataset, job.parameters.num_workers, clock):
         arrived = time.perf_counter()
         first_pass.take(batch)
         waited, asked = arrived - asked, time.perf_counter()
+        before, gathered = gathered, seconds_gathering(reduction)
         tally.count_rows(len(batch))
-        tally.add(waited, 0.0, asked - arrived, reduction)
+        tally.add(waited, 0.0, asked - arrived, gathered - before)
     sums = first_pass.sums()
     assert sums is not None, "no data set is without rows"
     return Passed(sums=sums, dataset=dataset, clock=clock)
@@ -121,10 +123,8 @@ class Tally:
         """Count rows."""
         self.times = replace(self.times, rows=self.times.rows + rows)
 
-    def add(self, wait_seconds: float, copy_seconds: float, compute_seconds: float, reduction: Reduction) -> None:
+    def add(self, wait_seconds: float, copy_seconds: float, compute_seconds: float, gather_seconds: float) -> None:
         """Count a batch."""
-        from tasks.learning.reduction import seconds_gathering
-
         times = self.times
         self.times = replace(
             times,
@@ -132,5 +132,5 @@ class Tally:
             wait_seconds=times.wait_seconds + wait_seconds,
             copy_seconds=times.copy_seconds + copy_seconds,
             compute_seconds=times.compute_seconds + compute_seconds,
-            gather_seconds=seconds_gathering(reduction),
+            gather_seconds=times.gather_seconds + gather_seconds,
         )
