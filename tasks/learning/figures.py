@@ -40,6 +40,7 @@ MOST_BARS = 150
 MOST_SHADES = 8  # rows in a cell of the density: up to so many, each number has its own shade
 RESIDUAL_BARS = (1, 3, 9)  # bins of the residuals in a bar, odd so that no error at all stays in the middle of one
 MOST_WEIGHTS = 25
+LEGEND_LETTERS = 100  # that fit beside each other in the small picture, where a label's mark takes six
 TALL = 1.6  # times the height below which nearly all bars are: taller ones are cut off, and said
 SMALL_COLOURS = 64
 
@@ -82,8 +83,9 @@ def add_legend(figure: Figure, axes: Axes) -> None:
     """Put a legend below the axes, where anything in them has a label."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
+        columns = max(1, min(len(labels), LEGEND_LETTERS // (6 + max(map(len, labels)))))
         figure.legend(
-            handles, labels, fontsize=9, frameon=False, labelcolor=INK, loc="outside lower center", ncols=len(handles)
+            handles, labels, fontsize=9, frameon=False, labelcolor=INK, loc="outside lower center", ncols=columns
         )
 
 
