@@ -119,6 +119,8 @@ def write_ridge(ridge: Ridge | None) -> list[str]:
     """Return a sentence about the exact model with a penalty, where there were shards to cross-validate it on."""
     if ridge is None:
         return []
+    if not ridge.l2:
+        return [f"Cross-validated over {ridge.folds} folds of shards, the exact model is best without a penalty."]
     found = (
         f"RMSE {math.sqrt(ridge.mse):.6g} with l2 = {ridge.l2:g} and {math.sqrt(ridge.without):.6g} without a penalty"
     )

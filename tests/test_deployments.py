@@ -33,6 +33,7 @@ def runs_in(site, state):
         ("training/nightly", {"skip_unchanged": True}, "30 3 * * *"),
         ("training/notebook", {"preset": "notebook"}, None),
         ("training/many-machines", {"ranks": 8}, None),
+        ("searching/fifty-trials", {}, None),
         ("benchmarking/weekly", {}, "0 6 * * 0"),
         ("predicting/after-training", {}, None),
     ],
