@@ -1,11 +1,12 @@
 """Ranks of torch.distributed as processes of this machine, all of which train the same jobs."""
 
 import json
+import multiprocessing
 import os
 from pathlib import Path
 
 import torch
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 from tasks.facts import TrainingJob
 from tasks.learning.sums import MomentSums
@@ -17,7 +18,10 @@ Result = dict[str, list[str]]
 
 def run_ranks(sizes: list[int], jobs: list[TrainingJob], folder: Path) -> dict[int, list[list[Result]]]:
     """Train the jobs alone and on 1, 2, … ranks; what each rank got from each job, by number of ranks (ALONE: none)."""
-    spawn(train_as, (sizes, jobs, folder), nprocs=max(sizes))
+    multiprocessing.set_forkserver_preload(
+        [__name__]
+    )  # torch and Prefect are imported once, by what the ranks fork from
+    start_processes(train_as, (sizes, jobs, folder), nprocs=max(sizes), start_method="forkserver")
     return {
         size: [json.loads((folder / f"{size}-{rank}.json").read_text()) for rank in range(max(size, 1))]
         for size in (ALONE, *sizes)

@@ -13,7 +13,7 @@ from tasks.streaming import locate
 from tests.ranks import ALONE, run_ranks
 
 ROWS, ITERATIONS = 5000, 12
-SIZES = [1, 2, 3, 4, 7, 8, 9]
+SIZES, MORE = [1, 2, 3, 4, 8], [7, 9]  # ranks, each a process that imports torch
 JOBS: dict[str, dict[str, Any]] = {
     "SGD, a batch that no number of ranks divides, rows that all ranks see": {"batch_size": 2999},
     "SGD, streamed": {"batch_size": 2999, "resident_bytes": 0},
@@ -26,7 +26,7 @@ JOBS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def found(tmp_path_factory, request):
     """What each rank got from each job, by number of ranks."""
     folder = tmp_path_factory.mktemp("shards")
     write_data(folder, ROWS)
@@ -46,10 +46,11 @@ def found(tmp_path_factory):
             )
         )
     assert manifest.rows == ROWS
-    return run_ranks(SIZES, jobs, tmp_path_factory.mktemp("ranks"))
+    sizes = [*SIZES, *MORE] if request.config.getoption("--long") else SIZES
+    return run_ranks(sizes, jobs, tmp_path_factory.mktemp("ranks"))
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [*SIZES, *(pytest.param(size, marks=pytest.mark.long) for size in MORE)])
 @pytest.mark.parametrize("job", JOBS)
 def test_every_rank_has_the_curve_and_the_weights_of_one_process_to_the_last_bit(job, size, found):
     at = list(JOBS).index(job)

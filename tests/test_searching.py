@@ -86,6 +86,7 @@ def test_the_best_trial_is_trained_judged_and_registered_and_equals_its_trial(se
     assert "test_rmse" in trained.data.metrics
 
 
+@pytest.mark.long
 def test_like_repeats_the_best_trial(searched, prefect_api):
     _, parent, _, client = searched
     best = parent.data.tags["shardline.best_run"]
@@ -114,6 +115,7 @@ def start(place, shards, prefect_api, *words):
     )
 
 
+@pytest.mark.long
 def test_a_search_that_was_killed_goes_on(prefect_api, shards, tmp_path, monkeypatch):
     killed, printed = start(tmp_path, shards, prefect_api, "--iterations", "20"), []
     for line in killed.stdout:
