@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tasks.errors import ConfigurationError
+
 if TYPE_CHECKING:
     import torch
 
@@ -34,3 +36,17 @@ class Batch:
     @property
     def wait_seconds(self) -> float:
         return self.times.wait_seconds
+
+
+def share(tensor: "torch.Tensor") -> "torch.Tensor":
+    """Return a worker process's batch in shared memory; ConfigurationError where that has no room for it.
+
+    torch would put it there later, in a thread whose failure nobody hears of: the trainer would wait for ever.
+    """
+    try:
+        return tensor.share_memory_()
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"a batch of {tensor.nbytes} bytes cannot be handed over by a DataLoader's worker: {error}; give /dev/shm "
+            "more room (docker run --shm-size), or take smaller batches, or no workers: threads need no such room"
+        ) from error

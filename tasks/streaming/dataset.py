@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from tasks.errors import ConfigurationError
 from tasks.streaming.arithmetic import Sequencing, count_batches
-from tasks.streaming.batches import Batch, Times
+from tasks.streaming.batches import Batch, Times, share
 from tasks.streaming.cache import NO_CACHE, Cache, CacheSettings
 from tasks.streaming.formats.contract import Contract, Header
 from tasks.streaming.formats.originals import Originals
@@ -208,7 +208,8 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         with closing(self.batches()) as batches:
-            yield from map(attrgetter("tensor"), batches)
+            tensors = map(attrgetter("tensor"), batches)
+            yield from tensors if get_worker_info() is None else map(share, tensors)
 
     def batches(self) -> Generator[Batch, None, None]:
         """Yield the batches with their iterations and times. Closing the generator ends every thread."""
