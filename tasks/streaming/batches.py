@@ -44,9 +44,10 @@ def share(tensor: "torch.Tensor") -> "torch.Tensor":
     torch would put it there later, in a thread whose failure nobody hears of: the trainer would wait for ever.
     """
     try:
-        return tensor.share_memory_()
+        tensor.share_memory_()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         raise ConfigurationError(
             f"a batch of {tensor.nbytes} bytes cannot be handed over by a DataLoader's worker: {error}; give /dev/shm "
             "more room (docker run --shm-size), or take smaller batches, or no workers: threads need no such room"
         ) from error
+    return tensor
