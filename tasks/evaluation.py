@@ -131,7 +131,8 @@ def keep_scores(outbox: Outbox, scores: Scores, prefix: str) -> None:
     )
     outbox.keep("evaluation/scores.json", json.dumps(plain, indent=1))
     slices = plain["slices"]
-    table = {"columns": list(slices[0]), "data": [list(each.values()) for each in slices]}
+    columns = [name for name in slices[0] if any(each[name] is not None for each in slices)]
+    table = {"columns": columns, "data": [[each[name] for name in columns] for each in slices]}
     outbox.keep(SLICES, json.dumps(table))
     outbox.tag({"mlflow.loggedArtifacts": json.dumps([{"path": SLICES, "type": "table"}])})
 

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
@@ -12,9 +13,9 @@ from safetensors.numpy import load_file
 
 from flows.training import train
 from tasks.data import split_rows
-from tasks.evaluation import describe_slices, tabulate_slices, write_verdict
+from tasks.evaluation import describe_slices, keep_scores, tabulate_slices, write_verdict
 from tasks.facts import Located, TrainingData
-from tasks.learning.scores import AT_BOTH_ENDS, Score, Slice
+from tasks.learning.scores import AT_BOTH_ENDS, Profile, Score, Scores, Slice
 from tasks.streaming import ColumnStatistics, Manifest, Shard
 from tasks.tracking import client as record
 from tests.flowruns import ended
@@ -95,6 +96,20 @@ def test_the_table_of_slices_has_r2_only_where_a_slice_has_one():
     assert "R²" not in tabulate_slices([of_range])[0]
     assert describe_slices([of_range], "test").endswith(f"beside the exact model and the mean; {AT_BOTH_ENDS}")
     assert "R² is left out" in describe_slices([of_range, of_hour], "test")
+
+
+def test_the_table_in_mlflow_has_no_column_without_a_value():
+    score = Score(rows=9, mse=4.0, rmse=2.0, mae=1.0, r2=None)
+    profile = Profile(edges=(0.0, 1.0), counts=((9,),), residual_edges=(0.0, 1.0), residual_counts=(9,))
+    slices = tuple(Slice(name=name, scores={"trained": score}) for name in ("low", "high"))
+    kept: dict[str, str] = {}
+    outbox = SimpleNamespace(log=lambda *_: None, keep=kept.__setitem__, tag=lambda _: None)
+
+    keep_scores(outbox, Scores(overall={"trained": score}, slices=slices, profile=profile), "test")  # type: ignore[arg-type]
+
+    table = json.loads(kept["evaluation/slices.json"])
+    assert table["columns"] == ["slice", "trained_rows", "trained_mse", "trained_rmse", "trained_mae"]
+    assert table["data"] == [["low", 9, 4.0, 2.0, 1.0], ["high", 9, 4.0, 2.0, 1.0]]
 
 
 def test_rows_on_another_level_are_told_in_errors_and_not_as_a_negative_share_of_the_variance():
