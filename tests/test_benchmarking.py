@@ -219,8 +219,8 @@ def test_the_descriptions_of_the_parameters_say_what_the_plans_do():
 
     budgets = ", ".join(f"{PLANS[mode].budget}" for mode in ("quick", "standard"))
     assert f"{budgets} or {PLANS['thorough'].budget}" in said["time_budget"]
-    assert PLANS["quick"].max_size == 2**22 and "2**22 in quick mode" in said["max_size"]
-    assert PLANS["standard"].max_size == PLANS["thorough"].max_size == 2**27 and "else 2**27" in said["max_size"]
+    assert PLANS["quick"].max_size == 2**22 and "2^22 in quick mode" in said["max_size"]
+    assert PLANS["standard"].max_size == PLANS["thorough"].max_size == 2**27 and "else 2^27" in said["max_size"]
 
 
 def test_a_given_size_and_budget_replace_the_plans():

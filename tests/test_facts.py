@@ -13,7 +13,7 @@ from tasks import facts
 from tasks.learning.features import Features
 from tasks.learning.scores import Profile, Score, Slice
 from tasks.learning.sums import MomentSums
-from tasks.parameters import TrainingParameters
+from tasks.parameters import SearchParameters, TrainingParameters
 from tasks.sources import Sources
 from tasks.streaming import ColumnStatistics, Manifest, Shard
 
@@ -57,6 +57,23 @@ EXAMPLES = [
         features=Features(columns=("y", "a"), target="y", raw=("a",)),
         run_id="0" * 32,
     ),
+    facts.SearchJob(
+        parameters=SearchParameters(shards="s3://b/part*.csv", trials=3, learning_rate=0.1),
+        sources=Sources(shards="s3://b/part*.csv", test_shards=None, region=None, anonymous=True, owner=None),
+        data=DATA,
+        features=Features(columns=("y", "a"), target="y", raw=("a",)),
+        run_id="0" * 32,
+    ),
+    facts.Searched(
+        number=7,
+        best={"l2": 1 / 3, "features": ["a"]},
+        mse=0.1 + 0.2,
+        counts={"COMPLETE": 3, "FAIL": 1},
+        validation_rows=2**40,
+        streamed=5,
+        seconds=0.1,
+    ),
+    facts.Ridge(l2=1e-300, mse=1 / 3, without=0.1 + 0.2, folds=5),
     TIMES,
     RANK,
     facts.FitTimes(seconds=1.0, wait_seconds=0.1, copy_seconds=0.0, compute_seconds=0.9, stream=TIMES, stages={}),

@@ -76,6 +76,7 @@ def test_without_make_up_status_says_how_to_start_it(tmp_path):
     assert up(tmp_path, "down").stderr == "Nothing is up here.\n"
 
 
+@pytest.mark.long
 def test_make_down_stops_a_make_up_that_is_starting(tmp_path):
     command = [sys.executable, "-m", "deployments.up", "--rows", "2000"]
     with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as starting:
