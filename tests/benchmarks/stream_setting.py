@@ -85,21 +85,32 @@ def _join(paths: Sequence[Path], target: Path) -> None:
 
 
 def provide_peers() -> Path:
-    """The Python of an environment with the peers; all else it takes from the project's own."""
-    folder = HOME / "peers"
+    """The Python of an environment with the peers that read CSV."""
+    return provide_environment("peers", PEERS)
+
+
+def provide_environment(name: str, packages: Sequence[str], *, alone: bool = False) -> Path:
+    """The Python of an environment with these packages; all else it takes from the project's own, unless `alone`."""
+    folder = HOME / name
     python = folder / "bin" / "python"
     ready = folder / "ready"
-    if not ready.exists() or ready.read_text() != "\n".join(PEERS):
+    if not ready.exists() or ready.read_text() != "\n".join(packages):
         venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *PEERS], check=True)
-        packages = next((folder / "lib").glob("python*")) / "site-packages"
-        (packages / "project.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        ready.write_text("\n".join(PEERS))
+        dependencies = [] if alone else ["--no-deps"]
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *dependencies, *packages], check=True)
+        if not alone:
+            installed = next((folder / "lib").glob("python*")) / "site-packages"
+            (installed / "project.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        ready.write_text("\n".join(packages))
     return python
 
 
 class Candidate:
-    """One candidate in a process of its own; a call measures it once and returns what it printed, as JSON."""
+    """One candidate in a process of its own; a call measures it once and returns what it printed, as JSON.
+
+    fresh: each measurement is in a process that has just started, and has imported torch and pyarrow
+    cpu_seconds: of the process, for each measurement that told them; what is printed is then the seconds alone
+    """
 
     def __init__(
         self,
@@ -108,32 +119,43 @@ class Candidate:
         environment: dict[str, str],
         python: Path | None = None,
         module: str = "tests.benchmarks.stream_candidates",
+        fresh: bool = False,
     ) -> None:
         self.name = name
-        command = [
-            str(python or sys.executable),
-            "-m",
-            module,
-            name,
-            *map(str, arguments),
-        ]
-        self._process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self.cpu_seconds: list[float] = []
+        self._command = [str(python or sys.executable), "-m", module, name, *map(str, arguments)]
+        self._environment = environment | ({"BENCHMARK_FRESH": "1"} if fresh else {})
+        self._fresh = fresh
+        self._process = None if fresh else self._start()
 
     def __call__(self) -> Any:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write("once\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
+        process = self._process or self._start()
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write("once\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.name} ended with exit code {self._process.wait()}")
-        return json.loads(line)
+            raise RuntimeError(f"{self.name} ended with exit code {process.wait()}")
+        if self._fresh:
+            _end(process)
+        found = json.loads(line)
+        if not isinstance(found, dict):
+            return found
+        self.cpu_seconds.append(found["cpu_seconds"])
+        return found["seconds"]
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        if self._process:
+            _end(self._process)
+
+    def _start(self) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            self._command, cwd=ROOT, env=self._environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    process.communicate()
 
 
 def take_turns(candidates: Sequence[Callable[[], Any]], rounds: int) -> list[list[Any]]:
@@ -156,11 +178,24 @@ def describe_machine() -> str:
     return f"{cores} cores of {model}, Python {platform.python_version()}, load {busy:.1f} at the end"
 
 
-def print_table(title: str, seconds: dict[str, list[float]], rows: int, reference: str) -> None:
-    """Medians, rates and ratios to `reference`, whose ratio is 1."""
+def print_table(
+    title: str,
+    seconds: dict[str, list[float]],
+    rows: int,
+    reference: str,
+    cpu_seconds: dict[str, list[float]] | None = None,
+) -> None:
+    """Medians, rates and ratios to `reference`, whose ratio is 1; `cpu_seconds`: those of the client, a GB of CSV."""
     base = statistics.median(seconds[reference])
-    print(f"\n{title}\n\n| | median s | least s | M rows/s | speed against {reference} |\n|---|---:|---:|---:|---:|")
+    shards = (HOME / "s3" / "taxi" / "csv").glob("part-*.csv")
+    gigabytes = sum(path.stat().st_size for path in shards) / 1e9 * rows / ROWS
+    busy = {name: f" {statistics.median(found) / gigabytes:.2f} |" for name, found in (cpu_seconds or {}).items()}
+    print(
+        f"\n{title}\n\n| | median s | least s | M rows/s | speed against {reference} |{' CPU s a GB |' if busy else ''}"
+    )
+    print(f"|---|---:|---:|---:|---:|{'---:|' if busy else ''}")
     for name, found in seconds.items():
         median = statistics.median(found)
-        print(f"| {name} | {median:.3f} | {min(found):.3f} | {rows / median / 1e6:.2f} | {base / median:.2f} |")
+        line = f"| {name} | {median:.3f} | {min(found):.3f} | {rows / median / 1e6:.2f} | {base / median:.2f} |"
+        print(line + busy.get(name, ""))
     print(f"\n{describe_machine()}; {len(seconds[reference])} rounds in turn.")
