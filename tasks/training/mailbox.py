@@ -85,12 +85,13 @@ class Mailbox:
         self.ended = {}
         return self.attempt, self.state
 
-    def tell(self, attempt: int, told: Told) -> None:
-        """Take in an iteration, unless a rank tells it that is none any more."""
+    def tell(self, attempt: int, told: Told) -> int:
+        """Take in an iteration, unless a rank tells it that is none any more; return how many wait to be taken."""
         if attempt == self.attempt:
             self.told.append(told)
             known = self.state.moments if self.state else None
             self.state = replace(told.after, moments=told.after.moments or known)
+        return len(self.told)
 
     def beat(self, times: RankTimes) -> None:
         """Take in that a rank lives, and where its time went."""

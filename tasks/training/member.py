@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 BEAT_SECONDS = 1.0
 UNANSWERED = 8  # iterations told that the mailbox has not taken in yet
+UNTAKEN = 256  # iterations that wait in it for the record, from which on the ranks wait too
+PAUSE_SECONDS = 0.05
 
 
 def be_rank(given: dict[str, Any]) -> None:
@@ -123,7 +126,8 @@ class Member:
         told = Told(facts=asdict(iteration), after=self._states.popleft())
         self._unanswered.append(self.mailbox.tell.remote(self.attempt, told))
         while len(self._unanswered) > UNANSWERED:
-            ray.get(self._unanswered.popleft())
+            if ray.get(self._unanswered.popleft()) > UNTAKEN:
+                time.sleep(PAUSE_SECONDS)
 
     def end(self, reading: Reading) -> None:
         """Tell that all is told, and how the data was read."""
