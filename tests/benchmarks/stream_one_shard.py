@@ -2,11 +2,13 @@
 
     python -m tests.benchmarks.stream_one_shard [ROUNDS [TIMES]]
 
-TIMES: how often the 236 MB of the other benchmarks are repeated; 5 is a shard of 1.2 GB.
+TIMES: how often the 236 MB of the other benchmarks are repeated; 5 is a shard of 1.2 GB. The server is
+`rangeserver.py`: for each range rclone would compute the MD5 of the whole object.
 """
 
 import sys
 
+from tests.benchmarks.rangeserver import serve_ranges
 from tests.benchmarks.stream_setting import HOME, ROWS, Candidate, lay_out_huge, print_table, serve_shards, take_turns
 
 
@@ -14,7 +16,8 @@ def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
     times = int(sys.argv[2]) if len(sys.argv) > 2 else 5
     folders = {"16 shards": f"parts-{times}", "one shard": f"huge-{times}"}
-    with serve_shards() as environment:
+    with serve_shards() as environment, serve_ranges(HOME / "s3") as url:
+        environment["AWS_ENDPOINT_URL"] = url
         lay_out_huge(times)
         environment["BENCHMARK_CACHE"] = str(HOME)
         candidates = {
