@@ -101,6 +101,21 @@ def test_a_cancelled_run_is_cancelled_in_prefect_and_killed_in_mlflow(site):
     assert wait_until(lambda: site.in_mlflow(run_id)[0]["info"]["status"] == "KILLED", 60, 0.5)
 
 
+@pytest.mark.long
+def test_a_cancelled_run_over_ranks_leaves_no_process_of_ray(site):
+    run_id = site.start("training/many-machines", ranks=2, iterations=100_000, batch_size=2**20)
+    assert wait_until(lambda: "seconds_per_iteration" in str(site.in_mlflow(run_id)), 240, 0.5), site.log()
+    ray = [process for process in processes_of(site, run_id) if "ray" in " ".join(process.cmdline())]
+    assert len(ray) > 2
+    began = time.monotonic()
+    set_state(site, run_id, "CANCELLING")
+    assert site.wait(run_id, "CANCELLED")["state_name"] == "Cancelled"
+    _, left = psutil.wait_procs(ray, timeout=30)
+    assert not left
+    assert wait_until(lambda: site.in_mlflow(run_id)[0]["info"]["status"] == "KILLED", 60, 0.5)
+    assert time.monotonic() - began < 30  # the worker looks for cancelled runs every ten seconds
+
+
 def test_a_failed_run_and_a_new_champion_are_told_of(site, trained, receiver):
     run = site.wait(site.start("training/notebook", shards="/nowhere/part*.csv"))
     assert run["state_type"] == "FAILED"

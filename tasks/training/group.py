@@ -8,6 +8,7 @@ written from those states here, and Ray keeps none.
 from __future__ import annotations
 
 import math
+import signal
 import threading
 from collections.abc import Callable, Generator
 from types import TracebackType
@@ -119,6 +120,13 @@ def describe_silence(news: News, timeout: float) -> str:
     return f"nothing was heard of {named} for {news.silent[silent[0]]:.0f} s"
 
 
+def keep_handler() -> None:
+    """Let the process hear SIGTERM as before: below Python, Ray puts a handler there that ends the process at once."""
+    before = signal.getsignal(signal.SIGTERM)
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
 class Group:
     """Ranks that train while the `with` block is not left; at its end none is left, and no process of a cluster.
 
@@ -163,6 +171,7 @@ class Group:
     def _ask(self) -> News | None:
         import ray
 
+        keep_handler()
         if self._mailbox is None:
             return None
         try:
