@@ -1,7 +1,6 @@
 """One object's bytes from a store that does as it is told: which are asked for, what is compared, and when it ends."""
 
 import hashlib
-import re
 import threading
 import time
 import zlib
@@ -137,12 +136,13 @@ def test_what_never_comes_is_given_up_in_the_time_that_its_bytes_are_allowed():
 
 @pytest.mark.parametrize("when", ["before", "while reading", "while it pauses"])
 def test_a_stream_that_is_closed_reads_no_further(when):
-    store, stop = Store(endings=[(READ_SIZE, TransientError("reset"))] * 9), threading.Event()
+    pauses = when == "while it pauses"
+    store, stop = Store(endings=[(READ_SIZE, TransientError("reset"))] if pauses else []), threading.Event()
     if when == "before":
         stop.set()
 
     def close_meanwhile():
-        stop.set() if when == "while reading" else threading.Timer(0.02, stop.set).start()
+        threading.Timer(0.02, stop.set).start() if pauses else stop.set()
 
     pieces = begin_to_read(store, RetryPolicy(deadline_seconds=600.0), stop=stop)
     with pytest.raises(ClosedError):
@@ -189,5 +189,5 @@ def test_a_listing_that_fails_names_its_pattern():
             raise TransientError(f"no answer about {pattern}")
 
     away: Any = Away()
-    with pytest.raises(TransferError, match=re.escape("listing s3://b/*.csv: gave up")):
+    with pytest.raises(TransferError, match=r"listing s3://b/\*.csv: gave up .* no answer about s3://b/\*.csv"):
         list_objects(away, "s3://b/*.csv", RetryPolicy(deadline_seconds=0.3))
