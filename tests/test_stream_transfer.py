@@ -161,12 +161,12 @@ def test_a_connection_that_brings_too_little_is_given_up_for_another():
 
 def test_a_connection_that_brings_enough_is_kept():
     store = Store()
-    store.seconds_a_read = 0.1
+    store.seconds_a_read, store.most = 0.02, READ_SIZE // 4  # of 0.2 s at least, several reads bring enough, not one
     assert b"".join(read(store)) == DATA
     assert store.asked == [(0, len(DATA))]
 
 
-@pytest.mark.parametrize(("seconds", "limited"), [(5.0, True), (500.0, False)])
+@pytest.mark.parametrize(("seconds", "limited"), [(0.9, True), (5.0, True), (500.0, False)])
 def test_a_read_may_wait_no_longer_than_is_left(seconds, limited):
     store: Any = Store()
     attempts = Attempts("x", seconds, 10.0)
