@@ -8,6 +8,7 @@ nothing was disturbed, a pass may not fail either.
 
 import contextlib
 import multiprocessing
+import os
 import tempfile
 import threading
 import time
@@ -38,6 +39,7 @@ from tests.shards import write_metadata
 hypothesis = pytest.importorskip("hypothesis")
 stateful = pytest.importorskip("hypothesis.stateful")
 HealthCheck, settings, st = hypothesis.HealthCheck, hypothesis.settings, hypothesis.strategies
+EXAMPLES = int(os.environ.get("SHARDLINE_MACHINE_EXAMPLES", "50"))  # of each machine that `make test-all` draws
 initialize, precondition, rule = stateful.initialize, stateful.precondition, stateful.rule
 
 hows = st.builds(
@@ -308,10 +310,10 @@ def test_what_is_handed_out_of_s3_stands_in_the_manifest(s3):
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("machine", [Machine, MachineOverMetadata])
 def test_what_is_handed_out_stands_in_the_manifest_whatever_is_drawn(machine):
-    run(machine, 200, 40)
+    run(machine, EXAMPLES, 40)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_what_is_handed_out_of_s3_stands_in_the_manifest_whatever_is_drawn(s3):
-    run(MachineOverS3, 50, 30)
+    run(MachineOverS3, EXAMPLES // 4, 30)

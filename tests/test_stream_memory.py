@@ -2,16 +2,17 @@
 
 import pytest
 
+from tests.benchmarks.rangeserver import serve_ranges
 from tests.benchmarks.stream_memory import bound, find_peaks
-from tests.benchmarks.stream_setting import serve_shards
+from tests.benchmarks.stream_setting import HOME, serve_shards
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
 def environment():
-    with serve_shards() as environment:
-        yield environment
+    with serve_shards() as environment, serve_ranges(HOME / "s3") as url:
+        yield environment | {"AWS_ENDPOINT_URL": url}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.stream_memory
 
+The server is `rangeserver.py`: for each range of a large shard rclone would compute the MD5 of the whole object.
 RssAnon is sampled every 5 ms in a process that does nothing else. Ten times the data: the same shards listed ten times.
 """
 
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.streaming.dataset import LOADERS
-from tests.benchmarks.stream_setting import ROOT, describe_machine, serve_shards
+from tests.benchmarks.rangeserver import serve_ranges
+from tests.benchmarks.stream_setting import HOME, ROOT, describe_machine, serve_shards
 
 MIB = 2**20
 ROW = 9 * 8  # bytes of a decoded row
@@ -92,7 +94,8 @@ def main() -> None:
         return
     print("| | base MiB | peak, 1× | peak, 10× | 10× / 1× | at most |\n|---|---:|---:|---:|---:|---:|")
     holds = True
-    with serve_shards() as environment:
+    with serve_shards() as environment, serve_ranges(HOME / "s3") as url:
+        environment["AWS_ENDPOINT_URL"] = url
         for options in CASES:
             base, one, ten = find_peaks(options, environment)
             most = base + bound(options)
