@@ -95,3 +95,14 @@ def test_a_full_disk_is_a_clear_stop_for_every_file_of_the_outbox(ended, monkeyp
         with pytest.raises(TrackingError, match=r"cannot be kept in .*: No space left on device; make room there"):
             write()
     assert json.loads((outbox.path / TAGS).read_text()) == {"name": "first"}
+
+
+def test_what_an_outbox_keeps_shows_no_password_and_no_signature(ended):
+    _, (outbox, _) = ended
+    secret = "https://me:hush@example.org/a.csv?X-Amz-Signature=hushed"
+    outbox.tag({"shards": secret})
+    outbox.keep("report.md", f"shards: {secret}")
+    outbox.keep("data.bin", b"\x00hush")
+    kept = (outbox.path / TAGS).read_text() + (outbox.path / "artifacts" / "report.md").read_text()
+    assert "hush" not in kept and "example.org/a.csv" in kept
+    assert (outbox.path / "artifacts" / "data.bin").read_bytes() == b"\x00hush"
