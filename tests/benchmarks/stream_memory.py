@@ -76,13 +76,16 @@ def bound(options: dict[str, Any]) -> float:
 
 
 def find_peaks(options: dict[str, Any], environment: dict[str, str]) -> tuple[float, float, float]:
-    """MiB before a pass, at its peak over the data, and at its peak over ten times the data."""
+    """MiB before a pass, at its peak over the data, and at its peak over ten times the data.
+
+    Of a single large shard the first is over as many as are loaded side by side.
+    """
     command = [sys.executable, "-m", "tests.benchmarks.stream_memory"]
     found = [
         subprocess.run(
             [*command, str(times), repr(options)], cwd=ROOT, env=environment, check=True, capture_output=True, text=True
         ).stdout.split()
-        for times in (1, 10)
+        for times in (LOADERS if options.get("large") else 1, 10)
     ]
     (base, one), (_, ten) = [(float(a), float(b)) for a, b in found]
     return base, one, ten
