@@ -194,7 +194,7 @@ class Fit:
     bad_rows_file: str | None
     moments: MomentSums | None
     damaged: int = 0
-    ranks: tuple[RankTimes, ...] = ()
+    ranks: tuple[RankTimes, ...] | None = None  # () is one object everywhere, and Prefect's graph goes by objects
 
     @property
     def iterations(self) -> int:

@@ -87,6 +87,7 @@ def test_a_run_that_beats_every_thirty_seconds_is_given_three_beats():
     assert trigger.expect == {HEARTBEAT, *ENDS}
 
 
+@pytest.mark.long
 def test_an_automation_that_was_switched_off_stays_off(prefect_api, impatient):
     async def switch_off_and_put_again():
         async with get_client() as client:

@@ -79,7 +79,9 @@ def only_run(experiment):
     return client, run
 
 
-@pytest.mark.parametrize("name", ["gradient", "adam-shuffled", "notebook"])
+@pytest.mark.parametrize(
+    "name", ["gradient", *(pytest.param(name, marks=pytest.mark.long) for name in ("adam-shuffled", "notebook"))]
+)
 @pytest.mark.usefixtures("prefect_api", "aws", "shards")
 def test_a_run_stopped_before_goes_on_to_the_curve_that_it_would_have_had(name, place):
     run_id, before = recreate("stopped", name), read("stopped", name, "run.json")["metrics"]

@@ -126,14 +126,8 @@ def undisturbed(disk, shards, prefect_api, tmp_path_factory):
     return calls, read_curve(place)
 
 
-@pytest.mark.parametrize(
-    ("share", "error"),
-    [
-        pytest.param(0.97, ENOSPC, marks=pytest.mark.long),
-        (0.9, KILL),
-        pytest.param(0.8, EROFS, marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("share", "error"), [(0.97, ENOSPC), (0.9, KILL), (0.8, EROFS)])
 def test_a_fault_of_the_disk_under_the_real_flow_ends_in_words_and_the_same_command_ends_well(
     share, error, disk, shards, prefect_api, undisturbed, tmp_path
 ):

@@ -250,6 +250,7 @@ def test_told_to_end_while_it_generates_it_leaves_no_half_written_set(tmp_path):
     assert list(generated.iterdir()) == []
 
 
+@pytest.mark.long
 def test_its_own_prefect_server_records_everything_before_it_stops(tmp_path):
     (tmp_path / "many.py").write_text(
         "import os\n"

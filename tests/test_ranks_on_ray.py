@@ -109,6 +109,7 @@ def assert_is_as_alone(place, experiment, alone):
     return client, run
 
 
+@pytest.mark.long
 def test_ranks_of_which_one_is_killed_leave_the_record_of_one_process(start, place, alone):
     process = start("killed rank", "--ranks", "2")
     printed = read_until(process, "Iteration: 001")

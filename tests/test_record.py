@@ -198,7 +198,7 @@ def test_a_flow_whose_server_went_away_fails_as_incomplete_and_is_completed_by_r
 
 @pytest.mark.long
 def test_a_flow_trains_on_while_its_server_is_away_for_ten_seconds_and_loses_no_value(prefect_api, server, generated):
-    iterations, trained = 12_000, []
+    iterations, trained = 40_000, []
 
     def be_away():
         wait_until(lambda: any(Path(".shardline/outbox").glob("*/metrics.jsonl")), 60)

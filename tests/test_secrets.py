@@ -156,6 +156,7 @@ def _run_id(printed):
     return re.findall("/runs/([0-9a-f]{32})", printed)[0]
 
 
+@pytest.mark.long
 def test_what_a_presigned_run_cannot_do_later_is_said(addressed):
     codes, printed, _ = addressed
     assert codes == [0, 1, 1, 1, 1, 1], printed
@@ -164,6 +165,7 @@ def test_what_a_presigned_run_cannot_do_later_is_said(addressed):
     assert "give --shards too" in printed[5]
 
 
+@pytest.mark.long
 def test_no_password_of_a_tracking_uri_and_no_signature_stands_in_anything_that_a_run_leaves(addressed):
     _, printed, files = addressed
     assert any(name.endswith("manifest.json") for name in files)
@@ -175,6 +177,7 @@ def test_no_password_of_a_tracking_uri_and_no_signature_stands_in_anything_that_
     assert found == set()
 
 
+@pytest.mark.long
 def test_a_tracking_uri_whose_password_would_be_cut_is_refused_and_one_that_does_not_answer_is_ours(addressed):
     _, printed, _ = addressed
     assert f"no MLflow server at http://{NOWHERE} (" in printed[1]
@@ -190,7 +193,7 @@ def silent():
         yield listening.getsockname()[1]
 
 
-@pytest.mark.parametrize("scheme", ["postgresql", "http"])
+@pytest.mark.parametrize("scheme", ["postgresql", pytest.param("http", marks=pytest.mark.long)])
 def test_a_store_that_takes_connections_and_says_nothing_is_told_within_half_a_minute(scheme, silent, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{scheme}://user:{ENCODED}@127.0.0.1:{silent}/db")
     began = time.monotonic()
@@ -200,6 +203,7 @@ def test_a_store_that_takes_connections_and_says_nothing_is_told_within_half_a_m
     assert not [part for part in PARTS if part in str(raised.value)]
 
 
+@pytest.mark.long
 def test_a_server_that_falls_silent_later_is_told_within_half_a_minute(monkeypatch):
     """It answers its health, and nothing else."""
 

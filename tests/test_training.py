@@ -102,7 +102,7 @@ def run_flow(**given):
     state = ended(train, **given)
     client = MlflowClient(tracking_uri=record.tracking_uri())
     runs = client.search_runs(
-        [client.get_experiment_by_name("shardline").experiment_id],
+        [client.get_experiment_by_name(given.get("experiment", "shardline")).experiment_id],
         filter_string=f"tags.`prefect.flow_run_id` = '{state.state_details.flow_run_id}'",
     )
     return state, client, runs[0] if runs else None
@@ -118,14 +118,14 @@ def assert_is_the_reference(mse, reference):
     assert {step: f"{mse[step]:.10e}" for step in reference} == reference
 
 
-@pytest.mark.parametrize("batch_size", [64, 1000])
+@pytest.mark.parametrize("batch_size", [64, pytest.param(1000, marks=pytest.mark.long)])
 def test_the_notebooks_curve_on_298_rows_as_local_files(batch_size, small_shards, reference):
     state, client, run = run_flow(shards=f"file://{small_shards}/part*.csv", preset="notebook", batch_size=batch_size)
     assert state.is_completed(), state.message
     assert_is_the_reference(curve(client, run), reference)
 
 
-@pytest.mark.parametrize("batch_size", [64, 1000])
+@pytest.mark.parametrize("batch_size", [pytest.param(64, marks=pytest.mark.long), 1000])
 def test_the_notebooks_curve_on_298_rows_over_s3(batch_size, small_shards, reference, aws):
     client = boto3.client("s3")
     for path in small_shards.iterdir():
@@ -332,6 +332,7 @@ def test_a_loss_that_is_not_finite_fails_the_run_at_its_iteration(aws):
     assert len(client.get_metric_history(run.info.run_id, "mse")) > 0
 
 
+@pytest.mark.long
 def test_worker_processes_change_nothing_of_the_curve(aws):
     _, client, alone = run_flow(batch_size=512, iterations=12)
     state, _, helped = run_flow(batch_size=512, iterations=12, num_workers=2)

@@ -44,9 +44,8 @@ def describe_experiment(name: str, experiment_id: str, tracking_uri: str) -> dic
         if name.endswith(f"-{kind}"):
             return {NOTE: text}
     view = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey=scores"
-    text = f"""Linear models trained on shards in object storage: a run for each training (`python -m flows.training`).
-
-**[All runs by what their models are worth]({view})**, the best one first.
+    text = f"""Linear models trained on shards in object storage. **[All runs by what their models are worth]({view})**,
+the best one first; a run for each training (`python -m flows.training`).
 
 {describe_model(name_of_model(name), tracking_uri)}"""
     return {NOTE: text, SAVED_VIEW: saved_view()}

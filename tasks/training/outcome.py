@@ -76,7 +76,7 @@ def make_fit(
         bad_rows_file=str(dataset.bad_rows_file) if dataset.bad_rows_file else None,
         damaged=len(set(dataset.damaged)),
         moments=moments,
-        ranks=tuple(ranks),
+        ranks=tuple(ranks) or None,
     )
 
 
