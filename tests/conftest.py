@@ -60,11 +60,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the tests marked as long too")
 
 
+@pytest.hookimpl(optionalhook=True)  # of xdist, which need not be there
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Let xdist's workers take whole files."""
+    from tests.scheduling import ByFile
+
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep a file's tests on one worker, all that use `site` on the same one; skip the long ones without `--long`."""
-    of_site = {item.path for item in items if "site" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("site" if item.path in of_site else item.path.name))
+    """Skip the long tests without `--long`."""
     if config.getoption("--long"):
         return
     for item in items:
