@@ -73,7 +73,7 @@ def train(**parameters: Any) -> State[str]:
     features = choose_features(data.train, given)
     settings = record_settings(given, sources, features)
     tags = make_tags(identity, data, settings)
-    if unchanged := compare_with_last_success(given.experiment, tags, skip=given.skip_unchanged):
+    if unchanged := compare_with_last_success(given.experiment, untracked(tags), skip=given.skip_unchanged):
         return Completed(name="Unchanged", message=unchanged, data=unchanged)
     given = given.sized(data.train.rows)
     recorded = settings | {"batch_size": given.batch_size}
