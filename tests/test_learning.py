@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from deployments.generator import COLUMNS as TAXI
 from tasks.errors import ConfigurationError, NonFiniteLossError, TrainingError
 from tasks.learning.batches import Preparation, Prepared, stay_resident
 from tasks.learning.conditioning import Preconditioner
@@ -18,17 +19,6 @@ from tasks.learning.loop import Settings, Trainer, train
 from tasks.learning.scaling import Scaling
 from tasks.learning.scoring import Moments, score
 
-TAXI = (
-    "fareamount_double",
-    "origin_block_latitude_double",
-    "origin_block_longitude_double",
-    "destination_block_latitude_double",
-    "destination_block_longitude_double",
-    "year_integer",
-    "month_integer",
-    "dow_integer",
-    "hour_integer",
-)
 CPU = torch.device("cpu")
 
 

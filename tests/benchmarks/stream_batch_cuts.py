@@ -7,7 +7,7 @@ import statistics
 import sys
 
 from tests.benchmarks.stream_candidates import ONE
-from tests.benchmarks.stream_setting import Candidate, describe_machine, provide_peers, serve_shards, take_turns
+from tests.benchmarks.stream_setting import Candidate, describe_machine, provide_peers, run_in_turns, serve_shards
 
 
 def main() -> None:
@@ -20,11 +20,7 @@ def main() -> None:
             Candidate("kaen", "fresh", ONE, 20, environment=environment, python=peers),
             Candidate("kaen", "fresh", ONE, 80, environment=environment, python=peers),
         ]
-        try:
-            few, many, kaen_few, kaen_many = map(statistics.median, take_turns(candidates, rounds))
-        finally:
-            for candidate in candidates:
-                candidate.close()
+        few, many, kaen_few, kaen_many = map(statistics.median, run_in_turns(candidates, rounds))
     print("\n| 1 M rows in one shard | 20 batches, s | 80 batches, s | ratio |\n|---|---:|---:|---:|")
     print(f"| ours | {few:.3f} | {many:.3f} | {many / few:.2f} |")
     print(f"| kaen 1.0.1.31 | {kaen_few:.3f} | {kaen_many:.3f} | {kaen_many / kaen_few:.2f} |")

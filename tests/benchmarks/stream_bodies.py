@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.benchmarks.stream_setting import Candidate, describe_machine, provide_peers, serve_shards, take_turns
+from tests.benchmarks.stream_setting import Candidate, describe_machine, provide_peers, run_in_turns, serve_shards
 
 KEYS = [f"csv/part-{number:05d}.csv" for number in range(16)]
 CONNECTIONS = 4
@@ -118,9 +118,7 @@ def main() -> None:
     with serve_shards() as environment:
         module = "tests.benchmarks.stream_bodies"
         candidates = [Candidate(name, module=module, environment=environment, python=peers) for name in CLIENTS]
-        measured = take_turns(candidates, rounds)
-        for candidate in candidates:
-            candidate.close()
+        measured = run_in_turns(candidates, rounds)
     print("\n| bodies by | median MB/s | most MB/s | median CPU s |\n|---|---:|---:|---:|")
     for name, found in zip(CLIENTS, measured, strict=True):
         rates, cpu = zip(*found, strict=True)

@@ -11,7 +11,15 @@ import os
 import sys
 from pathlib import Path
 
-from tests.benchmarks.stream_setting import HOME, ROWS, Candidate, print_table, provide_peers, serve_shards, take_turns
+from tests.benchmarks.stream_setting import (
+    HOME,
+    ROWS,
+    Candidate,
+    print_table,
+    provide_peers,
+    run_in_turns,
+    serve_shards,
+)
 
 
 def main() -> None:
@@ -36,11 +44,7 @@ def main() -> None:
             if not fresh:
                 candidates["pyarrow.dataset"] = of("pyarrow_dataset")
                 candidates["pandas chunks"] = of("pandas")
-            try:
-                measured = take_turns(list(candidates.values()), rounds)
-            finally:
-                for candidate in candidates.values():
-                    candidate.close()
+            measured = run_in_turns(list(candidates.values()), rounds)
             seconds = dict(zip(candidates, measured, strict=True))
             busy = {name: candidate.cpu_seconds[1:] for name, candidate in candidates.items()}
             where = "in processes that have just started" if fresh else "in processes that stay"

@@ -26,6 +26,7 @@ from tests.benchmarks.stream_setting import (
     Candidate,
     print_table,
     provide_peers,
+    run_in_turns,
     serve_shards,
     take_turns,
 )
@@ -104,11 +105,7 @@ def main() -> None:
             "kaen 1.0.1.31": Candidate("kaen", "fresh", environment=environment, python=peers),
             "kaen, from its copies": Candidate("kaen", "kept", environment=environment, python=peers),
         }
-        try:
-            measured = take_turns(list(candidates.values()), rounds)
-        finally:
-            for candidate in candidates.values():
-                candidate.close()
+        measured = run_in_turns(list(candidates.values()), rounds)
         print_table("Later passes", dict(zip(candidates, measured, strict=True)), ROWS, "kaen 1.0.1.31")
         compare_loops(rounds, environment)
 

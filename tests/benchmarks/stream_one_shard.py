@@ -9,7 +9,7 @@ TIMES: how often the 236 MB of the other benchmarks are repeated; 5 is a shard o
 import sys
 
 from tests.benchmarks.rangeserver import serve_ranges
-from tests.benchmarks.stream_setting import HOME, ROWS, Candidate, lay_out_huge, print_table, serve_shards, take_turns
+from tests.benchmarks.stream_setting import HOME, ROWS, Candidate, lay_out_huge, print_table, run_in_turns, serve_shards
 
 
 def main() -> None:
@@ -27,11 +27,7 @@ def main() -> None:
             for cache in ("off", "cold")
             for name, folder in folders.items()
         }
-        try:
-            measured = take_turns(list(candidates.values()), rounds)
-        finally:
-            for candidate in candidates.values():
-                candidate.close()
+        measured = run_in_turns(list(candidates.values()), rounds)
     seconds = dict(zip(candidates, measured, strict=True))
     print_table(f"First pass over {ROWS * times:,} rows", seconds, ROWS * times, "16 shards, cache off")
 

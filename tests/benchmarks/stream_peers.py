@@ -19,8 +19,8 @@ from tests.benchmarks.stream_setting import (
     Candidate,
     print_table,
     provide_environment,
+    run_in_turns,
     serve_shards,
-    take_turns,
 )
 
 MODULE = "tests.benchmarks.stream_peers_candidates"
@@ -65,11 +65,7 @@ def main() -> None:
             "MosaicML Streaming": of(heavy, "mosaic", "kept"),
         }
         candidates = [*first.values(), *later.values()]
-        try:
-            measured = take_turns(candidates, rounds)
-        finally:
-            for candidate in candidates:
-                candidate.close()
+        measured = run_in_turns(candidates, rounds)
     print_table("First pass from S3, what comes being kept", dict(zip(first, measured, strict=False)), ROWS, "ours")
     print_table("Later passes", dict(zip(later, measured[len(first) :], strict=True)), ROWS, "ours")
     print("\n| conversion before the first pass | s |\n|---|---:|")
