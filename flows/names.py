@@ -8,6 +8,8 @@ from typing import Any
 
 from prefect.runtime import flow_run
 
+from tasks.redaction import redact
+
 
 def unless_named(describe: Callable[[], str]) -> Callable[[], str]:
     """Make a flow's `flow_run_name`: a name typed into Prefect's form is kept, one that Prefect drew is replaced."""
@@ -18,6 +20,11 @@ def unless_named(describe: Callable[[], str]) -> Callable[[], str]:
         return given if given and not is_drawn(given) else describe()
 
     return name
+
+
+def name_place(shards: str) -> str:
+    """Return the two folders that shards lie in, for the name of a run: `csv/dev`."""
+    return "/".join(redact(shards).split("/")[-3:-1])
 
 
 def is_drawn(name: str) -> bool:

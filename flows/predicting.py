@@ -15,12 +15,11 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.commandline import parameters, run
-from flows.names import unless_named
+from flows.names import name_place, unless_named
 from tasks.credentials import verify_sources
 from tasks.data import locate_shards
 from tasks.parameters import Listing, PredictionParameters, Source
 from tasks.prediction import choose_model, predict_shards, report_predictions, resolve_output
-from tasks.redaction import redact
 from tasks.runs.lifecycle import note_data, tracked
 from tasks.runs.lineage import FINGERPRINT
 from tasks.sources import Sources, resolve_sources
@@ -30,8 +29,7 @@ from tasks.tracking.views import experiment_beside
 def name_run() -> str:
     """Return a name that says what is predicted with what: `champion of shardline · csv/test`."""
     given = PredictionParameters(**flow_run.parameters)
-    where = "/".join(redact(find_places(given)[0].shards).split("/")[-3:-1])
-    return f"{given.model or 'champion of ' + given.experiment} · {where}"
+    return f"{given.model or 'champion of ' + given.experiment} · {name_place(find_places(given)[0].shards)}"
 
 
 @flow(name="predicting", flow_run_name=unless_named(name_run))

@@ -16,7 +16,7 @@ from prefect.states import Completed
 from pydantic import JsonValue
 
 from flows.commandline import parameters, run
-from flows.names import unless_named
+from flows.names import name_place, unless_named
 from flows.training import check_parameters as check_training
 from flows.training import train
 from tasks.credentials import verify_sources
@@ -43,8 +43,7 @@ from tasks.training.study import require_optuna
 def name_run() -> str:
     """Return a name that says what is tried on what: `50 trials · csv/dev`."""
     given = SearchParameters(**flow_run.parameters)
-    where = "/".join(redact(resolve_sources(given).shards).split("/")[-3:-1])
-    return f"{given.trials} trials · {where}"
+    return f"{given.trials} trials · {name_place(resolve_sources(given).shards)}"
 
 
 @flow(name="searching", flow_run_name=unless_named(name_run))

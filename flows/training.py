@@ -21,7 +21,7 @@ from pydantic import JsonValue
 
 from flows.benchmarking import benchmark
 from flows.commandline import parameters, run
-from flows.names import unless_named
+from flows.names import name_place, unless_named
 from tasks.aws.identity import Identity
 from tasks.benchmark.hardware import describe_hardware
 from tasks.credentials import verify_sources
@@ -54,9 +54,8 @@ def name_run() -> str:
     given = TrainingParameters(**flow_run.parameters)
     if given.like:
         return f"like {given.like[:8]}"
-    where = "/".join(redact(resolve_sources(given).shards).split("/")[-3:-1])
     work = f"× {given.batch_size}" if given.batch_size else "iterations"
-    return f"{given.preset} · {where} · " + (
+    return f"{given.preset} · {name_place(resolve_sources(given).shards)} · " + (
         "exact" if given.solver == "exact" else f"{given.resolved().iterations} {work}"
     )
 

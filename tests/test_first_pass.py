@@ -100,6 +100,8 @@ def test_moments_of_part_and_rest_are_those_of_the_whole():
 class Part:
     """A rank's reduction, as if the other ranks' slices were those that it is told."""
 
+    gather_seconds = 0.0
+
     def __init__(self, batch_size, others):
         self.batch_size: int | None = batch_size
         self.others = others
@@ -117,6 +119,7 @@ def test_ranks_take_in_what_one_process_does_and_a_wrapped_batch_is_cut_for_each
 
     class Noting:
         batch_size: int | None = size
+        gather_seconds = 0.0
 
         def gather(self, partial):
             noted.append(partial[half // rows :])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from deployments.generator import COLUMNS as TAXI
 from tasks.learning.batches import Preparation, Prepared
 from tasks.learning.features import DERIVATIONS, Features, distance_km
 from tasks.learning.grams import GramStream, Units, find_period
@@ -17,17 +18,6 @@ from tasks.learning.scaling import Scaling
 from tasks.learning.trials import MOST_LOST, PRECONDITIONED, Trial, Trials
 from tasks.parameters import CONSTANTS
 
-TAXI = (
-    "fareamount_double",
-    "origin_block_latitude_double",
-    "origin_block_longitude_double",
-    "destination_block_latitude_double",
-    "destination_block_longitude_double",
-    "year_integer",
-    "month_integer",
-    "dow_integer",
-    "hour_integer",
-)
 ALL = Features.choose(TAXI, derive=list(DERIVATIONS))
 ROWS, BATCH, ITERATIONS = 3000, 700, 25
 

@@ -36,9 +36,11 @@ class Reduction(Protocol):
     """How the parts of a batch that several processes hold become one.
 
     batch_size: rows of each batch over all processes; None: this one holds them all
+    gather_seconds: how long this process has sent its sums and waited for the others'
     """
 
     batch_size: int | None
+    gather_seconds: float
 
     def gather(self, partial: Tensor) -> Tensor:
         """Return [slices of the batch, …], in their order, from this process's [own slices, …]."""
@@ -48,6 +50,7 @@ class Alone:
     """One process holds the whole batch: there is nothing to gather."""
 
     batch_size: int | None = None
+    gather_seconds = 0.0
 
     def gather(self, partial: Tensor) -> Tensor:
         """Return `partial`."""
@@ -60,7 +63,6 @@ ALONE = Alone()
 class Ranks:
     """The processes of torch.distributed's default group, each with whole slices of every batch, in one message a sum.
 
-    gather_seconds: how long this process has sent and waited for the others
     batch_size: rows of each batch over all ranks; rank r of W holds the slices [r·S/W, (r+1)·S/W) of S, rounded down,
         as a stream does whose `Placement` has `slice_rows(batch_size)`
     """
@@ -90,11 +92,6 @@ def find_reduction(batch_size: int) -> Reduction:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return Ranks(batch_size)
     return ALONE
-
-
-def seconds_gathering(reduction: Reduction) -> float:
-    """Return how long this process has sent its sums and waited for the others'."""
-    return reduction.gather_seconds if isinstance(reduction, Ranks) else 0.0
 
 
 def count_rows(part: Tensor, reduction: Reduction) -> int:

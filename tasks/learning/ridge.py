@@ -42,25 +42,21 @@ class RidgePath:
 def trace_path(folds: Sequence[Gram], units: Units, *, standardise: bool) -> RidgePath:
     """Return the whole path, cross-validated over two folds or more, each left out in turn."""
     whole = reduce(Gram.add, folds)
-    deviation = _centred(whole, units)[0].diagonal()[:-1].clamp(min=0).sqrt()
+    all_rows, others = _centred(whole, units), [_centred(whole.less(fold), units) for fold in folds]
+    deviation = all_rows[0].diagonal()[:-1].clamp(min=0).sqrt()
     weights, errors = [], []
     for strength in STRENGTHS:
-        w, _ = _solve(whole, units, strength, standardise=standardise)
+        w, _ = solve_penalised(*all_rows, strength, standardise=standardise)
         weights.append(tuple((w.flatten() * deviation).tolist()))
-        left_out = ((fold, _solve(whole.less(fold), units, strength, standardise=standardise)) for fold in folds)
-        errors.append(math.fsum(units.add_errors(fold, w, b) for fold, (w, b) in left_out) / whole.rows)
+        left_out = (solve_penalised(*each, strength, standardise=standardise) for each in others)
+        errors.append(math.fsum(units.add_errors(fold, *model) for fold, model in zip(folds, left_out, strict=True)))
     return RidgePath(
         names=units.features.names,
         strengths=STRENGTHS,
         weights=tuple(weights),
-        mse=tuple(errors),
+        mse=tuple(error / whole.rows for error in errors),
         folds=len(folds),
     )
-
-
-def _solve(gram: Gram, units: Units, l2: float, *, standardise: bool) -> tuple[Tensor, Tensor]:
-    covariance, mean = _centred(gram, units)
-    return solve_penalised(covariance, mean, l2, standardise=standardise)
 
 
 def _centred(gram: Gram, units: Units) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from tasks.learning.features import Features
 from tasks.learning.grams import Gram, Units
 from tasks.learning.linear import LinearModel, initial_weights
 from tasks.learning.loop import Settings
-from tasks.learning.optimizers import make_optimizer
+from tasks.learning.optimizers import make_optimizer, share_of_step
 from tasks.learning.scaling import Scaling
 
 PRECONDITIONED = "preconditioned"  # SGD whose steps the first batch's Hessian makes
@@ -57,8 +57,6 @@ class Trials:
         settings = [trial.settings for trial in trials]
         self._clip = _row([each.gradient_norm or math.inf for each in settings])
         self._l2 = _row([each.l2 for each in settings])
-        self._iterations = _row([each.iterations for each in settings])
-        self._schedules = {name: _flags(each.schedule == name for each in settings) for name in ("linear", "cosine")}
         self._inverse: Tensor | None = None
         names = sorted({trial.rule for trial in trials})
         self._rules = {name: _RULES[name]([t for t in trials if t.rule == name], len(self.weights)) for name in names}
@@ -88,9 +86,8 @@ class Trials:
         at = [self.alive.index(number) for number in keep]
         for name in ("weights", "_mask", "_stretch", "_offset"):
             setattr(self, name, getattr(self, name)[:, at].contiguous())
-        for name in ("_clip", "_l2", "_iterations"):
+        for name in ("_clip", "_l2"):
             setattr(self, name, getattr(self, name)[at])
-        self._schedules = {name: flags[at] for name, flags in self._schedules.items()}
         if self._inverse is not None:
             self._inverse = self._inverse[at]
         for name, columns in self._columns.items():
@@ -157,10 +154,9 @@ class Trials:
         return inverse
 
     def _share_of_step(self) -> Tensor:
-        """Return what `share_of_step` says, of each trial."""
-        passed = self.iteration / self._iterations
-        share = torch.where(self._schedules["linear"], 1 - passed, 1.0)
-        return torch.where(self._schedules["cosine"], (1 + torch.cos(math.pi * passed)) / 2, share)
+        """Return what `share_of_step` says, of each trial that is alive."""
+        alive = (self.trials[number].settings for number in self.alive)
+        return _row([share_of_step(each.schedule, self.iteration, each.iterations) for each in alive])
 
 
 class _Rule:
@@ -265,7 +261,3 @@ def _places(trial: Trial, units: Units) -> list[int]:
 
 def _row(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
-
-
-def _flags(values: object) -> Tensor:
-    return torch.tensor(list(values), dtype=torch.bool)  # type: ignore[call-overload]

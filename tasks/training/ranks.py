@@ -39,15 +39,14 @@ def train_rank(
     every number of ranks, to the last bit. `tally` counts where this rank's time goes.
     """
     from tasks.learning.loop import train
-    from tasks.learning.reduction import seconds_gathering
 
     started = start_trainer(job, kept)
     reduction = started.trainer.reduction
-    gathered = seconds_gathering(reduction)
+    gathered = reduction.gather_seconds
     batches = tally.count(started.batches) if tally else started.batches
     for iteration in train(started.trainer, batches, (lambda _: keep(started)) if keep else None):
         if tally:
-            before, gathered = gathered, seconds_gathering(reduction)
+            before, gathered = gathered, reduction.gather_seconds
             tally.add(iteration.wait_seconds, iteration.copy_seconds, iteration.compute_seconds, gathered - before)
         tell(iteration)
     return started
@@ -59,7 +58,7 @@ def pass_rank(job: TrainingJob, tally: Tally) -> Passed:
     The last batch goes on at the beginning of the data, so that ranks cut it as any other; what is beyond the end
     counts for nothing.
     """
-    from tasks.learning.reduction import find_reduction, seconds_gathering, slice_rows
+    from tasks.learning.reduction import find_reduction, slice_rows
     from tasks.streaming import Placement
 
     size = job.parameters.batch_size or MOST_ROWS
@@ -74,12 +73,12 @@ def pass_rank(job: TrainingJob, tally: Tally) -> Passed:
     first_pass = start_first_pass(job.features, dataset, reduction, None)
     assert first_pass is not None, "there is no checkpoint"
     clock = StageClock()
-    asked, gathered = time.perf_counter(), seconds_gathering(reduction)
+    asked, gathered = time.perf_counter(), reduction.gather_seconds
     for batch in stream_batches(dataset, job.parameters.num_workers, clock):
         arrived = time.perf_counter()
         first_pass.take(batch)
         waited, asked = arrived - asked, time.perf_counter()
-        before, gathered = gathered, seconds_gathering(reduction)
+        before, gathered = gathered, reduction.gather_seconds
         tally.count_rows(len(batch))
         tally.add(waited, 0.0, asked - arrived, gathered - before)
     sums = first_pass.sums()

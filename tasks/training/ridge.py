@@ -11,7 +11,7 @@ from prefect.logging import get_run_logger
 from tasks.facts import Ridge, SearchJob
 from tasks.policy import READING, step
 from tasks.sources import open_dataset
-from tasks.training.search import measure_rows
+from tasks.training.matrices import measure_rows
 
 if TYPE_CHECKING:
     from tasks.learning.ridge import RidgePath

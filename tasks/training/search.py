@@ -9,10 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import TYPE_CHECKING, Literal
 
 from prefect.logging import get_run_logger
@@ -21,10 +19,9 @@ from pydantic import JsonValue, ValidationError
 from tasks.errors import ConfigurationError, NonFiniteLossError
 from tasks.facts import Searched, SearchJob
 from tasks.policy import STREAMING, step
-from tasks.sources import open_dataset
+from tasks.training.matrices import SearchData
 from tasks.training.outcome import ProgressArtifact
 from tasks.training.space import choose_parameters, make_trial
-from tasks.training.start import StageClock, stream_batches
 from tasks.training.study import FAULT, draw_study, find_told, open_study, translated
 
 if TYPE_CHECKING:
@@ -32,10 +29,7 @@ if TYPE_CHECKING:
     from optuna.trial import Trial as Asked
     from torch import Tensor
 
-    from tasks.learning.grams import Gram, GramStream, Units
-    from tasks.learning.scaling import Scaling
     from tasks.learning.trials import Trial
-    from tasks.streaming import Manifest
     from tasks.tracking.nested import NestedRun
 
 FACTOR = 3  # of a generation's trials, one of so many goes on
@@ -81,68 +75,6 @@ def search_models(job: SearchJob) -> Searched:
         best = min((each.value for each in outcomes.values() if each.value is not None), default=math.nan)
         get_run_logger().info("%d trials of %d; best of these: MSE %.6g", len(find_told(study)), given.trials, best)
     return conclude(study, data, job, time.perf_counter() - began)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchData:
-    """What all trials learn from and are judged by: matrices of the batches and of the validation rows."""
-
-    grams: GramStream
-    validation: Gram
-    scaling: Scaling
-
-    @classmethod
-    def open(cls, job: SearchJob) -> SearchData:
-        """Stream the first batch and the validation rows; the other batches follow when a trial asks for them."""
-        from tasks.learning.grams import GramStream, Units, find_period
-        from tasks.learning.scaling import Scaling
-
-        given = job.parameters
-        assert job.data.validation, "the flow sets shards aside"
-        stream = open_batches(job, 0)
-        first = next(stream)
-        job.features.refuse_overflow(first)
-        units, begun = Units.of(job.features, first), [put_back(first, stream)]
-        rows = job.data.train.rows
-        return cls(
-            grams=GramStream(
-                units,
-                lambda number: begun.pop() if begun and not number else open_batches(job, number),
-                None if given.shuffle else find_period(rows, given.batch_size or rows),
-            ),
-            validation=measure_rows(job.data.validation, job, units),
-            scaling=Scaling.of(job.features.of(first)),
-        )
-
-
-def put_back(first: Tensor, stream: Iterator[Tensor]) -> Iterator[Tensor]:
-    """Yield a batch that was taken, then the rest of the stream, which is closed with this."""
-    with closing(stream):  # type: ignore[type-var]
-        yield first
-        yield from stream
-
-
-def open_batches(job: SearchJob, first: int) -> Iterator[Tensor]:
-    """Return the training batches from an iteration on, as a training of its own would see them."""
-    given = job.parameters
-    dataset = open_dataset(
-        job.data.train, job.sources, given, start=first, stop=longest(job), shuffle=given.shuffle, seed=given.seed
-    )
-    return stream_batches(dataset, given.num_workers, StageClock())
-
-
-def longest(job: SearchJob) -> int:
-    """Return how many iterations a trial may have."""
-    tried = job.parameters.searched().get("iterations")
-    return int(tried.high) if tried else job.parameters.resolved().iterations
-
-
-def measure_rows(manifest: Manifest, job: SearchJob, units: Units) -> Gram:
-    """Return the matrix of all rows of some shards."""
-    from tasks.learning.grams import Gram
-
-    dataset = open_dataset(manifest, job.sources, job.parameters, epochs=1)
-    return reduce(Gram.add, (units.measure(batch) for batch in dataset))
 
 
 def try_generation(study: Study, data: SearchData, job: SearchJob, count: int) -> dict[int, Outcome]:

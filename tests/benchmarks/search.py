@@ -26,7 +26,8 @@ from tasks.learning.loop import train
 from tasks.parameters import SearchParameters, TrainingParameters
 from tasks.sources import resolve_sources
 from tasks.streaming import locate
-from tasks.training.search import SearchData, measure_rows, tell, try_generation
+from tasks.training.matrices import SearchData, measure_rows
+from tasks.training.search import tell, try_generation
 from tasks.training.space import choose_all_features, choose_parameters, make_trial
 from tasks.training.start import start_trainer
 from tasks.training.study import open_study
