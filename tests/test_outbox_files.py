@@ -39,6 +39,13 @@ def test_it_stands_in_the_state_of_the_folder_that_it_was_made_in(outbox, monkey
     assert (outbox.path / "artifacts" / "a" / "b" / "d.txt").read_text() == "more"
 
 
+def test_text_is_kept_without_passwords_and_bytes_as_they_are(outbox):
+    outbox.keep("report.md", "https://me:hush@example.org/a.csv")
+    outbox.keep("data.bin", b"https://me:hush@example.org/a.csv")
+    assert "hush" not in (outbox.path / "artifacts" / "report.md").read_text()
+    assert (outbox.path / "artifacts" / "data.bin").read_bytes() == b"https://me:hush@example.org/a.csv"
+
+
 def test_metrics_are_read_again_as_they_were_told(outbox):
     began = time.time_ns() // 1_000_000
     outbox.log(7, {"mse": 2, "rate": 0.1}, kept={"seconds": 3})
@@ -98,7 +105,7 @@ def test_two_writers_append(outbox):
 def test_a_line_that_was_not_wholly_written_is_a_full_disk(outbox, monkeypatch):
     monkeypatch.setattr("tasks.tracking.outbox.os.write", lambda opened, line: len(line) - 1)
     with pytest.raises(
-        TrackingError, match=r"the record of run run cannot be kept in .*run: No space left on device; "
+        TrackingError, match=r"the record of run run cannot be kept in .*run: No space left on device; make"
     ):
         outbox.log(0, {"mse": 1.0})
     assert not outbox.rows and not outbox.only_kept

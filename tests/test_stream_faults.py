@@ -122,7 +122,7 @@ LASTING = {
     "reset for ever": (BreakOff(0, "reset"), TransferError, "gave up after", 8),
     "stall for ever": (BreakOff(0, "stall"), TransferError, "gave up after", 6),
     "trickle for ever": (BreakOff(100, "trickle"), TransferError, "(bytes a second came|the deadline passed)", 6),
-    "no byte more": (Shorten(0), TransferError, "early", 8),
+    "no byte more": (Shorten(0), TransferError, "gave up after .*(early|Read timeout)", 8),  # busy: the last
     "flipped bit": (FlipBit(654_321), ShardChangedError, "the content's MD5 is .*, its ETag", 1),
     "another range": (
         Sequence((BreakOff(300_000), ShiftRange())),
