@@ -35,7 +35,7 @@ def served(tmp_path_factory):
 
 
 def dataset_over(manifest, url):
-    retry = RetryPolicy(deadline_seconds=1.0)
+    retry = RetryPolicy(deadline_seconds=8.0)
     return ObjectStorageDataset.from_manifest(manifest, storage_options={"endpoint_url": url}, retry=retry)
 
 

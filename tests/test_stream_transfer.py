@@ -16,6 +16,7 @@ from tasks.streaming.objects.transfer import READ_SIZE, list_objects, read_objec
 
 DATA = bytes(range(256)) * 4096  # four pieces
 MD5 = Digest("MD5", hashlib.md5(DATA).hexdigest())
+PATIENT = RetryPolicy(deadline_seconds=8.0)
 QUICK = RetryPolicy(deadline_seconds=0.8)  # a connection may bring too little for 0.2 s
 
 
@@ -62,11 +63,11 @@ class Store:
 LISTED = Listed("s3://b/x.csv", len(DATA), "e")
 
 
-def begin_to_read(store, retry=QUICK, **options):
+def begin_to_read(store, retry=PATIENT, **options):
     return read_object(store, LISTED, retry, **options)
 
 
-def read(store, retry=QUICK, **options):
+def read(store, retry=PATIENT, **options):
     return list(begin_to_read(store, retry, **options))
 
 
@@ -98,7 +99,7 @@ def test_a_part_is_asked_for_as_it_is_and_compared_with_no_digest(begin, end):
 def test_what_broke_off_is_read_on_from_there_and_compared_as_a_whole(ending):
     told: list[str] = []
     store = Store(endings=[(0, ending), (1000, ending), (READ_SIZE, ending)])
-    assert b"".join(read(store, RetryPolicy(deadline_seconds=8.0), tell=told.append)) == DATA
+    assert b"".join(read(store, tell=told.append)) == DATA
     assert [offset for offset, _ in store.asked] == [0, 0, 1000, 1000 + READ_SIZE]
     assert {stop for _, stop in store.asked} == {len(DATA)}
     assert (store.closed, told) == (4, ["MD5"])
@@ -120,7 +121,7 @@ def test_another_content_is_told_once_all_of_it_came(digest, stated):
 def test_an_answer_that_ends_early_says_by_how_much():
     store = Store(endings=[(100, None)] * 99)
     with pytest.raises(TransferError, match="bytes early") as raised:
-        read(store)
+        read(store, QUICK)
     assert f"the answer ended {len(DATA) - 100 * len(store.asked)} bytes early" in str(raised.value)
 
 
@@ -131,7 +132,7 @@ def test_what_never_comes_is_given_up_in_the_time_that_its_bytes_are_allowed():
         TransferError, match=r"s3://b/x.csv: gave up after \d failed attempts, 1 s being allowed; .*reset"
     ):
         read(store, RetryPolicy(deadline_seconds=0.4, minimum_throughput=100), begin=100_000, end=100_050)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 1.8  # the deadline once more
 
 
 @pytest.mark.parametrize("when", ["before", "while reading", "while it pauses"])
@@ -154,7 +155,7 @@ def test_a_connection_that_brings_too_little_is_given_up_for_another():
     store = Store()
     store.seconds_a_read, store.most = 0.05, 1000
     with pytest.raises(TransferError, match=r"the last one: (only \d+ bytes a second came|the deadline passed)"):
-        read(store)
+        read(store, QUICK)
     assert len(store.asked) > 1
     assert store.closed == len(store.asked)
 
@@ -162,7 +163,7 @@ def test_a_connection_that_brings_too_little_is_given_up_for_another():
 def test_a_connection_that_brings_enough_is_kept():
     store = Store()
     store.seconds_a_read, store.most = 0.02, READ_SIZE // 4  # of 0.2 s at least, several reads bring enough, not one
-    assert b"".join(read(store)) == DATA
+    assert b"".join(read(store, QUICK)) == DATA
     assert store.asked == [(0, len(DATA))]
 
 
