@@ -160,13 +160,21 @@ def test_mlflow_shows_a_figure(browser, mlflow_page):
 
 
 def test_mlflow_shows_the_model_its_scores_and_its_version(browser, site, mlflow_run):
-    experiment = mlflow_run["info"]["experiment_id"]
-    found = ask(f"{site.pages.mlflow}/api/2.0/mlflow/logged-models/search", {"experiment_ids": [experiment]})
-    model_id = found["models"][0]["info"]["model_id"]
-    page = f"{site.pages.mlflow}/#/experiments/{experiment}/models/{model_id}?workflowType=machine_learning"
-    look(browser, page, "test_r2", "Ready", "This model explains", "v1", picture="mlflow-model")
-    version = f"{site.pages.mlflow}/#/models/shardline/versions/1?workflowType=machine_learning"
-    look(browser, version, "challenger", "Inputs (8)", "This model explains", picture="mlflow-version")
+    """Other runs on this site may have registered theirs before it or since."""
+    experiment, run_id = mlflow_run["info"]["experiment_id"], mlflow_run["info"]["run_id"]
+    api, kind = f"{site.pages.mlflow}/api/2.0/mlflow", "workflowType=machine_learning"
+    found = ask(f"{api}/logged-models/search", {"experiment_ids": [experiment]})["models"]
+    (model_id,) = (each["info"]["model_id"] for each in found if each["info"]["source_run_id"] == run_id)
+    registered = ask(f"{api}/registered-models/get?name=shardline")["registered_model"]
+    aliases = {each["alias"]: each["version"] for each in registered["aliases"]}
+    (version,) = ask(f"{api}/model-versions/search?filter=run_id%3D'{run_id}'")["model_versions"]
+    number = version["version"]
+    page = f"{site.pages.mlflow}/#/experiments/{experiment}/models/{model_id}?{kind}"
+    look(browser, page, "test_r2", "Ready", "This model explains", f"v{number}", picture="mlflow-model")
+    page = f"{site.pages.mlflow}/#/models/shardline/versions/{number}?{kind}"
+    look(browser, page, "Inputs (8)", "This model explains", picture="mlflow-version")
+    page = f"{site.pages.mlflow}/#/models/shardline/versions/{aliases['challenger']}?{kind}"
+    look(browser, page, "challenger", "Inputs (8)", picture="mlflow-challenger")
 
 
 def test_mlflow_lists_the_run(browser, site, mlflow_run):
