@@ -14,6 +14,14 @@ from typing import Any
 import pytest
 from prefect import flow, task
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
 from prefect.logging.handlers import APILogWorker
 from prefect.serializers import JSONSerializer
 
@@ -171,7 +179,8 @@ def test_a_run_keeps_an_artifact_with_account_and_arn(aws: StandIn, prefect_api:
     state = verifying(return_state=True)
     identity, run_id = state.result(), state.state_details.flow_run_id
     with get_client(sync_client=True) as client:
-        [artifact] = [found for found in client.read_artifacts() if found.flow_run_id == run_id]
+        this_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+        [artifact] = client.read_artifacts(artifact_filter=this_run)
     assert f"| Account | {ACCOUNT} |" in str(artifact.data) and f"| ARN | {identity.arn} |" in str(artifact.data)
     assert not any(secret in str(artifact) for secret in (aws.keys.access_key_id, aws.keys.secret_access_key))
 
@@ -250,6 +259,10 @@ def test_no_key_is_in_what_prefect_keeps_of_a_failed_run(planted: AwsProxy, pref
     state: Any = flow(verify)("s3://taxi/part*.csv", return_state=True)
     APILogWorker.instance().drain()
     with get_client(sync_client=True) as client:
-        kept = str(client.read_logs()) + str(client.read_flow_runs()) + str(client.read_artifacts())
+        any_of = [state.state_details.flow_run_id]
+        logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=any_of)))
+        runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=any_of)))
+        this_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=any_of))
+        kept = str(logs) + str(runs) + str(client.read_artifacts(artifact_filter=this_run))
     assert state.is_failed() and "does not list s3://taxi/" in kept
     assert [secret for secret in (KEY_ID, SECRET, TOKEN) if secret in kept] == []
