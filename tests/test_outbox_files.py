@@ -5,11 +5,11 @@ import gc
 import json
 import os
 import time
-from pathlib import Path
 
 import pytest
 
 from tasks.errors import TrackingError
+from tasks.files import write_whole
 from tasks.state import STATE
 from tasks.tracking.outbox import METRICS, TAGS, MetricRow, Outbox, held, keeping, outboxes, read_metrics, read_part
 
@@ -37,13 +37,6 @@ def test_it_stands_in_the_state_of_the_folder_that_it_was_made_in(outbox, monkey
     outbox.keep("a/b/d.txt", "more")
     assert (outbox.path / "artifacts" / "a" / "b" / "c.txt").read_text() == "text"
     assert (outbox.path / "artifacts" / "a" / "b" / "d.txt").read_text() == "more"
-
-
-def test_text_is_kept_without_passwords_and_bytes_as_they_are(outbox):
-    outbox.keep("report.md", "https://me:hush@example.org/a.csv")
-    outbox.keep("data.bin", b"https://me:hush@example.org/a.csv")
-    assert "hush" not in (outbox.path / "artifacts" / "report.md").read_text()
-    assert (outbox.path / "artifacts" / "data.bin").read_bytes() == b"https://me:hush@example.org/a.csv"
 
 
 def test_metrics_are_read_again_as_they_were_told(outbox):
@@ -203,7 +196,7 @@ def test_a_last_line_cut_short_is_cut_off_and_nothing_else(outbox):
 
 
 BROKEN_LINES = [
-    b"\0\0",
+    b"\0\0\0",
     b"[1]",
     b'"step timestamp metrics"',
     b'{"step": 1, "timestamp": 2}',
@@ -232,6 +225,42 @@ def test_a_file_of_metrics_that_cannot_be_read_names_the_outbox(outbox):
         Outbox("run")
 
 
-def test_paths_of_the_folder_are_absolute(outbox):
-    assert outboxes().is_absolute() and outbox.path.is_absolute()
-    assert outboxes() == Path.cwd() / STATE / "outbox"
+def test_tags_of_an_outbox_whose_tags_were_broken_are_kept_again(outbox):
+    (outbox.path / TAGS).write_bytes(b"")
+    outbox.tag({"verdict": "good"})
+    assert json.loads((outbox.path / TAGS).read_text()) == {"verdict": "good"}
+
+
+@pytest.mark.parametrize("call", ["os.fsync", "Path.replace"])
+def test_what_could_not_be_written_leaves_the_file_before_and_nothing_else(call, tmp_path, monkeypatch):
+    (tmp_path / TAGS).write_text("before")
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(f"tasks.files.{call}", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(tmp_path / TAGS, "after")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {TAGS: "before"}
+
+
+def test_a_full_disk_is_a_clear_stop_for_every_file_of_the_outbox(outbox, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    outbox.tag({"name": "first"})
+    monkeypatch.setattr("tasks.files.os.fsync", fail)
+    for write in (lambda: outbox.tag({"a": "b"}), lambda: outbox.keep("weights/w.txt", "w")):
+        with pytest.raises(TrackingError, match=r"cannot be kept in .*: No space left on device; make room there"):
+            write()
+    assert json.loads((outbox.path / TAGS).read_text()) == {"name": "first"}
+
+
+def test_what_an_outbox_keeps_shows_no_password_and_no_signature(outbox):
+    secret = "https://me:hush@example.org/a.csv?X-Amz-Signature=hushed"
+    outbox.tag({"shards": secret})
+    outbox.keep("report.md", f"shards: {secret}")
+    outbox.keep("data.bin", b"\x00hush")
+    kept = (outbox.path / TAGS).read_text() + (outbox.path / "artifacts" / "report.md").read_text()
+    assert "hush" not in kept and "example.org/a.csv" in kept
+    assert (outbox.path / "artifacts" / "data.bin").read_bytes() == b"\x00hush"
