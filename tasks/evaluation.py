@@ -60,7 +60,7 @@ def evaluate_model(job: TrainingJob, fit: Fit) -> Evaluation:
         rows_of=data.rows_of,
         scores=scores.overall,
         slices=scores.slices,
-        profile=scores.profile,
+        density=scores.density,
         standardised=moments.standardise(models["trained"]),
         verdict=verdict,
         promotion=promotion,

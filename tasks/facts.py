@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import JsonValue
 
 from tasks.learning.features import Features
-from tasks.learning.scores import Profile, Score, Slice
+from tasks.learning.scores import Density, Score, Slice
 from tasks.learning.sums import MomentSums
 from tasks.parameters import SearchParameters, TrainingParameters
 from tasks.sources import Sources
@@ -216,7 +216,7 @@ class Evaluation:
     """What a model is worth: its score beside those of other models on the same rows, and a sentence.
 
     `scores` are of the models trained, exact and mean, and of the champion where it was comparable; `slices` have them
-    by slice of the rows. `profile` is of the trained model, and `standardised` its weights, in deviations of the target
+    by slice of the rows. `density` is of the trained model, and `standardised` its weights, in deviations of the target
     for one deviation of the feature. `train_mse` is the mean squared error over all rows trained on, without the
     champion's.
     """
@@ -224,7 +224,7 @@ class Evaluation:
     rows_of: RowsOf
     scores: Mapping[str, Score]
     slices: tuple[Slice, ...]
-    profile: Profile
+    density: Density
     standardised: Mapping[str, float]
     verdict: str
     promotion: Promotion

@@ -143,8 +143,8 @@ def draw_figures(target: str, fit: Fit, evaluation: Evaluation) -> Iterator[tupl
     if fit.iterations > 1:
         yield "above_exact", figures.draw_excess(above_exact(fit, evaluation))
         yield "times", figures.draw_stages(fit.times.stages)
-    yield "predicted", figures.draw_density(evaluation.profile, target)
-    yield "residuals", figures.draw_residuals(evaluation.profile, target)
+    yield "predicted", figures.draw_density(evaluation.density, target)
+    yield "residuals", figures.draw_residuals(evaluation.density, target)
     yield "slices", figures.draw_slices(evaluation.slices, target)
     if evaluation.standardised:
         yield "weights", figures.draw_weights(evaluation.standardised, target)

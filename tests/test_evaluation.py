@@ -15,7 +15,7 @@ from flows.training import train
 from tasks.data import split_rows
 from tasks.evaluation import describe_slices, keep_scores, tabulate_slices, write_verdict
 from tasks.facts import Located, TrainingData
-from tasks.learning.scores import AT_BOTH_ENDS, Profile, Score, Scores, Slice
+from tasks.learning.scores import AT_BOTH_ENDS, Density, Score, Scores, Slice
 from tasks.streaming import ColumnStatistics, Manifest, Shard
 from tasks.tracking import client as record
 from tests.flowruns import ended
@@ -100,12 +100,12 @@ def test_the_table_of_slices_has_r2_only_where_a_slice_has_one():
 
 def test_the_table_in_mlflow_has_no_column_without_a_value():
     score = Score(rows=9, mse=4.0, rmse=2.0, mae=1.0, r2=None)
-    profile = Profile(edges=(0.0, 1.0), counts=((9,),), residual_edges=(0.0, 1.0), residual_counts=(9,))
+    density = Density(edges=(0.0, 1.0), counts=((9,),), residual_edges=(0.0, 1.0), residual_counts=(9,))
     slices = tuple(Slice(name=name, scores={"trained": score}) for name in ("low", "high"))
     kept: dict[str, str] = {}
     outbox = SimpleNamespace(log=lambda *_: None, keep=kept.__setitem__, tag=lambda _: None)
 
-    keep_scores(outbox, Scores(overall={"trained": score}, slices=slices, profile=profile), "test")  # type: ignore[arg-type]
+    keep_scores(outbox, Scores(overall={"trained": score}, slices=slices, density=density), "test")  # type: ignore[arg-type]
 
     table = json.loads(kept["evaluation/slices.json"])
     assert table["columns"] == ["slice", "trained_rows", "trained_mse", "trained_rmse", "trained_mae"]

@@ -11,7 +11,7 @@ from prefect.serializers import JSONSerializer
 
 from tasks import facts
 from tasks.learning.features import Features
-from tasks.learning.scores import Profile, Score, Slice
+from tasks.learning.scores import Density, Score, Slice
 from tasks.learning.sums import MomentSums
 from tasks.parameters import SearchParameters, TrainingParameters
 from tasks.sources import Sources
@@ -105,7 +105,7 @@ EXAMPLES = [
         rows_of="held-out",
         scores={"trained": SCORE, "champion": SCORE},
         slices=(Slice(name="hour 00", scores={"trained": SCORE, "mean": None}),),
-        profile=Profile(edges=(0.0, 1 / 3), counts=((3,),), residual_edges=(-1.0, 1.0), residual_counts=(3,)),
+        density=Density(edges=(0.0, 1 / 3), counts=((3,),), residual_edges=(-1.0, 1.0), residual_counts=(3,)),
         standardised={"a": 1 / 3},
         verdict="fine",
         promotion=PROMOTION,

@@ -12,7 +12,7 @@ import torch
 from tasks.learning import figures
 from tasks.learning.features import Features
 from tasks.learning.linear import LinearModel
-from tasks.learning.profiling import BINS, ProfileSums
+from tasks.learning.density import BINS, DensitySums
 from tasks.learning.scores import AT_BOTH_ENDS
 from tasks.learning.scoring import Moments, score
 
@@ -42,8 +42,8 @@ STAGES = {"waiting": [3.0, *[0.01] * 59], "copying": [0.002] * 60, "computing": 
 DRAWINGS = {
     "curve": figures.draw_curve(CURVE, {"exact": 4.0, "mean": 30.0}),
     "above_exact": figures.draw_excess([*[mse - 4 for mse in CURVE], -0.1]),
-    "predicted": figures.draw_density(SCORES.profile, "fare"),
-    "residuals": figures.draw_residuals(SCORES.profile, "fare"),
+    "predicted": figures.draw_density(SCORES.density, "fare"),
+    "residuals": figures.draw_residuals(SCORES.density, "fare"),
     "slices": figures.draw_slices(SCORES.slices, "fare"),
     "weights": figures.draw_weights(MOMENTS.standardise(TRAINED), "fare"),
     "times": figures.draw_stages(STAGES),
@@ -99,7 +99,7 @@ def test_what_a_page_carries_as_text_is_small(name):
 
 
 def test_dollars_in_a_name_are_no_formula():
-    figures.render(figures.draw_density(SCORES.profile, r"a $\frac$ b"))
+    figures.render(figures.draw_density(SCORES.density, r"a $\frac$ b"))
     figures.render(figures.draw_weights({r"a $\frac$ b": 1.0, "$": 2.0}, r"$\x$"))
 
 
@@ -142,19 +142,19 @@ def test_all_bars_that_are_cut_off_are_counted_and_the_longest_named():
     assert axes.get_ylabel() == "seconds per iteration"
 
 
-def make_profile(rows, far=0.0):
-    """The profile of so many rows, of which the last is `far` off; the first ones alone lay down the bins."""
+def make_density(rows, far=0.0):
+    """The density of so many rows, of which the last is `far` off; the first ones alone lay down the bins."""
     target = torch.linspace(0, 9, rows, dtype=torch.float64)
     predicted = target + torch.randn(rows, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    sums = ProfileSums(target, predicted)
+    sums = DensitySums(target, predicted)
     predicted[-1] += far
     sums.add(target, predicted)
-    return sums.profile()
+    return sums.density()
 
 
 @pytest.mark.parametrize(("rows", "bars"), [(40, 9), (100, 27), (100_000, 81)])
 def test_few_residuals_are_drawn_in_fewer_bars_and_no_row_is_lost(rows, bars):
-    (steps,) = drawn(figures.draw_residuals(make_profile(rows), "fare")).patches
+    (steps,) = drawn(figures.draw_residuals(make_density(rows), "fare")).patches
     values, edges, _ = steps.get_data()
     assert (len(values), len(edges), values.sum()) == (bars, bars + 1, rows)
     assert edges[bars // 2] == pytest.approx(-edges[bars // 2 + 1])
@@ -165,8 +165,8 @@ def test_rows_beyond_the_frame_are_said_where_there_are_some():
         (figures.draw_density, "fare, as it is"),
         (figures.draw_residuals, "fare: predicted less actual"),
     ):
-        assert drawn(draw(make_profile(40), "fare")).get_xlabel() == label
-        beyond = drawn(draw(make_profile(40, far=99.0), "fare")).get_xlabel()
+        assert drawn(draw(make_density(40), "fare")).get_xlabel() == label
+        beyond = drawn(draw(make_density(40, far=99.0), "fare")).get_xlabel()
         assert beyond == f"{label} (1 row beyond the frame stands at its edge)"
 
 
@@ -177,7 +177,7 @@ def test_cells_of_one_row_stand_out_and_the_bar_names_whole_numbers():
     for shade in (shades(number / 20) for number in range(21)):
         assert min(contrast([255 * part for part in shade[:3]], ground) for ground in GROUNDS.values()) > LEGIBLE
     for rows in (100, 4000):
-        axes = drawn(figures.draw_density(make_profile(rows) if rows == 100 else SCORES.profile, "fare"))
+        axes = drawn(figures.draw_density(make_density(rows) if rows == 100 else SCORES.density, "fare"))
         (bar,) = (each for each in axes.figure.axes if each is not axes)
         axes.figure.draw_without_rendering()
         named = [tick.get_text() for tick in bar.get_yticklabels(which="both") if tick.get_text()]
@@ -204,23 +204,23 @@ def test_many_iterations_are_drawn_as_means_of_some():
     assert axes.get_xlabel() == "iteration (a bar is the mean of 7)"
 
 
-def test_a_profile_counts_every_row_once_whatever_the_batches():
-    profile = SCORES.profile
-    assert sum(map(sum, profile.counts)) == sum(profile.residual_counts) == len(ROWS)
+def test_a_density_counts_every_row_once_whatever_the_batches():
+    density = SCORES.density
+    assert sum(map(sum, density.counts)) == sum(density.residual_counts) == len(ROWS)
     target = ROWS[:, 0]
-    expected = [int(((target >= low) & (target < high)).sum()) for low, high in pairwise(profile.edges)]
-    assert [sum(row) for row in profile.counts][1:-1] == expected[1:-1]
-    below_zero = int((TRAINED.predict(ROWS).flatten() - target < profile.residual_edges[40]).sum())
-    assert sum(profile.residual_counts[:40]) == below_zero
-    assert len(profile.counts) == BINS
+    expected = [int(((target >= low) & (target < high)).sum()) for low, high in pairwise(density.edges)]
+    assert [sum(row) for row in density.counts][1:-1] == expected[1:-1]
+    below_zero = int((TRAINED.predict(ROWS).flatten() - target < density.residual_edges[40]).sum())
+    assert sum(density.residual_counts[:40]) == below_zero
+    assert len(density.counts) == BINS
 
 
 @pytest.mark.parametrize("far", [1e300, 0.0])
-def test_a_profile_of_a_model_that_is_far_off_or_of_rows_all_alike_has_a_frame(far):
+def test_a_density_of_a_model_that_is_far_off_or_of_rows_all_alike_has_a_frame(far):
     target = torch.full((10,), 7.0, dtype=torch.float64)
-    sums = ProfileSums(target, target + far)
+    sums = DensitySums(target, target + far)
     sums.add(target, target + far)
-    edges = sums.profile().edges
+    edges = sums.density().edges
     assert edges[0] < 7 < edges[-1] and all(map(math.isfinite, edges))
     assert sums.counts.sum() == 10
 

@@ -12,7 +12,7 @@ from tasks.learning.conditioning import most_condition
 from tasks.learning.features import Features
 from tasks.learning.loop import Iteration, Settings, Trainer, train
 from tasks.learning.scaling import Scaling
-from tasks.learning.scores import AT_BOTH_ENDS, Profile, Score, Slice
+from tasks.learning.scores import AT_BOTH_ENDS, Density, Score, Slice
 from tasks.learning.scoring import Moments
 from tasks.reporting import above_exact, write_condition, write_step, write_times, write_worst
 
@@ -102,7 +102,7 @@ def make_evaluation(*slices):
             Slice(name=name, scores={"trained": of(rows, rmse) if rows else None, "mean": of(max(rows, 1), 5.0)})
             for name, rows, rmse in slices
         ),
-        profile=Profile(edges=(0.0, 1.0), counts=((1,),), residual_edges=(0.0, 1.0), residual_counts=(1,)),
+        density=Density(edges=(0.0, 1.0), counts=((1,),), residual_edges=(0.0, 1.0), residual_counts=(1,)),
         standardised={},
         verdict="",
         promotion=Promotion(wins=False, against=None, verdict=""),

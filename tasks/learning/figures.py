@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tasks.learning.scores import AT_BOTH_ENDS, Profile, Slice
+from tasks.learning.scores import AT_BOTH_ENDS, Density, Slice
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -137,22 +137,22 @@ def _draw_series(axes: Axes, steps: Sequence[int], values: Sequence[float], labe
     axes.plot(steps, values, color=BLUE, linewidth=1.8, label=label, marker=marker)
 
 
-def draw_density(profile: Profile, target: str) -> Draw:
+def draw_density(density: Density, target: str) -> Draw:
     """Draw how many rows lie where: predictions over the target, and the line on which they are equal."""
-    shown = [[count or math.nan for count in row] for row in zip(*profile.counts, strict=True)]
-    low, high = profile.edges[0], profile.edges[-1]
+    shown = [[count or math.nan for count in row] for row in zip(*density.counts, strict=True)]
+    low, high = density.edges[0], density.edges[-1]
 
     def draw(axes: Axes) -> None:
         from matplotlib.colors import LinearSegmentedColormap
         from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
         few_to_many = LinearSegmentedColormap.from_list("few to many", FEW_TO_MANY)
-        norm, ticks = _choose_shades(max(max(row) for row in profile.counts))
-        mesh = axes.pcolormesh(profile.edges, profile.edges, shown, cmap=few_to_many, norm=norm)
+        norm, ticks = _choose_shades(max(max(row) for row in density.counts))
+        mesh = axes.pcolormesh(density.edges, density.edges, shown, cmap=few_to_many, norm=norm)
         axes.plot((low, high), (low, high), color=INK, linestyle="--", linewidth=1.2, label="predicted = actual")
         axes.set_xlim(low, high)
         axes.set_ylim(low, high)
-        axes.set_xlabel(f"{plain(target)}, as it is{_write_beyond(profile.beyond)}")
+        axes.set_xlabel(f"{plain(target)}, as it is{_write_beyond(density.beyond)}")
         axes.set_ylabel(f"{plain(target)}, as predicted")
         bar = axes.get_figure().colorbar(mesh, ax=axes, ticks=ticks)  # type: ignore[union-attr]
         bar.ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -186,18 +186,18 @@ def _choose_bar(counts: Sequence[int]) -> int:
     return max((bins for bins in RESIDUAL_BARS if len(counts) % bins == 0 and len(counts) / bins >= fewest), default=1)
 
 
-def draw_residuals(profile: Profile, target: str) -> Draw:
+def draw_residuals(density: Density, target: str) -> Draw:
     """Draw the distribution of predictions less the target."""
-    counts = profile.residual_counts
+    counts = density.residual_counts
     bins = _choose_bar(counts)
-    edges = profile.residual_edges[::bins]
+    edges = density.residual_edges[::bins]
     bars = [sum(counts[at : at + bins]) for at in range(0, len(counts), bins)]
 
     def draw(axes: Axes) -> None:
         axes.stairs(bars, edges, fill=True, color=BLUE, alpha=0.75)
         axes.axvline(0, color=INK, linestyle="--", linewidth=1.2)
         axes.set_xlim(edges[0], edges[-1])
-        axes.set_xlabel(f"{plain(target)}: predicted less actual{_write_beyond(profile.residual_beyond)}")
+        axes.set_xlabel(f"{plain(target)}: predicted less actual{_write_beyond(density.residual_beyond)}")
         axes.set_ylabel("rows")
 
     return draw

@@ -50,7 +50,7 @@ class Slice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Profile:
+class Density:
     """How the first model's predictions lie beside the target: rows counted in bins, of which the outer ones are open.
 
     `counts` are those by bin of the target, then of the prediction, with the same `edges`; `residual_counts` are those
@@ -67,11 +67,11 @@ class Profile:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """The scores by model over all rows, and over the rows of each slice; the first model's profile."""
+    """The scores by model over all rows, and over the rows of each slice; the first model's density."""
 
     overall: Mapping[str, Score]
     slices: tuple[Slice, ...]
-    profile: Profile
+    density: Density
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types: {"all": {model: its score}, "slices": [a flat row for each slice]}."""

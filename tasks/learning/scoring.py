@@ -14,7 +14,7 @@ from torch import Tensor
 from tasks.errors import ConfigurationError, TrainingError
 from tasks.learning.features import Features
 from tasks.learning.linear import LinearModel
-from tasks.learning.profiling import ProfileSums
+from tasks.learning.density import DensitySums
 from tasks.learning.reduction import ALONE, Reduction, add_up, count_rows, multiply
 from tasks.learning.scores import Score, Scores, Slice
 from tasks.learning.sums import MomentSums
@@ -229,19 +229,19 @@ def score(
     """Score models, and others beside them, on the same [rows, columns] batches, over all rows and by slice.
 
     Slices are by range of the target (edges at the quintiles of the first batch, the outer ranges open), and by hour
-    where there is an hour_integer column. Within ranges of the target no model has an R². The profile is of the first
+    where there is an hour_integer column. Within ranges of the target no model has an R². The density is of the first
     model. Raises TrainingError where there are no rows.
     """
     stream = iter(batches)
     first = next(stream, None)
     if first is None:
         raise TrainingError("there are no rows to score the model on: test_shards name empty shards")
-    profiled, features = next((name, model.features) for name, model in models.items())
+    drawn, features = next((name, model.features) for name, model in models.items())
     predictors: dict[str, Predictor] = {**models, **(others or {})}
     shift = features.target_of(first).double().mean()
     edges = _target_edges(features.target_of(first).double().flatten())
     by_hour = "hour_integer" in features.columns
-    profile = ProfileSums(features.target_of(first).double().flatten(), models[profiled].predict(first).flatten())
+    density = DensitySums(features.target_of(first).double().flatten(), models[drawn].predict(first).flatten())
     ranges = {name: ErrorSums(len(edges) + 1) for name in predictors}
     hours = {name: ErrorSums(24) for name in predictors} if by_hour else {}
     for batch in itertools.chain([first], stream):
@@ -252,8 +252,8 @@ def score(
         for name, model in predictors.items():
             predicted = model.predict(batch).flatten()
             error = predicted - target
-            if name == profiled:
-                profile.add(target, predicted)
+            if name == drawn:
+                density.add(target, predicted)
             ranges[name].add(error, target - shift, in_range)
             if hour is not None:
                 hours[name].add(error, target - shift, hour)
@@ -262,7 +262,7 @@ def score(
     return Scores(
         overall={name: total for name, sums in ranges.items() if (total := sums.score())},
         slices=(*map(_mark_by_target, _slice(ranges, range_labels)), *_slice(hours, hour_labels)),
-        profile=profile.profile(),
+        density=density.density(),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tasks.learning.scores import Profile
+from tasks.learning.scores import Density
 
 BINS = 60
 RESIDUAL_BINS = 81  # odd, so that no error at all is in the middle of one
@@ -13,7 +13,7 @@ INNER = 0.998  # the share of the first rows that the frame is made for
 MOST_SAMPLED = 2**20  # torch.quantile takes 2**24 values at most
 
 
-class ProfileSums:
+class DensitySums:
     """Rows counted by target and prediction, and by their difference, in bins that the first rows lay down."""
 
     def __init__(self, target: Tensor, predicted: Tensor) -> None:
@@ -36,9 +36,9 @@ class ProfileSums:
         self.beyond += int((_is_beyond(target, self.edges) | _is_beyond(predicted, self.edges)).sum())
         self.residual_beyond += int(_is_beyond(predicted - target, self.residual_edges).sum())
 
-    def profile(self) -> Profile:
+    def density(self) -> Density:
         """Return what was counted."""
-        return Profile(
+        return Density(
             edges=tuple(self.edges.tolist()),
             counts=tuple(map(tuple, self.counts.reshape(BINS, BINS).tolist())),
             residual_edges=tuple(self.residual_edges.tolist()),
