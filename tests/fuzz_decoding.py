@@ -100,7 +100,7 @@ def draw_block(r: random.Random) -> tuple[bytes, tuple[str, ...], tuple[str, ...
     lines = [",".join(map(draw_cell, names)) + end * r.choice([1] * 9 + [2]) for _ in range(r.randint(1, 8))]
     data = "".join(lines).encode()
     if r.random() < 0.1:
-        data = data.removesuffix(end.encode())
+        data = data.removesuffix(end.encode()) or data
     return damage(r, data) if r.random() < 0.4 else data, names, columns
 
 

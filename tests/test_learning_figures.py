@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from tasks.learning import figures
+from tasks.learning.density import BINS, DensitySums
 from tasks.learning.features import Features
 from tasks.learning.linear import LinearModel
-from tasks.learning.density import BINS, DensitySums
 from tasks.learning.scores import AT_BOTH_ENDS
 from tasks.learning.scoring import Moments, score
 

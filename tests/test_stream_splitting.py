@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import threading
 import time
+from contextlib import closing
 
 import pytest
 import torch
@@ -88,8 +89,9 @@ def read(data, names, *, split, drops=False, digest=None):
     rows = Gathered(len(names), "float64")
     try:
         if split:
-            pieces = read_in_ranges(store, store.listed, RetryPolicy(), Helpers(2), stop=stop, tell=told.append)
-            bad = list(decode_in_blocks("u", pieces, contract, "float64", rows, Helpers(2), stop))
+            ranges = read_in_ranges(store, store.listed, RetryPolicy(), Helpers(2), stop=stop, tell=told.append)
+            with closing(ranges) as pieces:  # whose threads would else go on behind an error of decoding
+                bad = list(decode_in_blocks("u", pieces, contract, "float64", rows, Helpers(2), stop))
         else:
             whole = b"".join(read_object(store, store.listed, RetryPolicy(), stop=stop, tell=told.append))
             pieces = (whole[at : at + splitting.RANGE] for at in range(0, len(whole), splitting.RANGE))

@@ -1,4 +1,4 @@
-"""What a data set holds, column by column: plain, so that it stands in a record, travels with a model, and is compared."""
+"""What a data set holds, column by column: plain, so that it stands in a record and travels with a model."""
 
 from __future__ import annotations
 

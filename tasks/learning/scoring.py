@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from tasks.errors import ConfigurationError, TrainingError
+from tasks.learning.density import DensitySums
 from tasks.learning.features import Features
 from tasks.learning.linear import LinearModel
-from tasks.learning.density import DensitySums
 from tasks.learning.reduction import ALONE, Reduction, add_up, count_rows, multiply
 from tasks.learning.scores import Score, Scores, Slice
 from tasks.learning.sums import MomentSums

@@ -103,8 +103,11 @@ def read_in_ranges(
     *,
     stop: threading.Event,
     tell: Callable[[str], None] | None = None,
-) -> Iterator[bytes]:
-    """Yield the object's bytes as `read_object` does, under the one deadline, several ranges being on their way."""
+) -> Generator[bytes, None, None]:
+    """Yield the object's bytes as `read_object` does, under the one deadline, several ranges being on their way.
+
+    Closing the generator ends their threads.
+    """
     abandoned = threading.Event()
     attempts = Attempts(listed.uri, retry.seconds_for(listed.size), retry.stall_seconds, abandoned)
     check = ContentCheck(listed)
