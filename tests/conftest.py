@@ -69,12 +69,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip the long tests without `--long`."""
-    if config.getoption("--long"):
-        return
+    """Skip the long tests without `--long`, and those for CUDA where torch finds no such device."""
+    reasons = {} if config.getoption("--long") else {"long": "long: run by `make test-all`, or with --long"}
+    if any(item.get_closest_marker("cuda") for item in items):
+        import torch
+
+        if not torch.cuda.is_available():
+            reasons["cuda"] = "no CUDA device is here: `make gpu` runs it where there is one"
     for item in items:
-        if item.get_closest_marker("long"):
-            item.add_marker(pytest.mark.skip(reason="long: run by `make test-all`, or with --long"))
+        for mark, reason in reasons.items():
+            if item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -97,6 +102,12 @@ def decoder(request: pytest.FixtureRequest) -> Iterator[str]:
         elif find_kernel() is None:
             pytest.skip("no kernel was built at installation: all tests are of the plain decoder")
         yield request.param
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Each device that there is to train on."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -102,7 +102,13 @@ def test_the_loops_benchmark_is_imported_alone(others):
 
 
 def test_their_tests_are_collected_with_pytest_besides():
-    patterns = ("test_learning.py", "test_devices_*.py", "test_stream_*.py", "test_alone.py")
+    patterns = (
+        "test_learning.py",
+        "test_learning_devices.py",
+        "test_devices_*.py",
+        "test_stream_*.py",
+        "test_alone.py",
+    )
     tests = {f"tests/{path.name}" for pattern in patterns for path in (ROOT / "tests").glob(pattern)}
     options = ("-o", "addopts=", "-p", "no:cacheprovider", "-p", "tests.alone", "--disable-plugin-autoload")
     hidden = find_others(*NEEDED, "pytest")

@@ -332,6 +332,20 @@ def test_a_gpu_is_judged_by_what_was_measured():
     )
 
 
+def test_the_report_has_small_sums_one_after_the_other_and_each_waited_for():
+    figure = Figure(
+        name="add", device="cuda:0", dtype="float64", size=1, rate=1.0, unit="B/s", limit=None, seconds=4e-6, low=4e-6,
+        high=4e-6, samples=9, calls=1,
+    )  # fmt: skip
+    others = (replace(figure, size=2), replace(figure, name="add_latency", seconds=9e-6))
+
+    lines = write_report(replace(make_measured(), figures=(figure, *others))).splitlines()
+
+    assert [line.split("|")[1:6:4] for line in lines if line.startswith("| add")] == [
+        [" add ", " 4 µs "], [" add latency ", " 9 µs "]
+    ]  # fmt: skip
+
+
 def test_a_budget_too_small_for_the_step_gives_no_verdict():
     assert "raise it" in write_verdict(make_measured())
 

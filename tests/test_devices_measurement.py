@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tasks.benchmark.stepping import build_step
 from tasks.devices import PLANS, Figure, choose_devices, describe, measure, plan_jobs
 from tasks.devices import kernels as k
 from tasks.devices.description import CudaDevice
 from tasks.devices.kernels import Job
 from tasks.devices.measurement import Instruments, find_limit, read_free_memory
+from tasks.learning.loop import Iteration
 
 PLAN = replace(PLANS["quick"], budget=100.0)
 CUDA = CudaDevice(
@@ -154,8 +156,28 @@ def test_each_kind_of_device_is_measured_once_and_the_rest_is_said(wanted, devic
     assert said in " ".join(left_out)
 
 
+def never(device, dtype, rows):
+    """Build no step: these jobs are looked at, not run."""
+    raise AssertionError
+
+
+def test_small_sums_on_an_accelerator_are_waited_for_too_and_on_the_cpu_need_not_be():
+    jobs = [job for job in plan_jobs(["cpu", "cuda:0"], PLAN, never) if job.name == "add_latency"]
+
+    assert [(job.device, job.size) for job in jobs] == [("cuda:0", 1), ("cuda:0", 2**8), ("cuda:0", 2**16)]
+
+
+def test_a_sum_that_is_waited_for_waits_for_its_device(monkeypatch):
+    waited: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+
+    k.make_latency("cpu", "float64", 8).build()()
+
+    assert waited == ["cpu"]
+
+
 def test_sums_go_through_all_powers_of_two_with_the_devices_in_turn():
-    jobs = [job for job in plan_jobs(["cpu", "cuda:0"], replace(PLAN, max_size=1000)) if job.name == "add"]
+    jobs = [job for job in plan_jobs(["cpu", "cuda:0"], replace(PLAN, max_size=1000), never) if job.name == "add"]
 
     assert sorted({job.size for job in jobs}) == [2**n for n in range(10)]
     assert [(job.device, job.dtype) for job in jobs[:4]] == [
@@ -164,11 +186,11 @@ def test_sums_go_through_all_powers_of_two_with_the_devices_in_turn():
 
 
 def test_the_full_plan_reaches_the_notebooks_largest_size():
-    assert max(job.size for job in plan_jobs(["cpu"], PLANS["standard"]) if job.name == "add") == 2**27
+    assert max(job.size for job in plan_jobs(["cpu"], PLANS["standard"], never) if job.name == "add") == 2**27
 
 
 def test_only_accelerators_have_transfers():
-    names = {(job.device, job.name) for job in plan_jobs(["cpu", "cuda:0"], PLAN)}
+    names = {(job.device, job.name) for job in plan_jobs(["cpu", "cuda:0"], PLAN, never)}
 
     assert ("cuda:0", "host_to_device_pinned") in names
     assert not [name for device, name in names if device == "cpu" and "host" in name]
@@ -180,7 +202,7 @@ def test_only_accelerators_have_transfers():
         k.make_add("cpu", "bfloat16", 8),
         *k.make_bandwidth("cpu", 128),
         k.make_product("cpu", "tf32", 8),
-        k.make_step("cpu", "float32", 64),
+        k.make_step("cpu", "float32", build_step, 64),
     ],
     ids=lambda job: job.name,
 )
@@ -243,15 +265,13 @@ def test_a_tf32_product_leaves_the_precision_of_others_alone():
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_the_step_learns():
-    seen: list[torch.Tensor] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.nn.functional, "mse_loss", keeping(torch.nn.functional.mse_loss, seen))
-        kernel = k.make_step("cpu", "float64", 256).build()
-        for _ in range(50):
-            kernel()
+def test_the_step_that_is_timed_is_an_iteration_of_the_training_loop():
+    iterate = k.make_step("cpu", "float64", build_step, 256).build()
 
-    assert seen[-1] < seen[0] / 2
+    told = [each for each in (iterate() for _ in range(50)) if isinstance(each, Iteration)]
+
+    assert [each.iteration for each in told] == list(range(50))
+    assert told[-1].mse < told[0].mse / 2
 
 
 def test_free_memory_of_the_cpu_ends_at_the_control_groups_limit(monkeypatch):

@@ -101,6 +101,16 @@ def test_figures_too_noisy_to_use_are_hollow_and_the_legend_says_so():
     assert "hollow: too noisy to use" in legend_of(axes)
 
 
+def test_sums_that_were_waited_for_are_crosses_beside_the_others():
+    waited = [replace(each, name="add_latency") for each in FIGURES if each.name == "add" and each.device == "cuda:0"]
+    (axes,) = plots.draw_times([*FIGURES, *waited[:3]], "made up").axes
+
+    (crosses,) = [line for line in axes.lines if line.get_marker() == "x"]
+
+    assert list(x_of(crosses)) == [1, 2, 4]
+    assert "cuda:0 float64, each waited for" in legend_of(axes)
+
+
 def test_rates_are_written_beside_their_share_of_the_limit():
     _, points = DRAWINGS["bandwidths"]().axes
 

@@ -38,10 +38,10 @@ def endless(rows, size):
         yield rows[torch.arange(first, first + size) % len(rows)]
 
 
-def trained(rows, size, features, settings, *, standardise=True, resident_bytes=0):
+def trained(rows, size, features, settings, *, standardise=True, resident_bytes=0, device="cpu"):
     scaling = Scaling.of(features.of(rows[:size])) if standardise else Scaling.none(len(features.names))
-    trainer = Trainer(features, scaling, settings, CPU)
-    preparation = Preparation(features=features, scaling=scaling, dtype=settings.dtype, device=CPU)
+    trainer = Trainer(features, scaling, settings, torch.device(device))
+    preparation = Preparation(features=features, scaling=scaling, dtype=settings.dtype, device=trainer.device)
     batches = stay_resident(preparation.stream(endless(rows, size)), len(rows), resident_bytes)
     return trainer, [iteration.mse for iteration in train(trainer, batches)]
 
@@ -119,33 +119,33 @@ def test_known_statistics_replace_those_of_the_first_batch():
 
 @pytest.mark.parametrize("name", ["diabetes", "wine", "breast_cancer"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_the_default_preset_comes_within_a_hundredth_of_the_exact_model_on_data_of_others(name, dtype):
+def test_the_default_preset_comes_within_a_hundredth_of_the_exact_model_on_data_of_others(name, dtype, device):
     rows, features = table_of(name)
-    trainer, _ = trained(rows, len(rows), features, replace(DEFAULT, dtype=dtype))
+    trainer, _ = trained(rows, len(rows), features, replace(DEFAULT, dtype=dtype), device=device)
     moments = Moments(features)
     moments.add(rows)
     assert moments.mse(trainer.model()) <= 1.01 * moments.mse(moments.exact())
 
 
-def test_no_preconditioned_step_raises_the_loss_of_its_batch():
+def test_no_preconditioned_step_raises_the_loss_of_its_batch(device):
     rows, features = table_of("wine")  # sorted by its target: each batch looks unlike the first
     scaling = Scaling.of(features.of(rows[:32]))
-    trainer = Trainer(features, scaling, DEFAULT, CPU)
+    trainer = Trainer(features, scaling, DEFAULT, torch.device(device))
     for start in range(0, 160, 32):
         part = rows[start : start + 32]
-        batch = Prepared(scaling.apply(features.of(part)), features.target_of(part))
+        batch = Prepared(scaling.apply(features.of(part)).to(device), features.target_of(part).to(device))
         before = trainer.step(batch)
         after = torch.nn.functional.mse_loss(batch.x @ trainer.w + trainer.b, batch.y)
         assert after <= before
 
 
-def test_a_column_that_is_constant_at_first_does_no_harm_when_it_varies():
+def test_a_column_that_is_constant_at_first_does_no_harm_when_it_varies(device):
     random = np.random.default_rng(0)
     rows = torch.from_numpy(random.normal(size=(6000, 4)))
     rows[:, 3] = torch.arange(6000) // 1000 + 2015.0  # a batch a year
     rows[:, 0] = rows[:, 1:3].sum(dim=1) + 3 * (rows[:, 3] - 2015) + 0.1 * rows[:, 0]
     features = Features.choose(["y", "a", "b", "year"])
-    trainer, _ = trained(rows, 1000, features, DEFAULT)
+    trainer, _ = trained(rows, 1000, features, DEFAULT, device=device)
     moments = Moments(features)
     moments.add(rows)
     assert moments.mse(trainer.model()) < 0.01 * float(moments.covariance[-1, -1])
@@ -157,25 +157,26 @@ def test_the_condition_number_is_that_of_the_loss():
     assert Preconditioner.of(x).condition == pytest.approx(float(torch.linalg.cond(design.T @ design)), rel=1e-6)
 
 
-def test_the_same_seed_gives_the_same_curve_to_the_last_bit(trips):
+def test_the_same_seed_gives_the_same_curve_to_the_last_bit(trips, device):
     features = Features.choose(TAXI)
-    assert trained(trips, 100, features, DEFAULT)[1] == trained(trips, 100, features, DEFAULT)[1]
+    first, second = (trained(trips, 100, features, DEFAULT, device=device)[1] for _ in range(2))
+    assert first == second
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_the_default_settings_come_within_one_percent_of_the_exact_model(trips, dtype):
+def test_the_default_settings_come_within_one_percent_of_the_exact_model(trips, dtype, device):
     features = Features.choose(TAXI, derive=["distance_km"])
     settings = Settings(iterations=50, learning_rate=None, gradient_norm=0, seed=0, dtype=dtype)
-    trainer, _ = trained(trips, len(trips), features, settings)
+    trainer, _ = trained(trips, len(trips), features, settings, device=device)
     moments = Moments(features)
     moments.add(trips)
     assert moments.mse(trainer.model()) < 1.01 * moments.mse(moments.exact())
 
 
 @pytest.mark.parametrize("size", [1, 64, 100, 1003, 1500])
-def test_resident_batches_give_the_streamed_curve_to_the_last_bit(trips, size):
+def test_resident_batches_give_the_streamed_curve_to_the_last_bit(trips, size, device):
     features = Features.choose(TAXI, derive=["distance_km"])
-    streamed, kept = (trained(trips, size, features, DEFAULT, resident_bytes=b)[1] for b in (0, 2**30))
+    streamed, kept = (trained(trips, size, features, DEFAULT, resident_bytes=b, device=device)[1] for b in (0, 2**30))
     assert streamed == kept
 
 
@@ -229,6 +230,21 @@ def test_data_that_does_not_fit_is_streamed(trips):
         assert (second.wait_seconds > 0) == waits
 
 
+def test_data_that_nobody_has_the_memory_for_is_streamed_with_a_warning(trips, device, caplog):
+    preparation = Preparation(
+        features=Features.choose(TAXI), scaling=Scaling.none(8), dtype=torch.float64, device=torch.device(device)
+    )
+    batches = stay_resident(preparation.stream(endless(trips, 100)), 2**50, 2**80)
+    for rows, batch in zip(endless(trips[:300], 100), itertools.islice(batches, 3), strict=False):
+        batch.await_copy()
+        assert torch.equal(batch.x.cpu(), rows[:, 1:])
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert (
+        f"The prepared data, 7.55e+07 GiB, do not stay on {'cuda:0' if device == 'cuda' else device} as they were to: "
+        in caplog.text
+    )
+
+
 def test_waiting_copying_and_computing_add_up_to_the_time_that_passed(trips):
     def slow():
         for batch in endless(trips, 100):
@@ -247,7 +263,7 @@ def test_waiting_copying_and_computing_add_up_to_the_time_that_passed(trips):
     assert sum(wait for wait, _, _ in times) > 5.1
 
 
-def test_an_iteration_is_told_before_the_next_batch_is_waited_for(trips):
+def test_an_iteration_is_told_before_the_next_batch_is_waited_for(trips, device):
     features, asked = Features.choose(TAXI), []
 
     def counted():
@@ -255,8 +271,9 @@ def test_an_iteration_is_told_before_the_next_batch_is_waited_for(trips):
             asked.append(number)
             yield batch
 
-    preparation = Preparation(features=features, scaling=Scaling.none(8), dtype=torch.float64, device=CPU)
-    for iteration in train(Trainer(features, Scaling.none(8), DEFAULT, CPU), preparation.stream(counted())):
+    trainer = Trainer(features, Scaling.none(8), DEFAULT, torch.device(device))
+    preparation = Preparation(features=features, scaling=Scaling.none(8), dtype=torch.float64, device=trainer.device)
+    for iteration in train(trainer, preparation.stream(counted())):
         assert asked[-1] == iteration.iteration
 
 
@@ -268,12 +285,12 @@ def test_a_stream_that_ends_early_is_an_error(trips):
         list(train(trainer, preparation.stream(iter([trips, trips]))))
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_place_and_what_to_try(trips):
+def test_a_loss_that_is_not_finite_stops_with_its_place_and_what_to_try(trips, device):
     settings = Settings(iterations=50, learning_rate=1e6, gradient_norm=0, seed=0)
     with pytest.raises(
         NonFiniteLossError, match=r"iteration \d+ \(rows \d+ to \d+ of .* is (inf|nan): .* learning_rate"
     ):
-        trained(trips, 100, Features.choose(TAXI), settings, standardise=False)
+        trained(trips, 100, Features.choose(TAXI), settings, standardise=False, device=device)
 
 
 def test_the_default_settings_come_within_one_percent_of_the_exact_model_on_298_rows(dctaxi):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
 
+from tasks.benchmark.stepping import build_step
 from tasks.devices.benchmark import Benchmark
 from tasks.devices.comparison import compare_devices
 from tasks.devices.description import Hardware, describe
@@ -79,7 +80,7 @@ def measure_hardware(
         stream = None
         left_out.append(NO_SHARDS)
     budget = max(plan.budget - (time.perf_counter() - began), plan.budget * (1 - STREAM_SHARE))
-    measured, missed = measure(plan_jobs(devices, plan), hardware, replace(plan, budget=budget))
+    measured, missed = measure(plan_jobs(devices, plan, build_step), hardware, replace(plan, budget=budget))
     figures = (*(stream.figures if stream else ()), *measured)
     seconds = time.perf_counter() - began
     benchmark = Benchmark(

@@ -198,7 +198,7 @@ class _Loop:
         batch: Tensor,
     ) -> None:
         self.manifest, self.storage_options = manifest, storage_options
-        self.features, self.batch_size = features, batch_size
+        self.features, self.batch_size, self.batch = features, batch_size, batch
         self.scaling = Scaling.of(features.of(batch))
 
     def time_preparing(self, batch: Tensor, seconds: float) -> Timing:
@@ -210,6 +210,7 @@ class _Loop:
 
         Later passes of one stream are no measure: it holds on to decoded shards as far as memory allows.
         """
+        self._warm_up(device)
         kept: list[Prepared] = []
         passes: list[list[tuple[float, int]]] = []
         began = time.perf_counter()
@@ -227,18 +228,25 @@ class _Loop:
         """Return the seconds that a whole batch takes, from iterations of which the last may be short."""
         return self.batch_size * sum(seconds for seconds, _ in iterations) / sum(rows for _, rows in iterations)
 
-    def _prepare(self, device: str, kept: list[Prepared]) -> Generator[Prepared, None, None]:
-        """Yield the batches of one pass, prepared on the device, and keep the first ones."""
-        preparation = Preparation(
+    def _warm_up(self, device: str) -> None:
+        """Run iterations that are not counted: the first ones load libraries, and on a GPU make its context."""
+        batches = self._preparation(device).stream(itertools.repeat(self.batch))
+        self._run(batches, device, FEWEST_ITERATIONS, seconds=0.0)
+
+    def _preparation(self, device: str) -> Preparation:
+        return Preparation(
             features=self.features, scaling=self.scaling, dtype=torch.float64, device=torch.device(device)
         )
+
+    def _prepare(self, device: str, kept: list[Prepared]) -> Generator[Prepared, None, None]:
+        """Yield the batches of one pass, prepared on the device, and keep the first ones."""
         dataset = ObjectStorageDataset.from_manifest(
             self.manifest, batch_size=self.batch_size, epochs=1, storage_options=self.storage_options
         )
         with closing(dataset.batches()) as stream:
-            for batch in preparation.stream(each.tensor for each in stream):
+            for batch in self._preparation(device).stream(each.tensor for each in stream):
                 if len(kept) < KEPT_BATCHES:
-                    kept.append(batch)
+                    kept.append(Prepared(batch.x, batch.y, next_is_ready=True))  # without what it was copied from
                 yield batch
 
     def _run(

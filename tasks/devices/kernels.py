@@ -5,11 +5,13 @@ timing, which jobs run in measurement.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from tasks.devices.timing import Kernel
+
+BuildStep = Callable[[str, str, int], Kernel]  # from device, dtype and rows
 
 ITEM_BYTES = {"float64": 8, "float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2}
 BATCH_ROWS, FEATURES = 2**20, 8  # a batch of the training flow
@@ -35,6 +37,12 @@ def make_add(device: str, dtype: str, size: int) -> Job:
     traffic = 3 * size * ITEM_BYTES[dtype]
     build = partial(_build_add, device, dtype, size)
     return Job(name="add", device=device, dtype=dtype, size=size, memory=traffic, work=traffic, unit="B/s", build=build)
+
+
+def make_latency(device: str, dtype: str, size: int) -> Job:
+    """Return the same sum, each waited for before the next: from the call to the result, not how many a second."""
+    build = partial(_build_latency, device, dtype, size)
+    return replace(make_add(device, dtype, size), name="add_latency", build=build)
 
 
 def make_bandwidth(device: str, size: int) -> Iterator[Job]:
@@ -88,8 +96,8 @@ def make_product(device: str, dtype: str, size: int) -> Job:
     )
 
 
-def make_step(device: str, dtype: str, rows: int = BATCH_ROWS) -> Job:
-    """Return a training iteration on a batch on the device: x · w + b, mean squared error, gradients, SGD."""
+def make_step(device: str, dtype: str, build_step: BuildStep, rows: int = BATCH_ROWS) -> Job:
+    """Return a training iteration on a batch on the device, as whoever trains builds it."""
     return Job(
         name="step",
         device=device,
@@ -98,7 +106,7 @@ def make_step(device: str, dtype: str, rows: int = BATCH_ROWS) -> Job:
         memory=(FEATURES + 4) * rows * ITEM_BYTES[dtype],  # x, y, and about three vectors in between
         work=rows,
         unit="rows/s",
-        build=partial(_build_step, device, dtype, rows),
+        build=partial(build_step, device, dtype, rows),
     )
 
 
@@ -111,6 +119,18 @@ def _make_vector(device: str, dtype: str, *shape: int) -> Any:
 def _build_add(device: str, dtype: str, size: int) -> Kernel:
     a, b = _make_vector(device, dtype, size), _make_vector(device, dtype, size)
     return lambda: a + b
+
+
+def _build_latency(device: str, dtype: str, size: int) -> Kernel:
+    import torch
+
+    add = _build_add(device, dtype, size)
+
+    def wait() -> None:
+        add()
+        torch.cuda.synchronize(device)
+
+    return wait
 
 
 def _build_copy(device: str, size: int) -> Kernel:
@@ -150,19 +170,3 @@ def _build_product(device: str, dtype: str, size: int) -> Kernel:
             torch.set_float32_matmul_precision(before)
 
     return multiply
-
-
-def _build_step(device: str, dtype: str, rows: int) -> Kernel:
-    import torch
-
-    x, y = _make_vector(device, dtype, rows, FEATURES), _make_vector(device, dtype, rows, 1)
-    w, b = (_make_vector(device, dtype, count, 1).requires_grad_() for count in (FEATURES, 1))
-    optimizer = torch.optim.SGD([w, b], lr=0.03)
-
-    def step() -> None:
-        mse = torch.nn.functional.mse_loss(x @ w + b, y)
-        optimizer.zero_grad()
-        mse.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-
-    return step

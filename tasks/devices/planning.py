@@ -8,11 +8,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tasks.devices.description import Hardware
-from tasks.devices.kernels import Job, make_add, make_bandwidth, make_product, make_step, make_transfers
+from tasks.devices.kernels import (
+    BuildStep,
+    Job,
+    make_add,
+    make_bandwidth,
+    make_latency,
+    make_product,
+    make_step,
+    make_transfers,
+)
 from tasks.devices.timing import SampleTime
 
 Mode = Literal["quick", "standard", "thorough"]
 CUDA_DTYPES = ("float64", "float32", "tf32", "bfloat16", "float16")
+LATENCIES = (1, 2**8, 2**16)  # elements of sums that are waited for too; larger ones take longer than the wait
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +95,19 @@ def choose_devices(hardware: Hardware, wanted: Literal["auto", "cpu", "cuda"]) -
     return ("cpu", *(f"cuda:{index}" for index in sorted(firsts.values()))), twins
 
 
-def plan_jobs(devices: Iterable[str], plan: MeasuringPlan) -> Iterator[Job]:
-    """Yield the jobs: what the prediction needs first, then a + b by size, the devices in turn at each size."""
+def plan_jobs(devices: Iterable[str], plan: MeasuringPlan, build_step: BuildStep) -> Iterator[Job]:
+    """Yield the jobs: what the prediction needs first, then a + b by size, the devices in turn at each size.
+
+    build_step: builds a training iteration from device, dtype and rows
+    """
     devices = tuple(devices)
     for device in devices:
         for dtype in ("float64", "float32"):
-            yield make_step(device, dtype)
+            yield make_step(device, dtype, build_step)
         yield from make_bandwidth(device, plan.vector)
         if device != "cpu":
             yield from make_transfers(device)
+            yield from (make_latency(device, "float64", size) for size in LATENCIES if size <= plan.max_size)
         kind = device.partition(":")[0]
         for size in plan.products[kind]:
             for dtype in plan.product_dtypes[kind]:

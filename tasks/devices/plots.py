@@ -73,11 +73,15 @@ def draw_ratios(ratios: Sequence[Ratio], title: str, quantity: str, mark_wins: b
 
 
 def draw_times(figures: Sequence[Figure], title: str) -> "Drawing":
-    """Draw the seconds of a + b by size on log axes, with the quartiles as a band."""
+    """Draw the seconds of a + b by size on log axes, with the quartiles as a band; crosses are sums waited for."""
     sums = [figure for figure in figures if figure.name == "add"]
     drawing, (axes,) = _make_drawing(title, columns=1)
     for (device, dtype), line in _group(sums):
         _draw_line(axes, line, [figure.seconds for figure in line], device, dtype, sums)
+    for (device, dtype), line in _group(figure for figure in figures if figure.name == "add_latency"):
+        sizes, seconds = [figure.size for figure in line], [figure.seconds for figure in line]
+        label = f"{device} {dtype}, each waited for"
+        axes.plot(sizes, seconds, "x", color=_choose_colour(device, sums), label=label)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(_make_units("s"))
     _label(axes, "a + b", "elements", "time of one sum (median; band: quartiles)")

@@ -81,7 +81,7 @@ def time_kernel(
 
     Two calls warm it up (memory is touched, code loaded), and the search for the number of calls that makes the clock's
     own cost negligible does so further. Calls of one sample follow each other without waiting, so on an accelerator the
-    figure is throughput, not latency; `clock` must wait for the device (see `make_clock`).
+    figure is throughput, not latency, unless the kernel waits; `clock` must wait for the device (see `make_clock`).
     """
     import torch
     from torch.utils.benchmark import Timer

@@ -124,7 +124,7 @@ def write_report(benchmark: Benchmark, changes: Sequence[Ratio] = (), against: B
         "\n".join([*_write_stages(benchmark.predictions), *_write_scaling(benchmark)]),
         *write_wins(benchmark.ratios),
         *(write_changes(changes, against.names) if against else ()),
-        write_figures([figure for figure in benchmark.figures if figure.name != "add"]),
+        write_figures(_choose_shown(benchmark.figures)),
         f"{len(benchmark.figures)} figures in {benchmark.seconds:.0f} s ({benchmark.mode} mode), {noisy} of them too "
         "noisy to use: quartiles more than 10 % apart, fewer than 4 samples, or other processes that took the "
         f"processor.{sums}",
@@ -133,6 +133,12 @@ def write_report(benchmark: Benchmark, changes: Sequence[Ratio] = (), against: B
         f"**Hardware**\n\n{write_description(replace(benchmark.hardware, left_out=()))}",
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _choose_shown(figures: Sequence[Figure]) -> list[Figure]:
+    """Return all figures but a + b by size, of which those are shown that were waited for too."""
+    waited = {figure.key[1:] for figure in figures if figure.name == "add_latency"}
+    return [figure for figure in figures if figure.name != "add" or figure.key[1:] in waited]
 
 
 def _write_list(heading: str, sentences: Sequence[str]) -> str:

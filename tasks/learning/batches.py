@@ -6,6 +6,7 @@ Preparation (choosing, deriving, standardising, converting) happens once for eac
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from torch import Tensor
 from tasks.learning.features import Features
 from tasks.learning.first_pass import FirstPass
 from tasks.learning.scaling import Scaling
+
+logger = logging.getLogger(__name__)
 
 ALIGNMENT = 64  # bytes; torch's own on CPU. Sums of a slice that begins elsewhere differ in their last bits
 
@@ -49,7 +52,6 @@ class Prepared:
     y: Tensor
     wait_seconds: float = 0.0
     copy_seconds: float = 0.0
-    prepare_seconds: float = 0.0
     earlier_seconds: float = 0.0
     next_is_ready: bool = False
     copy: Copy | None = None
@@ -91,7 +93,6 @@ class Preparation:
                 x,
                 y,
                 wait_seconds=arrived - began + earlier,
-                prepare_seconds=time.perf_counter() - arrived,
                 earlier_seconds=earlier,
             )
             yield self._copied(prepared) if self.device.type == "cuda" else prepared
@@ -105,15 +106,13 @@ class Preparation:
 
     def _copied(self, batch: Prepared) -> Prepared:
         """Send the batch on its way to the GPU: pinned, and copied on a stream of its own, beside the step before."""
-        pinning = time.perf_counter()
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         source = batch.x.pin_memory(), batch.y.pin_memory()
         with torch.cuda.stream(self._copier):
             began.record(self._copier)
             x, y = (values.to(self.device, non_blocking=True) for values in source)
             ended.record(self._copier)
-        prepare = batch.prepare_seconds + time.perf_counter() - pinning
-        return replace(batch, x=x, y=y, prepare_seconds=prepare, copy=Copy(began, ended, source))
+        return replace(batch, x=x, y=y, copy=Copy(began, ended, source))
 
     @cached_property
     def _copier(self) -> torch.cuda.Stream:
@@ -128,17 +127,16 @@ def stay_resident(
     batch_rows: rows of a batch over all ranks, of which this one streams the same part of each; None: it has them all
 
     The batches equal the stream's to the last bit. Where the rows that this rank ever sees take more than
-    `resident_bytes`, or the stream has none, it is passed on as it is.
+    `resident_bytes`, or more than the device has, or the stream has none, it is passed on as it is.
     """
     first = next(prepared, None)
     if first is None:
         return
     table = Table(first, rows, batch_rows or len(first.x))
-    if table.bytes > resident_bytes:
+    if table.bytes > resident_bytes or not table.allocate():
         yield first
         yield from prepared
         return
-    table.allocate()
     iteration = 0
     with closing(prepared):  # type: ignore[type-var]
         batch: Prepared | None = first
@@ -169,6 +167,7 @@ class Table:
 
     def __init__(self, first: Prepared, rows: int, batch_rows: int) -> None:
         self._first, self._size = first, len(first.x)
+        self._row_bytes = (first.x.shape[1] + 1) * first.x.element_size()
         self._rows, self._batch_rows = rows, batch_rows
         self._between = math.gcd(rows, batch_rows)
         self._apart = self._size <= self._between
@@ -178,14 +177,22 @@ class Table:
     @property
     def bytes(self) -> int:
         """How many bytes it takes."""
-        return self._length * (self._first.x.shape[1] + 1) * self._first.x.element_size()
+        return self._length * self._row_bytes
 
-    def allocate(self) -> None:
-        """Take the memory."""
-        self._x = self._first.x.new_empty(self._length, self._first.x.shape[1])
-        self._y = self._first.y.new_empty(self._length, 1)
-        self._seen = torch.zeros(self._length, 1, dtype=torch.bool)
+    def allocate(self) -> bool:
+        """Take the memory, and return whether it was to be had; where it was not, a warning says so."""
+        first = self._first
         del self._first
+        try:
+            self._x, self._y = (first.x.new_empty(self._length, part.shape[1]) for part in (first.x, first.y))
+            self._seen = torch.zeros(self._length, 1, dtype=torch.bool)
+        except RuntimeError as error:  # of which torch.OutOfMemoryError is one; the CPU's allocator raises no other
+            logger.warning(
+                "The prepared data, %.3g GiB, do not stay on %s as they were to: %s; they are streamed again and again",
+                self.bytes / 2**30, first.x.device, str(error).partition("\n")[0],
+            )  # fmt: skip
+            return False
+        return True
 
     @property
     def is_full(self) -> bool:

@@ -52,7 +52,8 @@ class Settings:
 class Iteration:
     """One iteration's facts: its rows over all ranks, and where this process's time went, in seconds.
 
-    On a CPU, waiting, copying and computing add up to the time that passed.
+    Waiting, copying and computing add up to the time that passed in the loop. On a GPU, copying is as much of the copy
+    as the loop waited for, and computing is all else: preparing, launching, and waiting for the step.
     """
 
     iteration: int
@@ -127,7 +128,7 @@ class Trainer:
             held = {name: value for name, value in values.items() if value is not None}
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in held.items()}
         copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-        facts = {"learning_rate": self.learning_rate, "condition": self.condition}
+        facts = {"learning_rate": self.learning_rate, "condition": self.condition, "device": self.device.type}
         return Checkpoint(self.iteration, copies, facts)
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -193,34 +194,30 @@ class Launched:
     """An iteration whose step was started; on a GPU its loss may be fetched while the next one runs."""
 
     def __init__(self, trainer: Trainer, batch: Prepared, began: float) -> None:
-        self.trainer, self.batch, self.began = trainer, batch, began
+        self.trainer, self.batch = trainer, batch
         self.iteration = trainer.iteration
+        self.fetched: torch.cuda.Event | None = None
         batch.await_copy()
-        if trainer.device.type != "cuda":
-            self.loss = trainer.step(batch).item()
-            self.ended = time.perf_counter()
-            return
-        stream = torch.cuda.current_stream(trainer.device)
-        self.started, self.stepped = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        self.started.record(stream)
-        loss = trainer.step(batch)
-        self.stepped.record(stream)
-        self.fetched_loss = torch.empty((), dtype=loss.dtype, pin_memory=True).copy_(loss, non_blocking=True)
+        self.loss = trainer.step(batch)
+        if trainer.device.type == "cuda":
+            self._fetch(torch.cuda.current_stream(trainer.device))
+        self.seconds = time.perf_counter() - began + batch.earlier_seconds
+
+    def _fetch(self, stream: torch.cuda.Stream) -> None:
+        """Send the loss on its way to the CPU, behind the step; the device's stream need not be the current one's."""
+        self.loss = torch.empty((), dtype=self.loss.dtype, pin_memory=True).copy_(self.loss, non_blocking=True)
         self.fetched = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self.fetched.record(stream)
 
     def facts(self) -> Iteration:
         """Return what is known when the step has ended; waits for that."""
-        batch = self.batch
-        copying = batch.copy_seconds
-        if self.trainer.device.type != "cuda":
-            mse = self.loss
-            computing = self.ended - self.began + batch.earlier_seconds - batch.wait_seconds - batch.copy_seconds
-        else:
+        batch, asked = self.batch, time.perf_counter()
+        if self.fetched:
             self.fetched.synchronize()  # CPU and GPU synchronise here: the GPU may run the next step already
-            mse = self.fetched_loss.item()
-            computing = batch.prepare_seconds + self.started.elapsed_time(self.stepped) / 1000
-            copying += batch.copy.seconds() if batch.copy else 0.0
+        mse = self.loss.item()
+        waited = time.perf_counter() - asked
+        copying = batch.copy_seconds + (min(waited, batch.copy.seconds()) if batch.copy else 0.0)
+        computing = self.seconds + waited - batch.wait_seconds - copying
         return Iteration(
             iteration=self.iteration,
             mse=_finite(mse, self.iteration, batch, self.trainer),

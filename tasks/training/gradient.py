@@ -207,9 +207,17 @@ class Saver:
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self.stop.__exit__()
         if error is not None and self.told and self.has_recorded_all() and not isinstance(error, NonFiniteLossError):
-            self._write(copy_state(self.started))
+            self._write_last()
         if isinstance(error, KeyboardInterrupt) and self.told:
             raise KeyboardInterrupt(self.describe_stop(self.told - 1)) from None
+
+    def _write_last(self) -> None:
+        """Write the state of this moment; where a GPU no longer gives it, what stopped the training is what is told."""
+        try:
+            self._write(copy_state(self.started))
+        except RuntimeError as fault:  # torch.AcceleratorError among them: every call after a fault raises it again
+            text = str(fault).partition("\n")[0]
+            get_run_logger().warning("The last state cannot be read from %s: %s", self.trainer.device, text)
 
     def describe_stop(self, last: int) -> str:
         """Return two lines for whoever pressed Ctrl-C after that iteration: what is kept, and how it goes on."""

@@ -7,6 +7,7 @@ Prefect.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from tasks.learning.reduction import Reduction
     from tasks.learning.scaling import Scaling
     from tasks.streaming import ColumnStatistics, ObjectStorageDataset
+
+logger = logging.getLogger(__name__)
 
 RESIDENT_SHARE = 4  # a quarter of what is free
 
@@ -69,7 +72,7 @@ def start_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
     features = job.features
     statistics = job.data.statistics
     resolved = given.resolved()
-    device = find_device(given.device)
+    device = find_device(given.device, kept)
     settings = make_settings(given)
     require_same_shards(job, kept)
     first = kept.iteration if kept else 0
@@ -196,13 +199,26 @@ def start_first_pass(
     return first_pass
 
 
-def find_device(asked: str) -> torch.device:
-    """Return the device to train on; ConfigurationError where CUDA is asked for and there is none."""
+def find_device(asked: str, kept: Checkpoint | None = None) -> torch.device:
+    """Return the device to train on; ConfigurationError where CUDA is asked for and there is none.
+
+    Where it may be chosen, a training goes on on the kind of device that a checkpoint was made on; a warning says where
+    that is not the kind that a new one would take, or is not here.
+    """
     import torch
 
-    if asked == "cuda" and not torch.cuda.is_available():
+    has_cuda = torch.cuda.is_available()
+    if asked == "cuda" and not has_cuda:
         raise ConfigurationError("device is cuda, and torch finds no CUDA device here: use device=auto or device=cpu")
-    return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
+    wanted = kept.facts.get("device", asked) if kept and asked == "auto" else asked
+    if wanted == "cuda" and not has_cuda:
+        logger.warning(
+            "This training began on a CUDA device, and torch finds none here: it goes on on the CPU, where iterations "
+            "may differ in their last digits"
+        )
+    if wanted != asked and wanted == "cpu" and has_cuda:
+        logger.warning("This training began on the CPU and goes on there; resume=never starts anew, on CUDA")
+    return torch.device("cuda" if wanted != "cpu" and has_cuda else "cpu")
 
 
 def most_resident(given: TrainingParameters, device: torch.device) -> int:
