@@ -9,7 +9,7 @@ ROWS ?=
 PLATFORM ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train ui up status down deploy check hooks test test-all constraints clean
+.PHONY: help setup train ui up status down deploy check hooks test test-all gpu constraints clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; do \
@@ -55,6 +55,9 @@ test: check  ## check, then the tests (some minutes)
 test-all: check  ## check, then every test, the long ones too
 	$(RUN) pytest --long $(STREAM) $(ARGS)
 	$(RUN) pytest --long $(OTHERS) $(ARGS)
+
+gpu:  ## on a machine with a CUDA device: test and measure there, with PYTHON as it is, without .venv
+	@$(PYTHON) -m tests.gpu
 
 constraints: .venv/.installed-test  ## write constraints.txt anew: the newest versions that pyproject.toml admits
 	$(RUN) pip install --quiet --disable-pip-version-check -c constraints.txt '.[tools]'
