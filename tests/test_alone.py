@@ -25,7 +25,8 @@ TRAIN = """
 import json, sys
 import tests.alone
 import torch
-from tasks.learning.batches import Preparation, stay_resident
+from tasks.learning.batches import Preparation
+from tasks.learning.residency import stay_resident
 from tasks.learning.features import Features
 from tasks.learning.loop import Settings, Trainer, train
 from tasks.learning.scaling import Scaling

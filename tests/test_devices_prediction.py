@@ -87,6 +87,15 @@ def test_a_gpu_takes_the_step_off_the_processor_and_adds_a_copy():
     assert resident.seconds == pytest.approx(0.1)
 
 
+def test_what_a_gpu_prepares_itself_is_no_work_of_the_processors():
+    preparing = make_figure("prepare", "cuda:0", rate=1000.0)
+
+    streamed, _ = predict([STEP, GPU_STEP, COPY, preparing], "cuda:0", 100, RATES)
+
+    assert {stage.name: stage.resource for stage in streamed.stages}["prepare"] == "cuda:0"
+    assert [stage.seconds for stage in streamed.stages if stage.name == "prepare"] == [0.1]
+
+
 def test_a_slow_network_is_the_bottleneck():
     streamed, _ = predict([STEP], "cpu", 100, replace(RATES, fetch=1.0))
 

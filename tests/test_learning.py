@@ -11,11 +11,12 @@ import torch
 
 from deployments.generator import COLUMNS as TAXI
 from tasks.errors import ConfigurationError, NonFiniteLossError, TrainingError
-from tasks.learning.batches import Preparation, Prepared, stay_resident
+from tasks.learning.batches import Preparation, Prepared
 from tasks.learning.conditioning import Preconditioner
 from tasks.learning.features import Features, distance_km
 from tasks.learning.linear import LinearModel, initial_weights
 from tasks.learning.loop import Settings, Trainer, train
+from tasks.learning.residency import stay_resident
 from tasks.learning.scaling import Scaling
 from tasks.learning.scoring import Moments, score
 
@@ -73,6 +74,14 @@ def test_the_target_is_the_first_column_and_the_features_all_others_unless_named
     chosen = Features.choose(["a", "y", "b"], target="y", features=["b", "a"])
     batch = torch.tensor([[1.0, 2.0, 3.0]])
     assert (chosen.target_of(batch).tolist(), chosen.of(batch).tolist()) == ([[2.0]], [[3.0, 1.0]])
+
+
+@pytest.mark.parametrize("names", [["a"], ["c", "a", "b"], ["a", "b", "d"], ["d", "b", "c"], ["b", "c"]])
+def test_features_are_the_columns_of_their_names_in_their_order(names):
+    columns = ["a", "y", "b", "c", "d"]
+    batch = torch.arange(20.0).view(4, 5)
+    found = Features.choose(columns, target="y", features=names).of(batch)
+    assert torch.equal(found, batch[:, [columns.index(name) for name in names]])
 
 
 @pytest.mark.parametrize(
@@ -240,7 +249,7 @@ def test_data_that_nobody_has_the_memory_for_is_streamed_with_a_warning(trips, d
         assert torch.equal(batch.x.cpu(), rows[:, 1:])
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert (
-        f"The prepared data, 7.55e+07 GiB, do not stay on {'cuda:0' if device == 'cuda' else device} as they were to: "
+        f"The data, 7.55e+07 GiB, do not stay on {'cuda:0' if device == 'cuda' else device} as they were to: "
         in caplog.text
     )
 

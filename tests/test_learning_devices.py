@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.learning.batches import Preparation, stay_resident
+from tasks.learning.batches import Preparation, pin_pages
 from tasks.learning.checkpoints import Checkpoints
 from tasks.learning.features import Features
 from tasks.learning.loop import Settings, Trainer, train
+from tasks.learning.residency import InMemory, stay_resident
 from tasks.learning.scaling import Scaling
 from tasks.streaming import ObjectStorageDataset
 
@@ -140,6 +141,45 @@ def test_waiting_copying_and_computing_are_what_passes_in_the_loop(resident):
 
 def parts_of(iteration):
     return iteration.wait_seconds, iteration.copy_seconds, iteration.compute_seconds
+
+
+@pytest.mark.parametrize("size", [BATCH, 10_000, ROWS, 2 * ROWS])
+def test_data_kept_as_they_are_read_in_the_hosts_memory_give_the_streams_curve(rows, device, size):
+    derived = Features.choose(COLUMNS, features=["b", "a", *"fgh"])
+    scaling, read = Scaling.of(derived.of(rows)), []
+
+    def counted():
+        for batch in endless(rows, size=size):
+            read.append(len(batch))
+            yield batch
+
+    def train_on(batches, is_ready=lambda: False):
+        settings = Settings(iterations=ITERATIONS, learning_rate=None, gradient_norm=0.0, seed=3)
+        trainer = Trainer(derived, scaling, settings, torch.device(device))
+        preparation = Preparation(features=derived, scaling=scaling, dtype=torch.float64, device=trainer.device)
+        return [each.mse for each in train(trainer, preparation.stream(batches, is_ready=is_ready))]
+
+    memory = InMemory(counted(), len(rows), rows.nbytes)
+    assert train_on(iter(memory), memory.is_ready) == train_on(endless(rows, size=size))
+    assert len(read) == -(-len(rows) // size)
+    assert memory.is_ready()
+
+
+def test_data_too_large_for_the_hosts_memory_are_streamed_again_and_again(rows):
+    memory = InMemory(endless(rows), len(rows), rows.nbytes - 1)
+    kept = list(itertools.islice(memory, 20))
+    assert all(torch.equal(*both) for both in zip(kept, itertools.islice(endless(rows), 20), strict=True))
+    assert not memory.is_ready()
+
+
+@pytest.mark.cuda
+def test_what_the_stream_reads_for_a_gpu_lies_in_page_locked_memory(rows, tmp_path):
+    text = [",".join(COLUMNS), *(",".join(map(repr, row)) for row in rows.tolist())]
+    (tmp_path / "part-0.csv").write_text("\n".join([*text, ""]))
+    dataset = ObjectStorageDataset(f"{tmp_path}/part-*.csv", batch_size=2**15, epochs=1, pages=pin_pages)
+    assert all(batch.is_pinned() for batch in dataset if batch.nbytes >= 2**20)
+    kept = list(itertools.islice(InMemory(endless(rows), len(rows), rows.nbytes), 9))
+    assert kept[8].is_pinned()
 
 
 @pytest.mark.cuda

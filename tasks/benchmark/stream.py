@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tasks.devices.measurement import Figure
 from tasks.devices.prediction import Data, Source, StreamRates
-from tasks.devices.timing import Timing, cut_blocks, time_passes
+from tasks.devices.timing import Timing, cut_blocks, make_clock, time_passes
 from tasks.learning.batches import Preparation, Prepared
 from tasks.learning.features import Features
 from tasks.learning.loop import Settings, Trainer, train
@@ -88,16 +88,18 @@ def measure_stream(
     `cores` are those that this process may use. Takes about `seconds`, and more where one pass over the first shards
     does. Raises what the stream raises.
     """
-    share = seconds / (3 + 2 * len(devices))
+    share = seconds / (2 + 3 * len(devices))
     fetched = _time_fetching(manifest, storage_options, share)
     decoding, batch = _time_decoding(manifest, fetched, batch_size, share)
     loop = _Loop(manifest, features, storage_options, batch_size, batch)
-    preparing = loop.time_preparing(batch, share)
     source = _name_source(manifest)
     fetch = _make_figure("fetch", source, fetched.size, fetched.timing, unit="B/s")
     decode = _make_figure("decode", "cpu", fetched.rows, decoding)
-    prepare = _make_figure("prepare", "cpu", len(batch), preparing)
+    prepare = _make_figure("prepare", "cpu", len(batch), loop.time_preparing("cpu", share))
     figures = [fetch, decode, prepare]
+    for device in devices:
+        if device != "cpu":
+            figures.append(_make_figure("prepare", device, len(batch), loop.time_preparing(device, share)))
     iterations: dict[tuple[str, Data], Timing] = {}
     for device in devices:
         iterations[device, "streamed"], iterations[device, "resident"] = loop.time_iterations(device, share)
@@ -109,7 +111,7 @@ def measure_stream(
         decode=decode.rate,
         prepare=prepare.rate,
         row_bytes=fetched.size / fetched.rows,
-        numbers=len(features.names) + 1,
+        numbers=len(features.columns),
         source=source,
     )
     return StreamMeasurement(rows=batch_size, figures=tuple(figures), rates=rates, iterations=iterations)
@@ -201,9 +203,10 @@ class _Loop:
         self.features, self.batch_size, self.batch = features, batch_size, batch
         self.scaling = Scaling.of(features.of(batch))
 
-    def time_preparing(self, batch: Tensor, seconds: float) -> Timing:
-        """Time deriving and standardising the features of a batch."""
-        return time_passes(lambda: self.scaling.apply(self.features.of(batch)), seconds)
+    def time_preparing(self, device: str, seconds: float) -> Timing:
+        """Time deriving and standardising the features of a batch that is on the device."""
+        batch, scaling = self.batch.to(device), self.scaling.to(torch.device(device))
+        return time_passes(lambda: scaling.apply(self.features.of(batch)), seconds, make_clock(device))
 
     def time_iterations(self, device: str, seconds: float) -> tuple[Timing, Timing]:
         """Time whole iterations: over first passes of the stream, and over its first batches kept on the device.

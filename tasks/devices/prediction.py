@@ -22,7 +22,7 @@ class StreamRates:
 
     `fetch` in bytes/s of the shards, `receive` in bytes/s that all cores together could take in (what fetching costs
     the processor), `decode` and `prepare` in rows/s. A row has `row_bytes` bytes in the shards, and is so many
-    `numbers` of 8 bytes on the device. `source` is what fetching keeps busy.
+    `numbers` of 8 bytes on its way to a device. `source` is what fetching keeps busy.
     """
 
     fetch: float
@@ -83,12 +83,13 @@ def predict(
     copy = measured.get(("host_to_device_pinned", device, "float64"))
     if rates is None or (device != "cpu" and copy is None):
         return [resident]
-    size = rows * rates.row_bytes
+    size, prepare = rows * rates.row_bytes, measured.get(("prepare", device, dtype))
+    place, prepared = (device, prepare.rate) if prepare else ("cpu", rates.prepare)
     stages = [
         Stage(name="fetch", resource=rates.source, seconds=size / rates.fetch),
         Stage(name="receive", resource="cpu", seconds=size / rates.receive),
         Stage(name="decode", resource="cpu", seconds=rows / rates.decode),
-        Stage(name="prepare", resource="cpu", seconds=rows / rates.prepare),
+        Stage(name="prepare", resource=place, seconds=rows / prepared),
     ]
     if copy is not None:
         stages.append(Stage(name="copy", resource="link", seconds=rows * rates.numbers * 8 / copy.rate))

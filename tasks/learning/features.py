@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from tasks.errors import ConfigurationError
@@ -135,15 +136,21 @@ class Features:
 
     def of(self, batch: Tensor) -> Tensor:
         """Return the features of a [rows, columns] batch, as [rows, features]; a view where that is possible."""
-        at = [self.columns.index(name) for name in self.raw]
-        contiguous = at == list(range(at[0], at[0] + len(at)))
-        raw = batch[:, at[0] : at[0] + len(at)] if contiguous else batch[:, at]
-        if not self.derived:
-            return raw
         import torch
 
         by_name = {name: batch[:, index] for index, name in enumerate(self.columns)}
-        return torch.cat([raw, *(self.derive(name, by_name)[:, None] for name in self.derived)], dim=1)
+        derived = (self.derive(name, by_name)[:, None] for name in self.derived)
+        parts = [*(batch[:, start:stop] for start, stop in self._runs), *derived]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    @cached_property
+    def _runs(self) -> list[tuple[int, int]]:
+        """Where raw features stand side by side, in their order: a list of columns would be sent to a GPU each time."""
+        runs: list[tuple[int, int]] = []
+        for at in (self.columns.index(name) for name in self.raw):
+            start = runs.pop()[0] if runs and runs[-1][1] == at else at
+            runs.append((start, at + 1))
+        return runs
 
     def refuse_overflow(self, batch: Tensor) -> None:
         """Raise ConfigurationError for a column of a [rows, columns] batch whose squares cannot be added up."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -42,10 +43,14 @@ class Scaling:
         constant = ~(scale > 1e-12 * mean.abs().clamp(min=torch.finfo(torch.float64).tiny))
         return cls(mean, torch.where(constant, torch.ones_like(scale), scale))
 
-    @property
+    @cached_property
     def is_none(self) -> bool:
         """Return whether it changes nothing."""
         return not self.mean.any() and bool((self.scale == 1).all())
+
+    def to(self, device: torch.device) -> Self:
+        """Return the same on a device, where it is applied to batches."""
+        return replace(self, mean=self.mean.to(device), scale=self.scale.to(device))
 
     def apply(self, x: Tensor) -> Tensor:
         """Return standardised features, in the shape and dtype of x."""

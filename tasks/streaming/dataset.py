@@ -29,6 +29,7 @@ from tasks.streaming.position import Position
 from tasks.streaming.prefetching import Prefetcher
 from tasks.streaming.progress import ProgressBar
 from tasks.streaming.quarantine import set_bad_rows_aside
+from tasks.streaming.staging import MakePages, PagePool
 
 NUMPY_NAMES = {torch.float64: "float64", torch.float32: "float32"}
 IN_MEMORY = 2**26  # bytes of decoded rows; a larger shard is staged in a temporary file
@@ -54,6 +55,7 @@ class StreamOptions(TypedDict, total=False):
     cache: CacheSettings
     retry: RetryPolicy
     progress: bool
+    pages: MakePages | None
 
 
 class ObjectStorageDataset(IterableDataset[torch.Tensor]):
@@ -78,6 +80,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
     cache: whether decoded shards are kept on local disk, where, and how many bytes
     retry: how long one object may take in all, with every attempt
     progress: whether a line in the terminal shows how far the stream is; never where standard error is no terminal
+    pages: makes the memory, of so many bytes, in which batches of 1 MiB and more are assembled; None: anonymous memory
 
     Under a DataLoader with K workers, worker k yields the whole batches k, k+K, …: no row twice, the order kept. Every
     rank has the same number of batches; of a short last one a rank may get no row.
@@ -107,6 +110,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         cache: CacheSettings = NO_CACHE,
         retry: RetryPolicy = RetryPolicy(),
         progress: bool = False,
+        pages: MakePages | None = None,
     ) -> None:
         super().__init__()
         self.rank, self.world_size = placement.resolve()
@@ -130,6 +134,8 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         self._cache = cache
         self._retry = retry
         self._progress = progress
+        self._pages = pages
+        self._running: Pipeline | None = None
         self._store = open_store(shards.shards[0].uri, storage_options, retry)
         self._contract = Contract.of(shards, drops_bad_rows=on_bad_rows == "quarantine")
         self.manifest = shards
@@ -215,7 +221,8 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         """Yield the batches with their iterations and times. Closing the generator ends every thread."""
         worker = get_worker_info()
         number, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        pipeline = iter(self._pipeline(self._position.begin() + number, step))
+        self._running = running = self._pipeline(self._position.begin() + number, step)
+        pipeline = iter(running)
         total = None if self.epochs is None else self.epochs * self.manifest.rows // self.world_size
         progress = ProgressBar("streaming", total, "rows") if self._progress else None
         try:
@@ -232,9 +239,18 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
                 yield Batch(torch.from_numpy(item.rows), item.iteration, self.times)
                 del item  # or it would hold the last batch while the next one is waited for
         finally:
+            if self._running is running:
+                self._running = None
             pipeline.close()  # type: ignore[attr-defined]
             if progress:
                 progress.close()
+
+    def is_ready(self) -> bool:
+        """Return whether the iteration that was begun last can hand its next batch out without waiting."""
+        return self._running is not None and self._running.is_ready()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_running": None}  # its threads are of this process
 
     def originals(self) -> Generator[tuple[Shard, Iterator[Originals]], None, None]:
         """Yield each shard, in order, with its rows as they stand there: see `pass_shards`.
@@ -279,7 +295,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
             held_bytes=HELD,
             threads=LOADERS,
         )
-        return Pipeline(prefetcher, sequencing, len(self.manifest.columns), dtype)
+        return Pipeline(prefetcher, sequencing, len(self.manifest.columns), dtype, PagePool(1, self._pages))
 
     def _loading(self, cache: Cache | None) -> Loading:
         dtype = NUMPY_NAMES[self.dtype]

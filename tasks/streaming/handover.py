@@ -41,6 +41,10 @@ class HandOver(Generic[T]):
         while self._wait(stop):
             yield self._take()
 
+    def has_item(self) -> bool:
+        """Return whether an item waits to be taken."""
+        return bool(self._ready)
+
     def join(self) -> None:
         """Wait until the thread has ended; where nobody takes the items any more, `closed` is to be set before."""
         with self._changed:

@@ -33,11 +33,11 @@ class Assembled:
 class Pipeline:
     """Yields the prefetcher's plans as batches, in order, one being kept ready. Threads end when the iteration does."""
 
-    def __init__(self, prefetcher: Prefetcher, sequencing: Sequencing, width: int, dtype: str) -> None:
+    def __init__(self, prefetcher: Prefetcher, sequencing: Sequencing, width: int, dtype: str, pages: PagePool) -> None:
         self._prefetcher = prefetcher
         self._sequencing = sequencing
         self._width, self._dtype = width, dtype
-        self._pages = PagePool(kept=1)
+        self._pages = pages
         self._windows: dict[tuple[int, int], tuple[NDArray[Any], NDArray[Any]]] = {}
         assembled = map(self._assemble, prefetcher.plans())
         self._ready = HandOver(assembled, 1, prefetcher.closed, "shardline-assemble")
@@ -50,6 +50,10 @@ class Pipeline:
             self._prefetcher.closed.set()
             self._ready.join()
             self._prefetcher.close()
+
+    def is_ready(self) -> bool:
+        """Return whether the next batch can be had without waiting."""
+        return self._ready.has_item()
 
     def _assemble(self, plan: BatchPlan) -> Assembled:
         fetch, decode = self._prefetcher.wait_for(plan)

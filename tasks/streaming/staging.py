@@ -9,6 +9,7 @@ import mmap
 import tempfile
 import weakref
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
@@ -19,6 +20,9 @@ from tasks.streaming.formats.rows import CountedRows, Rows
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+Pages = mmap.mmap | memoryview
+MakePages = Callable[[int], Pages]
+
 SMALL = 2**20  # bytes below which pages of their own are not worth it
 HUGE_PAGE = 2**21
 
@@ -28,10 +32,13 @@ class PagePool:
 
     malloc would keep pages for later, so that memory creeps with every shard; new pages are zeroed by the system, which
     takes as long as filling them. At most `kept` pieces wait to be taken again.
+
+    make: returns a buffer of so many bytes
     """
 
-    def __init__(self, kept: int) -> None:
-        self._free: deque[mmap.mmap] = deque(maxlen=kept)
+    def __init__(self, kept: int, make: MakePages | None = None) -> None:
+        self._free: deque[Pages] = deque(maxlen=kept)
+        self._make = make or map_pages
 
     def allocate(self, rows: int, width: int, dtype: str) -> "NDArray[Any]":
         """Return an array [rows, width] of any numbers."""
@@ -47,7 +54,7 @@ class PagePool:
         weakref.finalize(array, self._free.append, pages).atexit = False
         return array
 
-    def _take(self, size: int) -> mmap.mmap:
+    def _take(self, size: int) -> Pages:
         while True:
             try:
                 pages = self._free.popleft()
@@ -55,11 +62,16 @@ class PagePool:
                 break
             if len(pages) == size:
                 return pages
-        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            with suppress(OSError):  # a kernel without huge pages
-                pages.madvise(mmap.MADV_HUGEPAGE)
-        return pages
+        return self._make(size)
+
+
+def map_pages(size: int) -> mmap.mmap:
+    """Return so many bytes of anonymous memory, in huge pages where there are any."""
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without huge pages
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return pages
 
 
 class Staging(Rows, Protocol):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from tasks.learning.batches import Prepared
+    from tasks.learning.batches import Preparation, Prepared
     from tasks.learning.checkpoints import Checkpoint
     from tasks.learning.features import Features
     from tasks.learning.first_pass import FirstPass
@@ -62,7 +62,7 @@ def start_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
     A rank's batches are its slices of the whole ones. Raises CheckpointError where the checkpoint was made from other
     shards than those that were listed.
     """
-    from tasks.learning.batches import Preparation, stay_resident
+    from tasks.learning.batches import Preparation, pin_pages
     from tasks.learning.loop import Trainer
     from tasks.learning.reduction import find_reduction, slice_rows
     from tasks.learning.scaling import Scaling
@@ -85,6 +85,7 @@ def start_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
         shuffle=given.shuffle,
         seed=given.seed,
         placement=Placement(slice_rows=slice_rows(given.batch_size or MOST_ROWS)),
+        pages=pin_pages if device.type == "cuda" and not given.num_workers else None,
     )
     reduction = find_reduction(dataset.batch_size)
     clock = StageClock()
@@ -103,18 +104,39 @@ def start_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
     preparation = Preparation(
         features=features, scaling=trainer.scaling, dtype=settings.dtype, device=device, first_pass=first_pass
     )
-    # with shuffling, each epoch has a new order, and only the stream knows it
-    fits = 0 if given.shuffle else most_resident(given, device)
     return Started(
         trainer=trainer,
-        batches=stay_resident(
-            preparation.stream(stream, waited), dataset.manifest.rows, fits, batch_rows=dataset.batch_size
-        ),
+        batches=keep_batches(given, dataset, preparation, stream, waited),
         dataset=dataset,
         clock=clock,
         scaled_by=name_statistics(job),
         first_pass=first_pass,
     )
+
+
+def keep_batches(
+    given: TrainingParameters,
+    dataset: ObjectStorageDataset,
+    preparation: Preparation,
+    stream: Iterator[Tensor],
+    waited: float,
+) -> Iterator[Prepared]:
+    """Return the prepared batches of a stream whose first one was `waited` for; data that fit are streamed once.
+
+    They stay prepared on the device, or, where they are too large for a GPU, as they are read in the host's memory.
+    """
+    from tasks.learning.batches import never
+    from tasks.learning.residency import InMemory, stay_resident
+
+    rows, size, device = dataset.manifest.rows, dataset.batch_size, preparation.device
+    is_ready = never if given.num_workers else dataset.is_ready
+    if given.shuffle:  # each epoch has a new order, and only the stream knows it
+        return preparation.stream(stream, waited, is_ready)
+    resident = most_resident(given, device)
+    if device.type == "cuda" and rows // dataset.world_size * preparation.row_bytes > resident:
+        memory = InMemory(stream, rows, most_resident(given), batch_rows=size, is_ready=is_ready)
+        stream, is_ready = iter(memory), memory.is_ready
+    return stay_resident(preparation.stream(stream, waited, is_ready), rows, resident, batch_rows=size)
 
 
 def follow_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
@@ -221,14 +243,14 @@ def find_device(asked: str, kept: Checkpoint | None = None) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and has_cuda else "cpu")
 
 
-def most_resident(given: TrainingParameters, device: torch.device) -> int:
-    """Return how many bytes of prepared data may stay: as the parameter says, else a quarter of what is free.
+def most_resident(given: TrainingParameters, device: torch.device | None = None) -> int:
+    """Return how many bytes may stay on a device (None: the host): as the parameter says, else a quarter of the free.
 
     Ranks of one machine share that quarter, where who starts them says how many they are.
     """
     if given.resident_bytes is not None:
         return given.resident_bytes
-    if device.type == "cuda":
+    if device and device.type == "cuda":
         import torch
 
         return int(torch.cuda.mem_get_info(device)[0]) // RESIDENT_SHARE

@@ -33,9 +33,10 @@ from tasks.devices.measurement import Figure
 from tasks.devices.measurement import measure as measure_jobs
 from tasks.devices.planning import PLANS, plan_jobs
 from tasks.devices.wording import write_figures, write_unit
-from tasks.learning.batches import Preparation, Prepared, stay_resident
+from tasks.learning.batches import Preparation, Prepared, pin_pages
 from tasks.learning.features import Features
 from tasks.learning.loop import Settings, Trainer, train
+from tasks.learning.residency import stay_resident
 from tasks.learning.scaling import Scaling
 from tasks.streaming import CacheSettings, ObjectStorageDataset
 
@@ -145,7 +146,7 @@ def _time_loop(
 ) -> float:
     """Return the median seconds of an iteration over rounds of them, after two passes."""
     trainer, preparation = _start(setting, FEATURES, Scaling.none(len(FEATURES.names)))
-    loop = train(trainer, kept(preparation.stream(iter(batches))))
+    loop = train(trainer, kept(preparation.stream(iter(batches), is_ready=lambda: True)))
     for _ in range(2 * setting.batches):
         next(loop)
     count = max(1, setting.iterations // ROUNDS)
@@ -170,8 +171,9 @@ def _measure_shards(setting: Setting) -> Iterator[Beside]:
     with tempfile.TemporaryDirectory(prefix="shardline-") as folder:
         write_data(Path(folder) / "data", setting.batch_rows * setting.batches)
         shards, cache = f"{folder}/data/csv/dev/part*.csv", CacheSettings(folder=f"{folder}/cache")
-        fresh = ObjectStorageDataset(shards, batch_size=setting.batch_rows, epochs=1)
-        cached = ObjectStorageDataset(shards, batch_size=setting.batch_rows, epochs=1, cache=cache)
+        pages = None if setting.device == "cpu" else pin_pages
+        fresh = ObjectStorageDataset(shards, batch_size=setting.batch_rows, epochs=1, pages=pages)
+        cached = ObjectStorageDataset(shards, batch_size=setting.batch_rows, epochs=1, pages=pages, cache=cache)
         deque(cached, maxlen=0)  # which fills the cache
         for name, dataset in (("streamed from CSV", fresh), ("streamed from the cache", cached)):
             alone, trained = zip(*(_time_passes(setting, dataset) for _ in range(3)), strict=True)
@@ -193,7 +195,7 @@ def _time_passes(setting: Setting, dataset: ObjectStorageDataset) -> tuple[float
     features = Features.choose(dataset.manifest.columns)
     trainer, preparation = _start(setting, features, Scaling.of(features.of(first)))
     with closing(dataset.batches()) as stream:
-        loop = train(trainer, preparation.stream(each.tensor for each in stream))
+        loop = train(trainer, preparation.stream((each.tensor for each in stream), is_ready=dataset.is_ready))
         began = time.perf_counter()
         for _ in range(len(dataset)):
             next(loop)

@@ -16,9 +16,10 @@ from collections.abc import Iterator
 
 import torch
 
-from tasks.learning.batches import Preparation, Prepared, stay_resident
+from tasks.learning.batches import Preparation, Prepared
 from tasks.learning.features import Features
 from tasks.learning.loop import Settings, Trainer, train
+from tasks.learning.residency import stay_resident
 from tasks.learning.scaling import Scaling
 from tests.benchmarks.stream_setting import describe_machine, take_turns
 
