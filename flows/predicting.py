@@ -18,11 +18,11 @@ from flows.commandline import parameters, run
 from flows.names import name_place, unless_named
 from tasks.credentials import verify_sources
 from tasks.data import locate_shards
-from tasks.parameters import Listing, PredictionParameters, Source
+from tasks.parameters import Checked, Listing, PredictionParameters, Source
 from tasks.prediction import choose_model, predict_shards, report_predictions, resolve_output
 from tasks.runs.lifecycle import note_data, tracked
-from tasks.runs.lineage import FINGERPRINT
-from tasks.sources import Sources, resolve_sources
+from tasks.runs.lineage import FINGERPRINT, tag_contract
+from tasks.sources import Sources, check_contract, resolve_sources
 from tasks.tracking.views import experiment_beside
 
 
@@ -42,12 +42,14 @@ def predict(**parameters: Any) -> State[str]:
     manifest = locate_shards(sources, given, role="input").manifest
     model = choose_model(given, manifest.columns)
     manifest = manifest.choose([name for name in manifest.columns if name in (*model.inputs, model.target)])
-    settings = given.model_dump() | {"shards": sources.shards, "output": output, "model": model.uri}
+    places = {"shards": sources.shards, "contract": sources.contract, "output": output}
+    settings = given.model_dump() | places | {"model": model.uri}
     tags = {
         "aws.account": identity.account or "none",
         "shardline.flow": "predicting",
         "shardline.shards": sources.shards,
         FINGERPRINT: manifest.fingerprint,
+        **tag_contract(manifest),
     }
     with tracked(experiment_beside(given.experiment, "predictions"), settings, tags) as mlflow_run:
         note_data(mlflow_run.run_id, {"predict": (sources.shards, manifest)})
@@ -58,9 +60,16 @@ def predict(**parameters: Any) -> State[str]:
 
 def find_places(given: PredictionParameters) -> tuple[Sources, str]:
     """Return the shards to read and the folder to write to; raises ConfigurationError where there is none."""
-    sources = resolve_sources(Source(**given.model_dump(include=set(Listing.model_fields))))
+    shared = {*Listing.model_fields, *Checked.model_fields}
+    sources = resolve_sources(Source(**given.model_dump(include=shared)))
     return replace(sources, test_shards=None), resolve_output(given, sources.shards)
 
 
+def check_parameters(given: PredictionParameters) -> None:
+    """Raise ConfigurationError for what can be known to fail before anything is started."""
+    sources, _ = find_places(given)
+    check_contract(sources)
+
+
 if __name__ == "__main__":
-    run(predict, PredictionParameters, "flows.predicting", find_places)
+    run(predict, PredictionParameters, "flows.predicting", check_parameters)

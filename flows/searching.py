@@ -29,7 +29,7 @@ from tasks.redaction import redact
 from tasks.reporting import report_search
 from tasks.runs.history import find_unfinished_search
 from tasks.runs.lifecycle import note_data, tracked
-from tasks.runs.lineage import FINGERPRINT, KEY, digest_settings
+from tasks.runs.lineage import FINGERPRINT, KEY, digest_settings, settle_contract
 from tasks.sources import resolve_sources
 from tasks.tracking.client import connect
 from tasks.tracking.recorded import find_runs
@@ -59,7 +59,8 @@ def search(**parameters: Any) -> State[str]:
     aside = {"validation_shards": len(data.validation.shards)}
     given = given.model_copy(update=aside).sized(data.train.rows)
     features = choose_all_features(data.train.columns, given)
-    recorded = given.model_dump() | {"shards": sources.shards, "test_shards": sources.test_shards}
+    places = {"shards": sources.shards, "test_shards": sources.test_shards, "contract": sources.contract}
+    recorded = given.model_dump() | places | settle_contract(given, data.train)
     tags = {
         "aws.account": identity.account or "none",
         "shardline.flow": "searching",

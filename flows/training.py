@@ -38,8 +38,8 @@ from tasks.runs.checkpoints import check_checkpoint_url, checkpoint_folder, disc
 from tasks.runs.events import announce_champion
 from tasks.runs.history import compare_with_last_success, find_unfinished, repeat_parameters, require_same_data
 from tasks.runs.lifecycle import Run, note_data, tracked
-from tasks.runs.lineage import FINGERPRINT, KEY, digest_settings, tags_of_work
-from tasks.sources import Sources, resolve_sources
+from tasks.runs.lineage import FINGERPRINT, KEY, digest_settings, settle_contract, tag_contract, tags_of_work
+from tasks.sources import Sources, check_contract, resolve_sources
 from tasks.streaming.manifest import Manifest
 from tasks.tracking.client import show_uri, tracking_uri
 from tasks.tracking.views import name_of_model
@@ -70,7 +70,7 @@ def train(**parameters: Any) -> State[str]:
     data = locate_data(sources, given)
     require_same_data(given, data.train)
     features = choose_features(data.train, given)
-    settings = record_settings(given, sources, features)
+    settings = record_settings(given, sources, features) | settle_contract(given, data.train)
     tags = make_tags(identity, data, settings)
     if unchanged := compare_with_last_success(given.experiment, untracked(tags), skip=given.skip_unchanged):
         return Completed(name="Unchanged", message=unchanged, data=unchanged)
@@ -139,6 +139,7 @@ def record_settings(given: TrainingParameters, sources: Sources, features: Featu
         **{name: getattr(resolved, name) for name in MODEL_PARAMETERS},
         "shards": sources.shards,
         "test_shards": sources.test_shards,
+        "contract": sources.contract,
         "region": sources.region,
         "target": features.target,
         "features": list(features.raw),
@@ -154,6 +155,7 @@ def make_tags(identity: Identity, data: TrainingData, settings: Mapping[str, Jso
         "shardline.shards": redact(str(settings["shards"])),
         FINGERPRINT: data.train.fingerprint,
         KEY: digest_settings(settings),
+        **tag_contract(data.train),
         **tags_of_work(data.test),
     }
 
@@ -161,7 +163,7 @@ def make_tags(identity: Identity, data: TrainingData, settings: Mapping[str, Jso
 def check_parameters(given: TrainingParameters) -> None:
     """Raise ConfigurationError for what can be known to fail before anything is started."""
     if not given.like:
-        resolve_sources(given)
+        check_contract(resolve_sources(given))
     check_ranks(given.ranks)
     if given.device == "cuda" and given.ranks == 1:
         find_device(given.device)

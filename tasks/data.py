@@ -11,21 +11,22 @@ from prefect.logging import get_run_logger
 
 from tasks.errors import ConfigurationError
 from tasks.facts import Located, Preview, TrainingData
-from tasks.naming import escape_markdown, write_code
+from tasks.naming import escape_markdown, join_names, write_code
 from tasks.parameters import MOST_ROWS, Listing, TrainingParameters
 from tasks.policy import READING, step
 from tasks.redaction import redact, reveal
-from tasks.sources import Sources, open_dataset, read_only_used
+from tasks.sources import Sources, open_dataset, read_contract, read_only_used
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tasks.streaming import Manifest
+    from tasks.streaming import Manifest, Terms
     from tasks.streaming.formats.contract import Header
 
 MOST_SHARDS_IN_A_TABLE = 100
 MOST_EXACT = 2**53  # below it float64 has every whole number
 ROUNDED = "column {} has numbers of 2^53 and more, which float64 rounds: an id is better left out of the features"
+UNCHECKED = "the contract's bounds of {} are not checked: nothing reads them"
 PREVIEWED_ROWS = 1000
 SHOWN_ROWS = 5
 HEADERS: dict[str, Header] = {"infer": "infer", "first": 0, "none": None}
@@ -38,16 +39,19 @@ def locate_shards(
     given: Listing,
     role: Literal["training", "test", "input"] = "training",
     names: Sequence[str] | None = None,
+    terms: Terms | None = None,
 ) -> Located:
     """List the shards of a role (test: those of `test_shards`), and read what is stated of their columns.
 
-    `names` are those of all columns where there is no header line, if not all are among `columns`. A table artifact
+    `names` are those of all columns where there is no header line, if not all are among `columns`; `terms` are the
+    contract's, where it was read before. Of shards to predict no columns are required but the model's. A table artifact
     shows the shards. Statistics of other rows than those listed are left unused, with a warning.
     """
     from tasks.streaming import locate, read_statistics
     from tasks.streaming.formats.native import describe_decoder
 
     uri = str(sources.test_shards) if role == "test" else sources.shards
+    terms = terms or read_contract(sources)
     manifest = locate(
         uri,
         meta_shards=None if role == "test" else given.meta_shards and reveal(given.meta_shards),
@@ -55,6 +59,7 @@ def locate_shards(
         columns=given.columns,
         names=names,
         max_shards=given.max_shards,
+        terms=terms and (terms.require_none() if role == "input" else terms),
         storage_options=sources.storage_options(uri),
     )
     logger = get_run_logger()
@@ -71,6 +76,7 @@ def locate_shards(
         logger.info("%s", note)
     if role != "test":
         logger.info("CSV is decoded by %s", describe_decoder())
+        logger.info("Rows are held against %s", terms.uri if terms else "no contract")
     show_shards(manifest, uri, role)
     statistics = read_statistics(manifest, sources.storage_options(uri))
     counted = {stated.count for stated in statistics.values()}
@@ -120,7 +126,7 @@ def locate_data(sources: Sources, given: TrainingParameters) -> TrainingData:
     located = replace(located, manifest=read_only_used(found, given, given.resolved().derive))
     if sources.test_shards:  # in the order of the training shards' columns
         same_columns = given.model_copy(update={"columns": list(located.manifest.columns)})
-        test = locate_shards(sources, same_columns, role="test", names=found.known).manifest
+        test = locate_shards(sources, same_columns, role="test", names=found.known, terms=found.terms).manifest
     data = split_rows(located, test, given.preset)
     data = set_aside(data, given.validation_shards) if given.validation_shards else data
     get_run_logger().info("The model will be judged on %s", data.judged_on)
@@ -209,11 +215,18 @@ def preview_batch(data: TrainingData, sources: Sources, given: TrainingParameter
     """Read the first rows to train on and hold them against the contract: columns, dtype and, where stated, ranges.
 
     A markdown artifact shows the shape and dtype of the training batch, each column's range and five rows, and warns
-    where a column leaves the range that `.meta/stats` states.
+    where a column leaves the range that `.meta/stats` states. Where bad rows are set aside, this is when all shards are
+    gone through, those to judge the model on as well where a contract says how many may be bad. Raises RowError where
+    the contract is broken.
     """
     from tasks.streaming.listing.locating import NUMBERS_FIRST
+    from tasks.streaming.listing.statistics import check_statistics
 
     columns = data.train.columns
+    if given.on_bad_rows == "quarantine":
+        survey_judged(data, sources, given)
+    else:
+        check_statistics(data.train, data.statistics)
     # where bad rows are set aside, all shards are gone through at the first opening: it is for all of them at once
     manifest = data.train if given.on_bad_rows == "quarantine" else data.train.begin(PREVIEWED_ROWS)
     dataset = open_dataset(manifest, sources, given, batch_size=min(PREVIEWED_ROWS, manifest.rows), epochs=1)
@@ -233,6 +246,7 @@ def preview_batch(data: TrainingData, sources: Sources, given: TrainingParameter
         doubts=(
             *(note for note in data.train.notes if note.startswith(NUMBERS_FIRST)),
             *(ROUNDED.format(name) for name, ends in ranges.items() if max(map(abs, ends)) >= MOST_EXACT),
+            *([UNCHECKED.format(join_names(unread))] if (unread := data.train.unchecked) else []),
         ),
         first=tuple(map(tuple, batch[:SHOWN_ROWS].double().tolist())),
     )
@@ -244,6 +258,15 @@ def preview_batch(data: TrainingData, sources: Sources, given: TrainingParameter
     show_preview(preview, batch[:SHOWN_ROWS], held)
     get_run_logger().info("Batches of shape %s, dtype %s", list(preview.batch_shape), preview.dtype)
     return preview
+
+
+def survey_judged(data: TrainingData, sources: Sources, given: TrainingParameters) -> None:
+    """Look for bad rows among those that the model is judged on, before it is trained: evaluation does not look again.
+
+    Raises RowError where they are more than the contract allows.
+    """
+    if data.test and data.test.terms:
+        open_dataset(data.test, sources, given, epochs=1)
 
 
 def show_preview(preview: Preview, rows: Tensor, held: str) -> None:

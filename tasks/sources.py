@@ -21,7 +21,7 @@ from tasks.redaction import is_well_formed, is_withheld, redact, reveal, without
 from tasks.state import STATE
 
 if TYPE_CHECKING:
-    from tasks.streaming import Manifest, ObjectStorageDataset, StreamOptions
+    from tasks.streaming import Manifest, ObjectStorageDataset, StreamOptions, Terms
 
 BUCKET_ID_FILE = "BUCKET_ID"
 S3 = ("s3://", "s3a://")
@@ -30,13 +30,16 @@ BUCKET_ID_PATTERN = re.compile("[0-9a-f]{32}")
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """The shards that a run reads: two globs, their region, how to open them, and the account that must own them."""
+    """The shards that a run reads: two globs, the contract that they must keep, their region, how to open them, and the
+    account that must own them.
+    """
 
     shards: str
     test_shards: str | None
     region: str | None
     anonymous: bool
     owner: str | None = None
+    contract: str | None = None
 
     @property
     def uris(self) -> list[str]:
@@ -61,7 +64,8 @@ def resolve_sources(given: Source) -> Sources:
     Raises ConfigurationError where nothing says which shards to read, a BUCKET_ID is not 32 hexadecimal digits, or the
     AWS configuration cannot be read.
     """
-    asks_aws = not given.shards or any(uri.startswith(S3) for uri in (given.shards, given.test_shards) if uri)
+    addresses = (given.shards, given.test_shards, given.contract)
+    asks_aws = not given.shards or any(uri.startswith(S3) for uri in addresses if uri)
     region = given.region or (configured_region() if asks_aws else None)
     if given.shards:
         return Sources(
@@ -69,6 +73,7 @@ def resolve_sources(given: Source) -> Sources:
             test_shards=given.test_shards and _absolute(given.test_shards),
             region=region,
             anonymous=given.anonymous,
+            contract=given.contract and _absolute(given.contract),
         )
     bucket_id = given.bucket_id or configured_bucket_id()
     if not bucket_id:
@@ -87,6 +92,7 @@ def resolve_sources(given: Source) -> Sources:
         test_shards=(given.test_shards and _absolute(given.test_shards)) or f"{base}/test/part*.csv",
         region=region,
         anonymous=given.anonymous,
+        contract=given.contract and _absolute(given.contract),
     )
 
 
@@ -116,6 +122,23 @@ def configured_region() -> str | None:
     except BotoCoreError as error:
         redact_error(error, [])
         raise translate_error(error, Question(service="AWS")) from error
+
+
+def read_contract(sources: Sources) -> Terms | None:
+    """Return what the contract states; None where there is none.
+
+    Raises ConfigurationError, with the line, where it cannot be read, or states what cannot be.
+    """
+    from tasks.streaming import read_terms
+
+    uri = sources.contract
+    return read_terms(uri, sources.storage_options(uri)) if uri else None
+
+
+def check_contract(sources: Sources) -> None:
+    """Read the contract where it is a local file, before anything is started; raises as `read_contract` does."""
+    if sources.contract and "://" not in sources.contract:
+        read_contract(sources)
 
 
 def open_dataset(

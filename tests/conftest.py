@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.sites import Receiver, Site
 
 ROWS = 5_000  # of the development set in the stand-in; the test set has a tenth
-DECODING = ("test_stream_decoding", "test_stream_quarantine")
+DECODING = ("test_stream_contract", "test_stream_decoding", "test_stream_quarantine")
 FOREIGN_PREFIXES = ("AWS_", "PREFECT_", "MLFLOW_", "BUCKET_ID", "RANK", "WORLD_SIZE")
 
 BROWSER_SWITCHES = (

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 SKIPPED = {  # for they need matplotlib, hypothesis or pandas
     "tests/test_devices_plots.py",
     "tests/test_stream_arithmetic.py",
+    "tests/test_stream_contract.py",
     "tests/test_stream_kernel.py",
     "tests/test_stream_machine.py",
     "tests/test_stream_originals.py",

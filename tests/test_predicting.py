@@ -229,6 +229,15 @@ def test_a_folder_with_files_that_would_stay_there_is_refused(tmp_path):
         OutputFolder(str(tmp_path), {}).begin(["part-0.csv"], ["s3://b/part-0.csv"])
 
 
+def test_rows_that_break_a_contract_are_left_out_and_of_its_columns_the_models_alone_are_needed(tmp_path):
+    (tmp_path / "contract.yaml").write_text("columns: {fare: {minimum: 0}, hour: {maximum: 23}}")
+    (tmp_path / "part-0.csv").write_text("latitude,hour\n38.9,23\n38.9,24\n38.8,0\n")
+    given = {"contract": f"{tmp_path}/contract.yaml", "output": f"{tmp_path}/out", "cache_dir": f"{tmp_path}/cache"}
+    state = run_flow(shards=f"{tmp_path}/part-0.csv", on_bad_rows="quarantine", **given)
+    assert state.is_completed(), state.message
+    assert pd.read_csv(tmp_path / "out" / "part-0.csv")["hour"].tolist() == [23, 0]
+
+
 @pytest.mark.parametrize("most", [1, 7, 99])
 def test_a_model_gets_no_more_rows_at_once_than_are_asked_for(most, rows, champion):
     asked: list[int] = []

@@ -118,5 +118,5 @@ def test_a_header_that_breaks_the_contract_is_still_an_error(tmp_path):
 
 def test_data_without_a_good_row_are_an_error(tmp_path):
     (tmp_path / "part.csv").write_bytes(b"a,b\n1,x\n")
-    with pytest.raises(ShardsNotFoundError, match="None of the 1 rows can be read"):
+    with pytest.raises(ShardsNotFoundError, match="None of the 1 rows is good"):
         quarantine(f"{tmp_path}/part.csv", tmp_path)

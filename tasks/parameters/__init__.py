@@ -6,8 +6,8 @@ is frozen and knows its own cross-field rules; what needs the environment to be 
 in `tasks.sources`.
 """
 
-from tasks.parameters.data import ADDRESSES, MOST_ROWS, Access, Listing, Reading, Rows, Shards, Source, Stream
-from tasks.parameters.flows import BenchmarkParameters, PredictionParameters, ReplayParameters
+from tasks.parameters.data import ADDRESSES, MOST_ROWS, Access, Checked, Listing, Reading, Rows, Shards, Source, Stream
+from tasks.parameters.flows import BenchmarkParameters, ContractParameters, PredictionParameters, ReplayParameters
 from tasks.parameters.marks import Mark, Parameters, Searchable
 from tasks.parameters.optimizers import CONSTANTS
 from tasks.parameters.searching import SearchParameters
@@ -30,6 +30,8 @@ __all__ = [
     "PRESETS",
     "Access",
     "BenchmarkParameters",
+    "Checked",
+    "ContractParameters",
     "Device",
     "Listing",
     "Mark",

@@ -11,7 +11,12 @@ from tasks.parameters.marks import CURVE, LATER, OWN, PLACE, SPEED, Formerly, Pa
 from tasks.state import STATE
 
 MOST_ROWS = 2**20  # in a batch whose size nobody chose
-ADDRESSES = ("shards", "test_shards", "meta_shards")  # which may hold a password or a signature: `tasks.redaction`
+ADDRESSES = (
+    "shards",
+    "test_shards",
+    "meta_shards",
+    "contract",
+)  # which may hold a password or a signature: `tasks.redaction`
 
 
 class Access(Parameters):
@@ -112,7 +117,20 @@ class Shards(Listing):
         return self
 
 
-class Source(Shards):
+class Checked(Parameters):
+    """What the rows are held against."""
+
+    group: ClassVar[str] = "Shards"
+
+    contract: Annotated[str | None, PLACE] = Field(
+        None,
+        min_length=1,
+        description="Contract of the data, a YAML file with columns, their bounds, and the share of rows that may be "
+        "bad (s3://bucket/path/contract.yaml, any fsspec URL, a local path); empty: none.",
+    )
+
+
+class Source(Checked, Shards):
     """The shards to train on, and those to be judged on."""
 
     test_shards: Annotated[str | None, CURVE] = Field(
@@ -142,8 +160,8 @@ class Rows(Parameters):
     )
     on_bad_rows: Annotated[Literal["error", "quarantine"], CURVE] = Field(
         "error",
-        description="A row that breaks the contract: error stops the run and names it; quarantine leaves it out, "
-        "counts it and lists it in a side file.",
+        description="A row that cannot be read, or breaks the contract: error stops the run and names it; quarantine "
+        "leaves it out, counts it and lists it in a side file.",
     )
     cache_dir: Annotated[str | None, SPEED] = Field(
         None,

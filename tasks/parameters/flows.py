@@ -6,13 +6,36 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from tasks.parameters.data import Listing, Rows, Shards
+from tasks.parameters.data import Checked, Listing, Rows, Shards
 from tasks.parameters.marks import OWN, RECORD, Parameters
 from tasks.parameters.training import Device, Tracking
 
 
 class ReplayParameters(Parameters):
     """The replaying flow needs none: it completes what it finds."""
+
+
+class ContractParameters(Tracking):
+    """All parameters of the contracting flow, flat, in the order of its form."""
+
+    group: ClassVar[str] = "Contract"
+
+    experiment: Annotated[str, RECORD, OWN] = Field(
+        "shardline", min_length=1, description="MLflow experiment whose champion's rows the contract is drafted from."
+    )
+    run: str | None = Field(
+        None,
+        pattern="^[0-9a-f]{32}$",
+        description="MLflow run id of a training whose rows it is drafted from; empty: that of the champion.",
+    )
+    margin: float = Field(
+        0.0,
+        ge=0,
+        description="Bounds are wider than what was seen by this share of each column's range; 0: they are as seen.",
+    )
+    output: str = Field(
+        "contract.yaml", min_length=1, description="File to write, a local path; one that is there is left as it is."
+    )
 
 
 class BenchmarkParameters(Tracking, Device, Shards):
@@ -43,7 +66,7 @@ class BenchmarkParameters(Tracking, Device, Shards):
     )
 
 
-class PredictionParameters(Tracking, Rows, Listing):
+class PredictionParameters(Tracking, Rows, Checked, Listing):
     """All parameters of the predicting flow, flat, in the order of its form."""
 
     group: ClassVar[str] = "Prediction"

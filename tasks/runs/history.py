@@ -21,7 +21,7 @@ from tasks.policy import step
 from tasks.redaction import is_withheld, redact_all
 from tasks.runs.checkpoints import describe_change
 from tasks.runs.events import announce_data
-from tasks.runs.lineage import CODE, FINGERPRINT, KEY, TEST_FINGERPRINT, digest_code, digest_settings
+from tasks.runs.lineage import CODE, CONTRACT, FINGERPRINT, KEY, TEST_FINGERPRINT, digest_code, digest_settings
 from tasks.runs.links import page_of
 from tasks.tracking.client import connect, format_parameter, tracking_uri
 from tasks.tracking.processes import PROCESS, is_gone
@@ -204,7 +204,8 @@ def compare_with_last_success(experiment: str, tags: Mapping[str, str], *, skip:
     if not found:
         return None
     last = found[0]
-    different = [name for name in (FINGERPRINT, TEST_FINGERPRINT, CODE) if last.tags.get(name) != tags[name]]
+    compared = (FINGERPRINT, TEST_FINGERPRINT, CODE, CONTRACT)
+    different = [name for name in compared if last.tags.get(name) != tags.get(name)]
     if FINGERPRINT in different:
         announce_data(tags, last)
     if not skip:

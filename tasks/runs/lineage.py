@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from tasks.parameters import ADDRESSES, TrainingParameters
+from tasks.parameters import ADDRESSES, Rows, TrainingParameters
 from tasks.redaction import identify
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ KEY = "shardline.settings"
 FINGERPRINT = "shardline.fingerprint"
 TEST_FINGERPRINT = "shardline.test_fingerprint"
 CODE = "shardline.code"
+CONTRACT = "shardline.contract"
 VERSIONS_OF = ("prefect", "torch", "mlflow", "s3fs", "boto3", "pyarrow", "numpy")
 
 
@@ -32,6 +33,21 @@ def digest_settings(recorded: Mapping[str, JsonValue]) -> str:
         for name, value in TrainingParameters.telling(recorded).items()
     }
     return hashlib.sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()
+
+
+def tag_contract(manifest: Manifest) -> dict[str, str]:
+    """Return the tag that tells which bounds the rows were held against; none where there are none."""
+    digest = manifest.terms and manifest.terms.digest()
+    return {CONTRACT: digest} if digest else {}
+
+
+def settle_contract(given: Rows, manifest: Manifest) -> dict[str, JsonValue]:
+    """Return the bounds' digest as a setting, where it decides which rows are left out.
+
+    A stricter contract that rows only have to keep trains on the same rows: what was stopped by it may go on.
+    """
+    digest = tag_contract(manifest).get(CONTRACT)
+    return {"contract_bounds": digest} if digest and given.on_bad_rows == "quarantine" else {}
 
 
 def digest_code() -> str:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from tasks.streaming.batches import Batch, Times
     from tasks.streaming.cache import CacheSettings
     from tasks.streaming.dataset import ObjectStorageDataset, StreamOptions
+    from tasks.streaming.formats.terms import ColumnTerms, Terms
+    from tasks.streaming.listing.contracts import read_terms
     from tasks.streaming.listing.locating import locate
     from tasks.streaming.listing.statistics import ColumnStatistics, read_statistics
     from tasks.streaming.manifest import Manifest, Shard
@@ -24,30 +26,36 @@ __all__ = [
     "Batch",
     "CacheSettings",
     "ColumnStatistics",
+    "ColumnTerms",
     "Manifest",
     "ObjectStorageDataset",
     "Placement",
     "RetryPolicy",
     "Shard",
     "StreamOptions",
+    "Terms",
     "Times",
     "locate",
     "read_statistics",
+    "read_terms",
 ]
 
 _HOMES = {
     "Batch": "batches",
     "CacheSettings": "cache",
     "ColumnStatistics": "listing.statistics",
+    "ColumnTerms": "formats.terms",
     "Manifest": "manifest",
     "ObjectStorageDataset": "dataset",
     "Placement": "placement",
     "RetryPolicy": "objects.retrying",
     "Shard": "manifest",
     "StreamOptions": "dataset",
+    "Terms": "formats.terms",
     "Times": "batches",
     "locate": "listing.locating",
     "read_statistics": "listing.statistics",
+    "read_terms": "listing.contracts",
 }
 
 

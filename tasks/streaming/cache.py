@@ -1,11 +1,11 @@
 """Decoded shards on local disk: read again without fetching or decoding.
 
 A file is named after the SHA-256 of everything that its rows depend on: the shard's URI, size, ETag and rows, the
-contract and the dtype. It begins with one page that repeats this and holds the CRC-32 of the rows that follow; both are
-compared when a stream first opens it, and again where its time of change is another after some of it was read: what was
-written to or cut short meanwhile reaches no batch. A file that is found damaged goes, and its shard is fetched again.
-It is written under another name, with a lock that is gone when its process is, and renamed when the shard was verified:
-several processes share the folder, and only one of them fetches each shard.
+contract with its bounds, and the dtype. It begins with one page that repeats this and holds the CRC-32 of the rows that
+follow; both are compared when a stream first opens it, and again where its time of change is another after some of it
+was read: what was written to or cut short meanwhile reaches no batch. A file that is found damaged goes, and its shard
+is fetched again. It is written under another name, with a lock that is gone when its process is, and renamed when the
+shard was verified: several processes share the folder, and only one of them fetches each shard.
 
 The folder is kept below `limit` bytes. Files of other data sets are evicted, the longest unused first. What the present
 data set itself stored is not evicted for the sake of its other shards: read in turn, each would go just before it is
@@ -172,6 +172,7 @@ class Cache:
             "columns": list(self._contract.columns), "header": self._contract.header and sorted(self._contract.header),
             "drop_bad_rows": self._contract.drops_bad_rows, "dtype": self._dtype,
             **({} if self._contract.cells is None else {"cells": list(self._contract.cells)}),
+            **({} if self._contract.digest is None else {"bounds": self._contract.digest}),
         }  # fmt: skip
 
     def _path(self, shard: Shard) -> Path:

@@ -16,6 +16,7 @@ from tasks.streaming.batches import Batch, Times, share
 from tasks.streaming.cache import NO_CACHE, Cache, CacheSettings
 from tasks.streaming.formats.contract import Contract, Header
 from tasks.streaming.formats.originals import Originals
+from tasks.streaming.formats.terms import Terms
 from tasks.streaming.listing.locating import locate
 from tasks.streaming.loading import CORES, Loading
 from tasks.streaming.manifest import Manifest, Shard
@@ -154,6 +155,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         columns: Sequence[str] | None = None,
         meta_shards: str | None = None,
         max_shards: int | None = None,
+        terms: Terms | None = None,
         **options: Unpack[StreamOptions],
     ) -> Self:
         """Return a stream of what a glob, URI or path, or several, name, located as said: see `locate`."""
@@ -164,6 +166,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
             header=header,
             columns=columns,
             max_shards=max_shards,
+            terms=terms,
             storage_options=options.get("storage_options"),
             retry=options.get("retry", RetryPolicy()),
         )
@@ -268,7 +271,8 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
     def _fingerprint(self) -> str:
         """SHA-256 (hex) of all that decides which rows a batch holds, but for the dtype they are handed out in."""
         order = (self.manifest.fingerprint, self.manifest.columns, self.batch_size, self.shuffle, self.seed)
-        return hashlib.sha256(repr(order).encode()).hexdigest()
+        bounds = self._contract.digest if self._contract.drops_bad_rows else None
+        return hashlib.sha256(repr((*order, bounds) if bounds else order).encode()).hexdigest()
 
     def _pipeline(self, first: int, step: int) -> Pipeline:
         window = max(2 * self.batch_size, SMALLEST_WINDOW) if self.shuffle else None

@@ -13,6 +13,7 @@ from typing import Any
 from tasks.errors import ConfigurationError
 from tasks.naming import join_names, suggest
 from tasks.redaction import identify, is_withheld, label, redact
+from tasks.streaming.formats.terms import Terms
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Manifest:
     notes:   sentences for people about how the manifest came about
     header:  the first shard's header line as it stands in the object; None where shards have no header line
     cells:   where they have none, and not all is read: the names that were given to all cells of a line; else None
+    terms:   what a contract file states of the data; None where there is none
     """
 
     shards: tuple[Shard, ...]
@@ -44,6 +46,7 @@ class Manifest:
     notes: tuple[str, ...] = ()
     header: tuple[str, ...] | None = field(default=None)
     cells: tuple[str, ...] | None = None
+    terms: Terms | None = None
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
@@ -64,6 +67,12 @@ class Manifest:
     def known(self) -> tuple[str, ...]:
         """Names of all columns that the shards have, read or not."""
         return self.header or self.cells or self.columns
+
+    @property
+    def unchecked(self) -> tuple[str, ...]:
+        """Names of the columns that the contract bounds and nobody reads."""
+        bound = (column.name for column in self.terms.columns if column.is_bound) if self.terms else ()
+        return tuple(name for name in bound if name not in self.columns)
 
     @property
     def etags(self) -> dict[str, str]:
@@ -113,6 +122,7 @@ class Manifest:
             "columns": list(self.columns),
             "header": None if self.header is None else list(self.header),
             **({} if self.cells is None else {"cells": list(self.cells)}),
+            **({} if self.terms is None else {"terms": self.terms.to_dict()}),
             "notes": list(self.notes),
             "shards": [vars(shard) | {"uri": redact(shard.uri)} for shard in self.shards],
         }
@@ -148,4 +158,5 @@ class Manifest:
             notes=tuple(facts.get("notes", ())),
             header=None if facts.get("header") is None else tuple(facts["header"]),
             cells=None if facts.get("cells") is None else tuple(facts["cells"]),
+            terms=None if facts.get("terms") is None else Terms.from_dict(facts["terms"]),
         )

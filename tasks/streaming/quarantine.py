@@ -18,7 +18,7 @@ from dataclasses import astuple, fields, replace
 from pathlib import Path
 from typing import IO
 
-from tasks.errors import ConfigurationError, RowCountError, ShardsNotFoundError
+from tasks.errors import ConfigurationError, RowCountError, RowError, ShardsNotFoundError
 from tasks.files import write_whole
 from tasks.streaming.formats.diagnosing import REMEDY, BadLine
 from tasks.streaming.formats.rows import CountedRows
@@ -30,11 +30,13 @@ from tasks.streaming.progress import ProgressBar
 def set_bad_rows_aside(manifest: Manifest, loading: Loading, folder: Path, threads: int) -> tuple[Manifest, int, Path]:
     """Return the manifest of the good rows alone, the number of bad ones, and the CSV file that names each of them.
 
-    Raises RowCountError where good and bad rows are not as many as stated, ShardsNotFoundError where none is good, and
-    ConfigurationError where the folder cannot be written to.
+    Raises RowCountError where good and bad rows are not as many as stated, RowError where more are bad than the
+    contract allows, ShardsNotFoundError where none is good, and ConfigurationError where the folder cannot be written
+    to.
     """
     read = (manifest.columns, manifest.header) if manifest.cells is None else (manifest.columns, manifest.cells, None)
-    identity = repr((manifest.fingerprint, *read, loading.dtype))
+    bounds = loading.contract.digest
+    identity = repr((manifest.fingerprint, *read, loading.dtype, *([bounds] if bounds else [])))
     stem = hashlib.sha256(identity.encode()).hexdigest()[:16]
     side_file, note = folder / f"{stem}.csv", folder / f"{stem}.json"
     with _open_lock(folder, stem) as lock:
@@ -45,15 +47,27 @@ def set_bad_rows_aside(manifest: Manifest, loading: Loading, folder: Path, threa
                 _write_side_file(side_file, [line for lines in found for line in lines])
                 write_whole(note, json.dumps([len(lines) for lines in found]))
         bad = _read_note(note) or []
+    _check_share(sum(bad), manifest, side_file)
     shards = [replace(shard, rows=shard.rows - count) for shard, count in zip(manifest.shards, bad, strict=True)]
     good = tuple(shard for shard in shards if shard.rows)
     if not good:
         raise ShardsNotFoundError(
-            f"None of the {manifest.rows} rows can be read: {_first_reason(side_file)}, and so on in {side_file}; "
-            f"{REMEDY}"
+            f"None of the {manifest.rows} rows is good: {_first_reason(side_file)}, and so on in {side_file}; "
+            f"{'correct the shards, or the bounds' if bounds else REMEDY}"
         )
     notes = (*manifest.notes, f"{sum(bad)} bad rows set aside, listed in {side_file}") if sum(bad) else manifest.notes
     return replace(manifest, shards=good, notes=notes), sum(bad), side_file
+
+
+def _check_share(bad: int, manifest: Manifest, side_file: Path) -> None:
+    """Raise RowError where more rows are bad than the contract allows."""
+    terms = manifest.terms
+    if terms and terms.allowed_share is not None and bad / manifest.rows > terms.allowed_share:
+        raise RowError(
+            f"{bad:,} of {manifest.rows:,} rows break the contract ({bad / manifest.rows:.3%}), and {terms.uri} allows "
+            f"{terms.allowed_share:.3%}: {_first_reason(side_file)}, and so on in {side_file}; correct the shards, or "
+            "what the contract states"
+        )
 
 
 @contextmanager

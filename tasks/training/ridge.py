@@ -35,7 +35,9 @@ def trace_ridge(job: SearchJob) -> Ridge | None:
     if count < 2:
         return None
     parts = [shards[at * len(shards) // count : (at + 1) * len(shards) // count] for at in range(count)]
-    manifests = [replace(job.data.train, shards=part) for part in parts]
+    # the contract's share of bad rows is one of all rows, and was looked at
+    terms = job.data.train.terms and replace(job.data.train.terms, allowed_share=None)
+    manifests = [replace(job.data.train, shards=part, terms=terms) for part in parts]
     units = Units.of(job.features, next(iter(open_dataset(manifests[0], job.sources, job.parameters, epochs=1))))
     folds = [measure_rows(manifest, job, units) for manifest in manifests]
     path = trace_path(folds, units, standardise=job.parameters.resolved().standardise)

@@ -67,7 +67,7 @@ def time_decoders(block: bytes, columns: int, rounds: int) -> tuple[float, float
         append_columns(rows, parse_lines(block, names, wanted, "float64"))
 
     def decode_with_kernel() -> None:
-        assert decode_natively(kernel, memoryview(block), names, wanted, rows)
+        assert decode_natively(kernel, memoryview(block), names, wanted, rows) is not None
 
     found = []
     for decode in (decode_plainly, decode_with_kernel):

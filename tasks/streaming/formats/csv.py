@@ -8,7 +8,7 @@ an extra column, a duplicate column, nan, inf and numbers too large for a double
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 BLOCK_SIZE = 2**20
 LONGEST_LINE = 2**24
 BLANK = re.compile(rb"[\r\n]*")
+LONE_CARRIAGE_RETURN = re.compile(rb"\r(?!\n|\Z)")
 BEFORE_FIRST_LINE = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n]*")
 
 
@@ -77,6 +78,16 @@ def find_first_line(data: bytes) -> int:
     """Return where the first line begins that is not empty: behind a byte order mark and empty lines."""
     found = BEFORE_FIRST_LINE.match(data)
     return found.end() if found else 0
+
+
+def find_rows(block: Block, lines: list[bytes], left_out: Collection[int]) -> list[int]:
+    """Return which of a block's lines hold its rows, one each; none where a lone carriage return ends one.
+
+    left_out: lines that hold none
+    """
+    if LONE_CARRIAGE_RETURN.search(block.data):
+        return []
+    return [index for index, line in enumerate(lines) if line not in (b"", b"\r") and index not in left_out]
 
 
 def _count_lines(data: bytes | memoryview) -> int:

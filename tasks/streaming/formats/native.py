@@ -89,14 +89,16 @@ def describe_decoder() -> str:
 
 def decode_natively(
     kernel: Kernel, data: memoryview, names: tuple[str, ...], columns: tuple[str, ...], rows: Rows
-) -> bool:
-    """Write `columns` of whole lines, whose own columns are `names`, to `rows`; whether the kernel did not refuse."""
+) -> "NDArray[Any] | None":
+    """Write `columns` of whole lines, whose own columns are `names`, to the room of `rows`, to be kept.
+
+    Return what was written, [rows, columns]; None where the kernel refuses.
+    """
     places = place_columns(names, columns)
     shortest = len(names) + len(columns)  # bytes of a line: an end for each cell, a digit for each that is read
-    count = kernel.decode(data, places, rows.room(len(data) // shortest + 1))
-    if count is not None:
-        rows.keep(count)
-    return count is not None
+    room = rows.room(len(data) // shortest + 1)
+    count = kernel.decode(data, places, room)
+    return None if count is None else room[:count]
 
 
 @functools.cache

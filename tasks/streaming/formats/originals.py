@@ -4,14 +4,13 @@ Of CSV these are the very lines, of Parquet the columns with their types. Column
 without being read as numbers.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import RowError
 from tasks.streaming.formats.contract import Contract, name_columns
-from tasks.streaming.formats.csv import Block, cut_blocks, find_first_line
+from tasks.streaming.formats.csv import Block, cut_blocks, find_first_line, find_rows
 from tasks.streaming.formats.diagnosing import decode_block
 from tasks.streaming.formats.parquet import is_parquet, read_batches, take_numbers
 from tasks.streaming.formats.rows import CountedRows
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pyarrow import RecordBatch
 
-LONE_CARRIAGE_RETURN = re.compile(rb"\r(?!\n|\Z)")
 BYTES_AS_TEXT = "latin-1"  # one character for each byte, whatever the encoding: text is joined faster than bytes
 
 
@@ -129,7 +127,7 @@ def _leave_out(lines: list[bytes], bad: set[int]) -> list[bytes]:
 
 def _check_that_rows_are_lines(block: Block, lines: list[bytes], rows: int) -> None:
     """Raise RowError where a cell holds a line end: which number belongs to which line would be a guess."""
-    if rows == len(lines) - lines.count(b"") - lines.count(b"\r") and not LONE_CARRIAGE_RETURN.search(block.data):
+    if rows == len(find_rows(block, lines, ())):
         return
     last = block.line + len(lines) - 1
     raise RowError(

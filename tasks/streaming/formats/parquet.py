@@ -90,6 +90,12 @@ def take_numbers(
     good = np.ones(batch.num_rows, dtype=bool)
     for column in columns:
         good &= np.isfinite(column)
+    least, most, whole = contract.round_limits(dtype)
+    for place, _ in contract.bounds:
+        column = columns[place]
+        good &= (least[place] <= column) & (column <= most[place])
+        if whole[place]:
+            good &= np.rint(column) == column
     bad = (
         [] if good.all() else [_describe(uri, batch, columns, int(at), first, contract) for at in np.flatnonzero(~good)]
     )
@@ -104,9 +110,11 @@ def _describe(
     """Return what is wrong with row `index` of a batch, of which `columns` are the numbers."""
     import numpy as np
 
-    name = next(n for n, column in zip(contract.columns, columns, strict=True) if not np.isfinite(column[index]))
+    numbers = [column[index] for column in columns]
+    odd = next((name for name, number in zip(contract.columns, numbers, strict=True) if not np.isfinite(number)), None)
+    name, fault = (odd, "which is not a finite number") if odd else contract.explain(numbers, contract.columns)
     cell = batch.column(name)[index].as_py()
-    reason = f"column {name!r} is " + ("empty" if cell is None else f"{cell!r}, which is not a finite number")
+    reason = f"column {name!r} is " + ("empty" if cell is None else f"{cell!r}, {fault}")
     return BadLine(uri, first + index, name, "" if cell is None else str(cell), reason, "")
 
 

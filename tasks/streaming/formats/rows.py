@@ -51,9 +51,15 @@ class HeldRows(CountedRows):
         self.rows = 0
 
 
-def append_columns(target: Rows, columns: "list[NDArray[Any]]") -> None:
-    """Write columns of equal length below the rows that are there."""
+def write_columns(target: Rows, columns: "list[NDArray[Any]]") -> "NDArray[Any]":
+    """Write columns of equal length below the rows that are there, to be kept; return what there was room for."""
     room = target.room(len(columns[0]))
     for index, column in enumerate(columns):
         room[:, index] = column[: len(room)]
+    return room
+
+
+def append_columns(target: Rows, columns: "list[NDArray[Any]]") -> None:
+    """Write columns of equal length below the rows that are there, and keep them."""
+    write_columns(target, columns)
     target.keep(len(columns[0]))

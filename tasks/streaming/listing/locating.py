@@ -13,6 +13,7 @@ from tasks.naming import join_names, suggest
 from tasks.redaction import name_of
 from tasks.streaming.formats import parquet
 from tasks.streaming.formats.contract import Contract, Header, is_numeric, name_columns, split_line
+from tasks.streaming.formats.terms import Terms
 from tasks.streaming.listing.counting import count_rows, hash_content, read_first_line
 from tasks.streaming.listing.pairing import find_counts, pair
 from tasks.streaming.manifest import Manifest, Shard
@@ -34,6 +35,7 @@ def locate(
     columns: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
     max_shards: int | None = None,
+    terms: Terms | None = None,
     storage_options: Mapping[str, Any] | None = None,
     retry: RetryPolicy = RetryPolicy(),
 ) -> Manifest:
@@ -46,6 +48,8 @@ def locate(
     columns: the columns to read, in the order wanted; None: all, in the first shard's order
     names: the names to give to all columns of shards that have no header line; None: those in `columns`
     max_shards: the first so many shards with rows, in order
+    terms: what a contract file states of the data (`read_terms`); its columns are looked for now, its bounds are held
+        wherever the manifest is read
     storage_options: as fsspec's implementation of the scheme (s3fs for s3) names them
     retry: how long one listing, or one object, may take in all, with every attempt
 
@@ -65,6 +69,8 @@ def locate(
     if first is None:
         raise ShardsNotFoundError(f"{', '.join(patterns)} matches {len(listed)} shards, but all of them are empty")
     read, unread, header_line = _name_columns(store, first, line, header, columns, names or columns, retry)
+    if terms:
+        terms.check_columns(first.uri, header_line or unread or read)
     if counts is None:
         paired = count_rows(store, listed, has_header=header_line is not None, limit=max_shards, retry=retry)
         notes.append("no .meta/shards beside the shards: rows counted by reading every shard once")
@@ -76,7 +82,7 @@ def locate(
     if empty := sum(not rows for _, rows in paired):
         notes.append(f"{empty} {'shard' if empty == 1 else 'shards'} without rows skipped")
     complete = [Shard(e.uri, e.size, e.etag or hash_content(store, e, retry), rows) for e, rows in found]
-    return Manifest(tuple(complete), read, tuple(notes), header_line, unread)
+    return Manifest(tuple(complete), read, tuple(notes), header_line, unread, terms)
 
 
 def _lower_scheme(pattern: str) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from tasks.errors import ShardError
+from tasks.errors import RowError, ShardError
 from tasks.redaction import is_signed
+from tasks.streaming.formats.terms import write_number
 from tasks.streaming.manifest import Manifest
 from tasks.streaming.objects.retrying import RetryPolicy
 from tasks.streaming.objects.schemes import open_store
@@ -51,6 +52,19 @@ def read_statistics(
         return {}
     text = b"".join(read_object(store, found[0], retry)).decode("utf-8-sig", errors="replace")
     return _parse(found[0].uri, text)
+
+
+def check_statistics(manifest: Manifest, statistics: Mapping[str, ColumnStatistics]) -> None:
+    """Raise RowError where a column's statistics, being of these rows, state a number that breaks the contract."""
+    terms = manifest.terms
+    for name in manifest.columns if terms else ():
+        stated, bounds = statistics.get(name), terms and terms.find(name)
+        for number in (stated.min, stated.max) if stated and bounds and stated.count == manifest.rows else ():
+            if terms and bounds and (fault := bounds.explain(number, terms.uri)):
+                raise RowError(
+                    f".meta/stats states that column {name!r} has the number {write_number(number)}, {fault}; correct "
+                    'the shards, or drop and count such lines with on_bad_rows="quarantine"'
+                )
 
 
 def _parse(uri: str, text: str) -> dict[str, ColumnStatistics]:
