@@ -13,6 +13,7 @@ from flows.commandline import parse
 from tasks.errors import ConfigurationError
 from tasks.parameters import (
     BenchmarkParameters,
+    ContractParameters,
     Parameters,
     PredictionParameters,
     ReplayParameters,
@@ -27,6 +28,7 @@ FLOWS: dict[str, tuple[type[Parameters], Callable[[Any], Any] | None]] = {
     "flows.benchmarking": (BenchmarkParameters, None),
     "flows.predicting": (PredictionParameters, None),
     "flows.replaying": (ReplayParameters, None),
+    "flows.contracting": (ContractParameters, None),
 }
 
 
