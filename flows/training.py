@@ -39,6 +39,7 @@ from tasks.runs.events import announce_champion
 from tasks.runs.history import compare_with_last_success, find_unfinished, repeat_parameters, require_same_data
 from tasks.runs.lifecycle import Run, note_data, tracked
 from tasks.runs.lineage import FINGERPRINT, KEY, digest_settings, settle_contract, tag_contract, tags_of_work
+from tasks.runs.profiles import choose_edges
 from tasks.sources import Sources, check_contract, resolve_sources
 from tasks.streaming.manifest import Manifest
 from tasks.tracking.client import show_uri, tracking_uri
@@ -90,7 +91,14 @@ def train(**parameters: Any) -> State[str]:
     )
     with tracked(given.experiment, recorded, tags | {"shardline.judged_on": data.judged_on}, find) as mlflow_run:
         given = given.model_copy(update={"batch_size": int(mlflow_run.parameters["batch_size"])})  # as it began
-        job = TrainingJob(parameters=given, sources=sources, data=data, features=features, run_id=mlflow_run.run_id)
+        job = TrainingJob(
+            parameters=given,
+            sources=sources,
+            data=data,
+            features=features,
+            run_id=mlflow_run.run_id,
+            edges=choose_edges(given.experiment, data.statistics),
+        )
         job = deepcopy(job)  # what comes from the first steps goes through the preview, as Prefect draws it
         note_data(mlflow_run.run_id, name_data(job))
         fit = fit_model(job)

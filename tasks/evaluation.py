@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,15 @@ from tasks.errors import RowError, ShardsNotFoundError
 from tasks.facts import ROWS_OF, Evaluation, Fit, RowsOf, TrainingJob
 from tasks.learning.scores import AT_BOTH_ENDS, Score, Scores, Slice
 from tasks.policy import READING, step
+from tasks.runs.profiles import show_profiles
 from tasks.runs.promotion import Champion, find_champion, judge
 from tasks.sources import open_dataset
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tasks.learning.linear import LinearModel
-    from tasks.learning.scoring import Moments
+    from tasks.learning.sums import MomentSums
     from tasks.tracking.outbox import Outbox
 
 MODELS = ("trained", "exact", "mean")
@@ -35,19 +38,28 @@ def evaluate_model(job: TrainingJob, fit: Fit) -> Evaluation:
     They are those of the test shards or those held out, else the training rows. A table artifact shows the slices.
     """
     from tasks.learning.linear import LinearModel
+    from tasks.learning.profiled import Profiler
+    from tasks.learning.scoring import Moments
     from tasks.tracking.outbox import Outbox
 
-    data, given = job.data, job.parameters
-    moments = complete_moments(job, fit)
+    data, given, outbox = job.data, job.parameters, Outbox(job.run_id)
+    sums, moments = complete_sums(job, fit), Moments(job.features)
+    moments.restore(sums)
+    train_profile = sums.profile.profile() if sums.profile else None
     models = {
         "trained": LinearModel.of(job.features, fit.weights, fit.bias),
         "exact": moments.exact(),
         "mean": moments.mean_model(),
     }
     champion = find_champion(given.experiment, job.features.target, data.judged.known)
-    scores, champion = score_beside(champion, models, job)
+    profiler = Profiler(data.judged.columns, train_profile.edges if train_profile else job.edges)
+    watch = iter if data.rows_of == "train" else profiler.watch  # what the training rows hold is known
+    scores, champion = score_beside(champion, models, job, watch)
+    judged = profiler.sums()
+    test_profile = judged.profile() if judged else None
     promotion = judge(scores.overall, data.rows_of, champion)
-    keep_scores(Outbox(job.run_id), scores, "train" if data.rows_of == "train" else "test")
+    keep_scores(outbox, scores, "train" if data.rows_of == "train" else "test")
+    show_profiles(outbox, {"train": train_profile, "test": test_profile}, job.features.target)
     create_table_artifact(
         key="slices",
         table=tabulate_slices(scores.slices),
@@ -65,33 +77,41 @@ def evaluate_model(job: TrainingJob, fit: Fit) -> Evaluation:
         verdict=verdict,
         promotion=promotion,
         train_mse={name: moments.mse(model) for name, model in models.items()},
+        train_profile=train_profile,
+        test_profile=test_profile,
     )
 
 
-def complete_moments(job: TrainingJob, fit: Fit) -> Moments:
-    """Return the moments of all training rows: what fitting took in on its way, and the rest, which is streamed now."""
+def complete_sums(job: TrainingJob, fit: Fit) -> MomentSums:
+    """Return the sums over all training rows: what fitting took in on its way, and the rest, which is streamed now."""
     from tasks.learning.first_pass import FirstPass
-    from tasks.learning.scoring import Moments
 
     known = fit.moments
     if known and known.is_complete:
-        moments = Moments(job.features)
-        moments.restore(known)
-        return moments
+        return known
     given, first = job.parameters, known.batches if known else 0
     dataset = open_dataset(
         job.data.train, job.sources, given, epochs=1, start=first, shuffle=given.shuffle, seed=given.seed
     )
-    rest = FirstPass(job.features, dataset.manifest.rows, dataset.batch_size)
+    rest = FirstPass(job.features, dataset.manifest.rows, dataset.batch_size, edges=job.edges)
     if known:
         rest.restore(known)
     for batch in dataset:
         rest.take(batch)
-    return rest.moments
+    sums = rest.sums()
+    assert sums is not None, "no data set is without rows"
+    return sums
 
 
-def score_beside(champion: Champion, models: Mapping[str, LinearModel], job: TrainingJob) -> tuple[Scores, Champion]:
+def score_beside(
+    champion: Champion,
+    models: Mapping[str, LinearModel],
+    job: TrainingJob,
+    watch: Callable[[Iterable[Tensor]], Iterable[Tensor]] = iter,
+) -> tuple[Scores, Champion]:
     """Score models and the champion on the rows that are judged, reading the columns that it needs besides.
+
+    `watch` passes the batches on; what the champion needs besides stands behind the columns that are read in any case.
 
     Where those cannot be read on all of these rows, the champion that is returned has that for its fault.
     """
@@ -99,19 +119,19 @@ def score_beside(champion: Champion, models: Mapping[str, LinearModel], job: Tra
 
     judged, open_judged = job.data.judged, partial(open_dataset, sources=job.sources, given=job.parameters, epochs=1)
     if champion.model is None or job.data.rows_of == "train":
-        return score(open_judged(judged), models), champion
+        return score(watch(open_judged(judged)), models), champion
     columns = (*judged.columns, *(name for name in champion.model.inputs if name not in judged.columns))
     wider = {name: replace(model, features=replace(model.features, columns=columns)) for name, model in models.items()}
     try:
         dataset = open_judged(judged.choose(columns))
         if columns != judged.columns and dataset.bad_rows > open_judged(judged).bad_rows:
             raise RowError(f"some rows are bad only in the columns that it needs besides; see {dataset.bad_rows_file}")
-        return score(dataset, wider, {"champion": champion.model.on(columns)}), champion
+        return score(watch(dataset), wider, {"champion": champion.model.on(columns)}), champion
     except (RowError, ShardsNotFoundError) as error:
         if columns == judged.columns:
             raise
         unread = replace(champion, model=None, fault=f"what it needs besides cannot be read: {error}")
-    return score(open_judged(judged), models), unread
+    return score(watch(open_judged(judged)), models), unread
 
 
 def keep_scores(outbox: Outbox, scores: Scores, prefix: str) -> None:

@@ -5,12 +5,13 @@ imports brings torch, pyarrow or MLflow.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import JsonValue
 
 from tasks.learning.features import Features
+from tasks.learning.profiles import DataProfile
 from tasks.learning.scores import Density, Score, Slice
 from tasks.learning.sums import MomentSums
 from tasks.parameters import SearchParameters, TrainingParameters
@@ -70,13 +71,17 @@ class Preview:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """One training: its parameters, where its shards are, what they hold, what is learned of them, its MLflow run."""
+    """One training: its parameters, where its shards are, what they hold, what is learned of them, its MLflow run.
+
+    `edges` are those of the profile's histograms, by column; of others they are chosen by the first batch.
+    """
 
     parameters: TrainingParameters
     sources: Sources
     data: TrainingData
     features: Features
     run_id: str
+    edges: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +223,8 @@ class Evaluation:
     `scores` are of the models trained, exact and mean, and of the champion where it was comparable; `slices` have them
     by slice of the rows. `density` is of the trained model, and `standardised` its weights, in deviations of the target
     for one deviation of the feature. `train_mse` is the mean squared error over all rows trained on, without the
-    champion's.
+    champion's. `train_profile` says what the rows trained on hold, `test_profile`, between the same edges, those that
+    were held out; None where there are none of them, or an earlier version took a part in.
     """
 
     rows_of: RowsOf
@@ -229,6 +235,8 @@ class Evaluation:
     verdict: str
     promotion: Promotion
     train_mse: Mapping[str, float]
+    train_profile: DataProfile | None = None
+    test_profile: DataProfile | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,15 @@ It is saved into the run's outbox with the code that it predicts by, and a plan 
 
 from __future__ import annotations
 
+import json
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefect.logging import get_run_logger
 
 from tasks.facts import Evaluation, Fit, Preview, TrainingJob
+from tasks.learning.profiles import PROFILE, DataProfile
 from tasks.naming import escape_markdown
 from tasks.policy import READING, step
 from tasks.tracking.outbox import MODEL, Outbox
@@ -37,19 +40,18 @@ REQUIRED = ("mlflow", "torch", "numpy", "pandas", "safetensors")
 def register_model(job: TrainingJob, fit: Fit, evaluation: Evaluation, preview: Preview) -> None:
     """Save the model into the run's outbox, and plan its registration: as challenger, and champion where it won.
 
-    The rows that the preview saw are its example.
+    The rows that the preview saw are its example. What the rows trained on hold goes with it.
     """
     import torch
 
     from tasks.learning.linear import LinearModel
-    from tasks.learning.served import save_served
 
     outbox, manifest = Outbox(job.run_id), job.data.train
     model = LinearModel.of(job.features, fit.weights, fit.bias)
     save_model(
         outbox.path / MODEL,
         take_example(model, torch.tensor(preview.first, dtype=torch.float64)),
-        partial(save_served, model),
+        partial(save_weights, model, evaluation.train_profile),
         target=model.features.target,
         modules=SHIPPED,
         loader=LOADER,
@@ -65,6 +67,15 @@ def register_model(job: TrainingJob, fit: Fit, evaluation: Evaluation, preview: 
     )
     plan_registration(outbox.path, plan)
     get_run_logger().info("The model will be registered as %r when the record is complete", plan.name)
+
+
+def save_weights(model: LinearModel, profile: DataProfile | None, folder: Path) -> None:
+    """Write what the model is served from into a new folder, and beside it the profile of the rows trained on."""
+    from tasks.learning.served import save_served
+
+    save_served(model, folder)
+    if profile:
+        (folder / PROFILE).write_text(json.dumps(profile.to_dict()), encoding="utf-8")
 
 
 def take_example(model: LinearModel, batch: Tensor) -> pd.DataFrame:

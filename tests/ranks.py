@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -55,6 +56,7 @@ def train_job(job: TrainingJob) -> Result:
 
 
 def write_sums(sums: MomentSums | None) -> list[str]:
-    """Return moments of all rows, to the last bit."""
-    assert sums and sums.is_complete
-    return [value.hex() for values in (sums.shift, sums.sums, *sums.products) for value in values]
+    """Return moments of all rows, and their profile, to the last bit."""
+    assert sums and sums.is_complete and sums.profile
+    moments = [value.hex() for values in (sums.shift, sums.sums, *sums.products) for value in values]
+    return [*moments, json.dumps(asdict(sums.profile))]

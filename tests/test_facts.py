@@ -12,7 +12,7 @@ from prefect.serializers import JSONSerializer
 from tasks import facts
 from tasks.learning.features import Features
 from tasks.learning.scores import Density, Score, Slice
-from tasks.learning.sums import MomentSums
+from tasks.learning.sums import MomentSums, ProfileSums
 from tasks.parameters import SearchParameters, TrainingParameters
 from tasks.sources import Sources
 from tasks.streaming import ColumnStatistics, Manifest, Shard
@@ -36,6 +36,17 @@ RANK = facts.RankTimes(
     compute_seconds=0.1,
     gather_seconds=0.05,
 )
+PROFILE = ProfileSums(
+    rows=8,
+    columns=("y",),
+    edges=((-0.5, 0.5),),
+    units=(0.5,),
+    means=(1 / 3,),
+    squares=(0.1,),
+    least=(-1e300,),
+    most=(1.0,),
+    counts=((1, 2**40, 0),),
+)
 PROMOTION = facts.Promotion(wins=False, against="7", verdict="The model stays challenger")
 EXAMPLES = [
     facts.Located(manifest=MANIFEST, statistics=STATISTICS),
@@ -56,6 +67,7 @@ EXAMPLES = [
         data=DATA,
         features=Features(columns=("y", "a"), target="y", raw=("a",)),
         run_id="0" * 32,
+        edges={"y": (-0.5, 1 / 3)},
     ),
     facts.SearchJob(
         parameters=SearchParameters(shards="s3://b/part*.csv", trials=3, learning_rate=0.1),
@@ -97,7 +109,13 @@ EXAMPLES = [
         bad_rows_file=None,
         ranks=(RANK, RANK),
         moments=MomentSums(
-            rows=8, of=9, batches=2, shift=(1 / 3, 0.1), sums=(1e300, -0.0), products=((inf, 0.1), (0.1, 1 / 7))
+            rows=8,
+            of=9,
+            batches=2,
+            shift=(1 / 3, 0.1),
+            sums=(1e300, -0.0),
+            products=((inf, 0.1), (0.1, 1 / 7)),
+            profile=PROFILE,
         ),
     ),
     PROMOTION,
@@ -110,6 +128,7 @@ EXAMPLES = [
         verdict="fine",
         promotion=PROMOTION,
         train_mse={"trained": 1 / 3},
+        train_profile=PROFILE.profile(),
     ),
     facts.ChosenModel(uri="models:/m/1", run_id="0" * 32, target=None, inputs=("a", "b")),
     facts.Predicted(model="models:/m/1", rows=3, shards=2, seconds=0.1, bad_rows=0, bad_rows_file=None, rmse=None),

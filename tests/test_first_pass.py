@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,12 @@ from flows.training import train
 from tasks.learning.features import Features
 from tasks.learning.first_pass import FirstPass
 from tasks.learning.reduction import slice_rows
-from tasks.learning.scoring import Moments
 from tasks.learning.sums import MomentSums
 from tasks.streaming.formats.native import describe_decoder
 from tasks.tracking import client as record
 from tests.awsproxy import AwsProxy
 from tests.flowruns import ended
+from tests.profiles import assert_is_numpys
 from tests.servers import BUCKET, serve_rclone
 from tests.shards import COLUMNS, draw_rows, write_shards
 
@@ -72,8 +72,8 @@ def test_stopped_and_gone_on_with_it_gives_the_same_bits(stop):
     """Through JSON, as a checkpoint keeps it; the batch after the last step had been taken in already."""
     stopped = passed(itertools.islice(endless(1000), stop + 1), 1000)
     kept = json.loads(json.dumps(asdict(stopped.sums(stop))))
-    again = FirstPass(FEATURES, len(ROWS), 1000)
-    again.restore(MomentSums(**kept))
+    again = FirstPass(FEATURES, len(ROWS), 1000, edges={COLUMNS[0]: (0.0, 1.0)})  # of another champion since
+    again.restore(MomentSums.from_dict(kept))
     for batch in itertools.islice(endless(1000, stop), 9):
         again.take(batch)
     assert again.sums() == passed(finite(1000), 1000).sums()
@@ -97,17 +97,40 @@ def test_moments_of_part_and_rest_are_those_of_the_whole():
     assert rest.sums() == passed(finite(1000), 1000).sums()
 
 
-class Part:
-    """A rank's reduction, as if the other ranks' slices were those that it is told."""
+class Noting:
+    """The reduction of one process, which notes what slices from `half` on add, and what was counted in all."""
 
     gather_seconds = 0.0
 
-    def __init__(self, batch_size, others):
+    def __init__(self, batch_size, half):
         self.batch_size: int | None = batch_size
-        self.others = others
+        self.half, self.noted, self.counted = half, [], []
 
     def gather(self, partial):
-        return torch.cat([partial, self.others.pop(0)])
+        self.noted.append(partial[self.half :])
+        return partial
+
+    def total(self, counts):
+        self.counted.append(counts)
+        return counts
+
+
+class Part:
+    """A rank's reduction, as if the other ranks' slices were those that were noted."""
+
+    gather_seconds = 0.0
+
+    def __init__(self, noting):
+        self.batch_size: int | None = noting.batch_size
+        self.noting = noting
+
+    def gather(self, partial):
+        return torch.cat([partial, self.noting.noted.pop(0)])
+
+    def total(self, counts):
+        whole = self.noting.counted.pop(0)
+        assert (counts <= whole).all()
+        return whole
 
 
 def test_ranks_take_in_what_one_process_does_and_a_wrapped_batch_is_cut_for_each():
@@ -115,24 +138,39 @@ def test_ranks_take_in_what_one_process_does_and_a_wrapped_batch_is_cut_for_each
     size = 4096
     rows, half = slice_rows(size), 2048
     assert half % rows == 0
-    noted = []
-
-    class Noting:
-        batch_size: int | None = size
-        gather_seconds = 0.0
-
-        def gather(self, partial):
-            noted.append(partial[half // rows :])
-            return partial
-
     alone = passed(itertools.islice(endless(size), 2), size)
-    whole = Moments(FEATURES)
-    whole.add(next(endless(size)), Noting(), rows=size)
-    whole.add(next(endless(size, 1)), Noting(), rows=len(ROWS) - size)
-    rank = FirstPass(FEATURES, len(ROWS), size, reduction=Part(size, noted))
+    noting = Noting(size, half // rows)
+    whole = FirstPass(FEATURES, len(ROWS), size, reduction=noting)
+    rank = FirstPass(FEATURES, len(ROWS), size, reduction=Part(noting))
+    for batch in itertools.islice(endless(size), 2):
+        whole.take(batch)
+        if len(noting.counted) == 2:
+            assert noting.counted[1].sum() == (len(ROWS) - size) * len(COLUMNS)
     for batch in itertools.islice(endless(size), 2):
         rank.take(batch[:half])
-    assert rank.sums() == alone.sums()
+    assert rank.sums() == alone.sums() == whole.sums()
+
+
+def test_a_pass_from_before_there_were_profiles_goes_on_without():
+    before = {name: value for name, value in asdict(passed(finite(1000)[:2], 1000).sums()).items() if name != "profile"}
+    again = FirstPass(FEATURES, len(ROWS), 1000)
+    again.restore(MomentSums.from_dict(before))
+    for batch in finite(1000)[2:]:
+        again.take(batch)
+    assert again.sums() == replace(passed(finite(1000), 1000).sums(), profile=None)
+
+
+def test_the_profile_is_numpys_between_the_edges_that_are_given():
+    edges = {COLUMNS[0]: (0.0, 10.0, 20.0)}
+    first_pass = FirstPass(FEATURES, len(ROWS), 1000, edges=edges)
+    for batch in finite(1000):
+        first_pass.take(batch)
+    sums = first_pass.sums()
+    assert sums and sums.profile
+    profile = sums.profile.profile()
+    assert profile.columns[0].edges == edges[COLUMNS[0]]
+    for column, values in zip(profile.columns, ROWS.numpy().T, strict=True):
+        assert_is_numpys(column, values)
 
 
 # On the real engine, before a real S3 server: what is asked for, and how many bytes come

@@ -17,6 +17,8 @@ from safetensors.numpy import load_file
 
 from deployments.generator import write_data
 from flows.training import train
+from tasks.learning.profiles import DataProfile
+from tasks.runs.profiles import load_profile
 from tasks.tracking import client as record
 from tests.flowruns import ended
 from tests.notebook import train_as_the_notebook
@@ -228,15 +230,39 @@ def test_the_error_above_the_exact_model_is_a_metric_and_all_figures_are_kept(de
         [exact] * 50
     )
     folder = Path(client.download_artifacts(run.info.run_id, "figures", str(tmp_path)))
-    names = {"curve", "above_exact", "predicted", "residuals", "slices", "weights", "times"}
+    names = {"curve", "above_exact", "predicted", "residuals", "slices", "weights", "times", "profile"}
     assert {path.stem for path in folder.glob("*.png")} == names
 
 
-def test_the_report_in_prefect_shows_pictures_and_is_small_enough_for_a_page(default_run):
+def test_what_the_rows_hold_is_recorded_shown_and_travels_with_the_model(default_run, tmp_path):
+    state, client, run = default_run
+    folder = Path(client.download_artifacts(run.info.run_id, "", str(tmp_path)))
+    recorded, manifest, scores = (
+        json.loads((folder / name).read_text())
+        for name in ("data/profile.json", "manifest.json", "evaluation/scores.json")
+    )
+    train, test = (DataProfile.from_dict(recorded[name]) for name in ("train", "test"))
+    assert train.rows == sum(shard["rows"] for shard in manifest["shards"])
+    assert test.rows == scores["all"]["trained"]["rows"]
+    assert train.edges == test.edges and "fareamount_double" in train.edges
+    assert load_profile(client, run.data.tags["shardline.model"]) == train
+    assert load_profile(client, f"runs:/{run.info.run_id}/model") == train
+    page = read_artifact(state, "profile")
+    assert page.count("](data:image/png;base64,") == 1 and "| `fareamount_double` |" in page
+    assert len(page) < 60_000
+
+
+def read_artifact(state, key):
+    """What one artifact of the run holds."""
+    flow = ArtifactFilterFlowRunId(any_=[state.state_details.flow_run_id])
     with get_client(sync_client=True) as client:
-        flow = ArtifactFilterFlowRunId(any_=[default_run[0].state_details.flow_run_id])
         found = client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=flow))
-    (report,) = [str(artifact.data) for artifact in found if artifact.key == "report"]
+    (text,) = [str(artifact.data) for artifact in found if artifact.key == key]
+    return text
+
+
+def test_the_report_in_prefect_shows_pictures_and_is_small_enough_for_a_page(default_run):
+    report = read_artifact(default_run[0], "report")
     assert report.count("](data:image/png;base64,") == 2
     assert "The errors are largest where " in report
     assert "**Learning rate**: 1, along gradients that are preconditioned by the first batch's Hessian" in report

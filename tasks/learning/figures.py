@@ -52,17 +52,23 @@ def plain(text: str) -> str:
 
 def render(draw: Draw, title: str = "", *, small: bool = False) -> bytes:
     """Return a PNG of what a function draws, 1,600 pixels wide; small: 900, and in few colours."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.6) if small else (10, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     draw(axes)
     style(axes)
     add_legend(figure, axes)
-    buffer = io.BytesIO()
     figure.suptitle(title, color=INK, fontsize=12)
+    return save(figure, small=small)
+
+
+def save(figure: Figure, *, small: bool) -> bytes:
+    """Return a PNG of a figure 10 inches wide, or 8 in few colours."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=112.5 if small else 160, transparent=True)
     return reduce_colours(buffer.getvalue()) if small else buffer.getvalue()
 

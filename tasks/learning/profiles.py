@@ -45,6 +45,11 @@ class DataProfile:
     rows: int
     columns: tuple[ColumnProfile, ...]
 
+    @property
+    def edges(self) -> Mapping[str, tuple[float, ...]]:
+        """The edges of each column's histogram, for another profile that is to be compared with this one."""
+        return {column.name: column.edges for column in self.columns}
+
     def to_dict(self) -> dict[str, Any]:
         """Return the same as plain JSON types."""
         return asdict(self)

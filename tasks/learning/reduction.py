@@ -45,6 +45,9 @@ class Reduction(Protocol):
     def gather(self, partial: Tensor) -> Tensor:
         """Return [slices of the batch, …], in their order, from this process's [own slices, …]."""
 
+    def total(self, counts: Tensor) -> Tensor:
+        """Return the sum over all processes of whole numbers in int64, which is the same in any order."""
+
 
 class Alone:
     """One process holds the whole batch: there is nothing to gather."""
@@ -55,6 +58,10 @@ class Alone:
     def gather(self, partial: Tensor) -> Tensor:
         """Return `partial`."""
         return partial
+
+    def total(self, counts: Tensor) -> Tensor:
+        """Return `counts`."""
+        return counts
 
 
 ALONE = Alone()
@@ -85,6 +92,14 @@ class Ranks:
         torch.distributed.all_gather(received, padded)
         self.gather_seconds += time.perf_counter() - began
         return torch.cat([part[:count] for part, count in zip(received, self._counts, strict=True)])
+
+    def total(self, counts: Tensor) -> Tensor:
+        """Return the sum of all ranks' counts."""
+        began = time.perf_counter()
+        summed = counts.clone()
+        torch.distributed.all_reduce(summed)
+        self.gather_seconds += time.perf_counter() - began
+        return summed
 
 
 def find_reduction(batch_size: int) -> Reduction:

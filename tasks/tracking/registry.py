@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SHARED_TAGS = ("mlflow.note.content", "mlflow.user", "mlflow.source.name", "mlflow.source.type")  # with its run
 SCORES = ("test_", "train_")  # how the metrics begin that are a model's, not a training's
+WEIGHTS_FOLDER = "data/weights"  # of a saved model
 OURS = "shardline"  # a key of the metadata of models that this project made
 
 
@@ -265,6 +266,24 @@ def load_model(client: Client, uri: str) -> ColumnModel:
         model=loaded.get_raw_model() if ours else loaded,  # ours checks its columns at once, MLflow every cell
         folder=folder,
     )
+
+
+def read_beside_weights(client: Client, uri: str, name: str) -> str | None:
+    """Return the text of a file that stands beside the weights of the model at models:/… or runs:/…; None without one.
+
+    Nothing of the model is loaded. Raises TrackingError where there is no such model, or no answer.
+    """
+    from mlflow import artifacts
+
+    with translated(f"{name} of the model {uri} cannot be read"), ScratchFolder("shardline-beside-") as folder:
+        version = find_version(client, uri)
+        source = client.get_model_version_download_uri(version.name, version.version) if version else uri
+        beside = f"{source}/{WEIGHTS_FOLDER}"
+        found = artifacts.list_artifacts(artifact_uri=beside, tracking_uri=client.tracking_uri)
+        if not any(each.path.endswith(f"/{name}") for each in found):
+            return None
+        path = artifacts.download_artifacts(f"{beside}/{name}", dst_path=folder, tracking_uri=client.tracking_uri)
+        return Path(path).read_text(encoding="utf-8")
 
 
 def find_version(client: Client, uri: str) -> ModelVersion | None:

@@ -61,7 +61,7 @@ def pass_alone(job: TrainingJob) -> Passed:
     from tasks.learning.first_pass import FirstPass
 
     dataset = open_dataset(job.data.train, job.sources, job.parameters, epochs=1)
-    first_pass = FirstPass(job.features, dataset.manifest.rows, dataset.batch_size)
+    first_pass = FirstPass(job.features, dataset.manifest.rows, dataset.batch_size, edges=job.edges)
     clock, tally = StageClock(), Tally(0)
     progress = ProgressArtifact(len(dataset))
     for done, batch in enumerate(stream_batches(dataset, job.parameters.num_workers, clock), start=1):

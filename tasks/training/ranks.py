@@ -70,7 +70,7 @@ def pass_rank(job: TrainingJob, tally: Tally) -> Passed:
         placement=Placement(slice_rows=slice_rows(size)),
     )
     reduction = find_reduction(dataset.batch_size)
-    first_pass = start_first_pass(job.features, dataset, reduction, None)
+    first_pass = start_first_pass(job, dataset, reduction, None)
     assert first_pass is not None, "there is no checkpoint"
     clock = StageClock()
     asked, gathered = time.perf_counter(), reduction.gather_seconds

@@ -100,7 +100,7 @@ def start_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
     trainer = Trainer(features, scaling, settings, device, reduction)
     if kept:
         trainer.restore(kept)
-    first_pass = start_first_pass(features, dataset, reduction, kept)
+    first_pass = start_first_pass(job, dataset, reduction, kept)
     preparation = Preparation(
         features=features, scaling=trainer.scaling, dtype=settings.dtype, device=device, first_pass=first_pass
     )
@@ -163,7 +163,7 @@ def follow_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
         dataset=dataset,
         clock=StageClock(),
         scaled_by=name_statistics(job),
-        first_pass=start_first_pass(features, dataset, ALONE, kept),
+        first_pass=start_first_pass(job, dataset, ALONE, kept),
     )
 
 
@@ -206,18 +206,25 @@ def name_statistics(job: TrainingJob) -> dict[str, str]:
 
 
 def start_first_pass(
-    features: Features, dataset: ObjectStorageDataset, reduction: Reduction, kept: Checkpoint | None
+    job: TrainingJob, dataset: ObjectStorageDataset, reduction: Reduction, kept: Checkpoint | None
 ) -> FirstPass | None:
     """Return where the first pass over the data stands; None where a checkpoint does not say what was taken in."""
     from tasks.learning.first_pass import FirstPass
     from tasks.streaming.arithmetic import split_batch
 
     offset, _ = split_batch(dataset.batch_size, dataset.rank, dataset.world_size, dataset.slice_rows)
-    first_pass = FirstPass(features, dataset.manifest.rows, dataset.batch_size, offset=offset, reduction=reduction)
+    first_pass = FirstPass(
+        job.features,
+        dataset.manifest.rows,
+        dataset.batch_size,
+        edges=job.edges,
+        offset=offset,
+        reduction=reduction,
+    )
     if kept:
         if MOMENTS not in kept.facts:
             return None
-        first_pass.restore(MomentSums(**kept.facts[MOMENTS]))
+        first_pass.restore(MomentSums.from_dict(kept.facts[MOMENTS]))
     return first_pass
 
 
