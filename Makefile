@@ -52,7 +52,7 @@ test: check  ## check, then the tests (some minutes)
 	$(RUN) pytest $(STREAM) $(ARGS)
 	$(RUN) pytest $(OTHERS) $(ARGS)
 
-test-all: check  ## check, then every test, the long ones too
+test-all: check .venv/.installed-kernels  ## check, then every test, the long ones too
 	$(RUN) pytest --long $(STREAM) $(ARGS)
 	$(RUN) pytest --long $(OTHERS) $(ARGS)
 
@@ -76,6 +76,9 @@ KERNEL := tasks/streaming/formats/kernel.c
 .venv/.installed-test: pyproject.toml constraints.txt $(wildcard $(KERNEL))
 	@$(call install,local$(comma)test)
 	@touch .venv/.installed-local
+
+.venv/.installed-kernels: .venv/.installed-test
+	@$(call install,local$(comma)test$(comma)kernels)
 
 comma := ,
 

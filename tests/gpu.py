@@ -23,7 +23,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "tests" / "benchmarks" / "RESULTS.md"
 NEEDED = ("torch", "numpy", "pyarrow", "safetensors", "psutil", "pytest")
-FILES = ("tests/test_learning.py", "tests/test_learning_devices.py")  # all that have tests of CUDA
+FILES = (  # all that have tests of CUDA
+    "tests/test_learning.py",
+    "tests/test_learning_devices.py",
+    "tests/test_learning_kernels.py",
+)
 SECONDS, TESTS, SANITIZING = 540, 210, 60  # in all, and of them for the tests and for each sanitizer
 
 

@@ -141,6 +141,8 @@ def test_the_image_is_pinned_not_root_and_holds_nothing_but_code():
     copied = [line.split()[1:-1] for line in lines if line.startswith("COPY ") and "--from" not in line]
     assert copied == [["pyproject.toml", "constraints.txt"], ["flows"], ["tasks"], ["deployments"]]
     assert any(line.startswith("COPY --from=kernel ") and "/kernel.*.so " in line for line in lines)
+    last = (DEPLOYMENTS / "Dockerfile").read_text().rpartition("\nFROM ")[2]
+    assert re.search(r"in \*,kernels,\*\).*gcc .*;;.*USER", last, re.S)  # Triton's launcher is compiled where it runs
     kept = (DEPLOYMENTS / "Dockerfile.dockerignore").read_text().splitlines()
     assert kept[1] == "*"
     assert {line[1:].removesuffix("/**") for line in kept if line.startswith("!")} == {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tasks.learning.reduction import Reduction, add_up, count_rows, multiply
+from tasks.learning import kernels
+from tasks.learning.reduction import Reduction, add_up, count_rows, multiply, slice_rows
 
 
 def differentiate(w: Tensor, b: Tensor, x: Tensor, y: Tensor, reduction: Reduction) -> tuple[Tensor, Tensor, Tensor]:
@@ -13,6 +14,15 @@ def differentiate(w: Tensor, b: Tensor, x: Tensor, y: Tensor, reduction: Reducti
 
     w [features, 1] and b [1, 1] are the model, x [rows, features] and y [rows, 1] this process's rows of the batch.
     """
+    sums = _sum_errors(w, b, x, y, reduction).div_(count_rows(x, reduction)).view(-1, 1)
+    gradient = (2 * sums).to(w.dtype)
+    return sums[-1, 0], gradient[:-2], gradient[-2:-1]
+
+
+def _sum_errors(w: Tensor, b: Tensor, x: Tensor, y: Tensor, reduction: Reduction) -> Tensor:
+    """Return the sums of error · feature, of the error, and of its square, [features + 2] in float64."""
+    if kernels.are_usable(x):
+        return _add_up_by_kernel(w, b, x, y, reduction)
 
     def add_errors(x: Tensor, y: Tensor) -> Tensor:
         slices, rows, features = x.shape
@@ -20,13 +30,19 @@ def differentiate(w: Tensor, b: Tensor, x: Tensor, y: Tensor, reduction: Reducti
         along = multiply(errors, x)
         return torch.cat([along, errors.sum(2, keepdim=True), errors.square_().sum(2, keepdim=True)], dim=2)
 
-    sums = add_up(add_errors, x, y, reduction=reduction).div_(count_rows(x, reduction)).view(-1, 1)
-    gradient = (2 * sums).to(w.dtype)
-    return sums[-1, 0], gradient[:-2], gradient[-2:-1]
+    return add_up(add_errors, x, y, reduction=reduction).view(-1)
+
+
+def _add_up_by_kernel(w: Tensor, b: Tensor, x: Tensor, y: Tensor | None, reduction: Reduction) -> Tensor:
+    """Return the same from one read of x and y; without y, of predictions instead of errors."""
+    slices = kernels.sum_slices(torch.cat([w, b]).view(-1), x, y, slice_rows(count_rows(x, reduction)))
+    return reduction.gather(slices).double().sum(dim=0)
 
 
 def curve_along(w: Tensor, b: Tensor, x: Tensor, reduction: Reduction) -> Tensor:
     """Return the second derivative of the mean squared error along the direction (w, b), a scalar of float64."""
+    if kernels.are_usable(x):
+        return 2 * _add_up_by_kernel(w, b, x, None, reduction)[-1] / count_rows(x, reduction)
 
     def add_changes(x: Tensor) -> Tensor:
         slices, rows, features = x.shape
