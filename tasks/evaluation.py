@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
@@ -19,6 +19,7 @@ from tasks.policy import READING, step
 from tasks.runs.profiles import show_profiles
 from tasks.runs.promotion import Champion, find_champion, judge
 from tasks.sources import open_dataset
+from tasks.wording.worth import MODELS, tabulate_slices
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from tasks.learning.sums import MomentSums
     from tasks.tracking.outbox import Outbox
 
-MODELS = ("trained", "exact", "mean")
 SLICES = "evaluation/slices.json"
 
 
@@ -166,26 +166,6 @@ def describe_slices(slices: Sequence[Slice], rows: str) -> str:
         text += ". R² is left out where rows were chosen by the target itself: it varies too little among them for "
         text += "any model to explain much of it"
     return text
-
-
-def tabulate_slices(slices: Sequence[Slice]) -> list[dict[str, Any]]:
-    """Return the slices as a table for people: rows, root mean squared errors to six digits, R² where any has one."""
-    present = ((each.name, {name: score for name, score in each.scores.items() if score}) for each in slices)
-    with_r2 = any(each.r2 is not None for one in slices if (each := one.scores["trained"]))
-    return [
-        {
-            "slice": name,
-            "rows": scores["trained"].rows,
-            **{f"RMSE {model}": _digits(scores[model].rmse) for model in MODELS},
-            **({"R²": _digits(scores["trained"].r2)} if with_r2 else {}),
-        }
-        for name, scores in present
-        if scores
-    ]
-
-
-def _digits(value: float | None) -> str:
-    return "–" if value is None else f"{value:.6g}"
 
 
 def write_verdict(scores: Mapping[str, Score], rows_of: RowsOf) -> str:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from prefect.artifacts import create_markdown_artifact
-from pydantic import JsonValue
 
-from tasks.facts import ROWS_OF, Evaluation, Fit, Ridge, Searched, TrainingJob
-from tasks.learning.scores import AT_BOTH_ENDS
+from tasks.facts import Evaluation, Fit, Ridge, Searched, TrainingJob
 from tasks.naming import escape_markdown, write_code
 from tasks.policy import step
 from tasks.redaction import redact
 from tasks.runs.lifecycle import Run
+from tasks.wording.worth import format_value, write_condition, write_scores, write_step, write_worst
 
 if TYPE_CHECKING:
     from tasks.aws.identity import Identity
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from tasks.learning.figures import Draw
     from tasks.tracking.outbox import Outbox
 
-SMALLEST_SHARE = 0.01  # of the rows, from which on a slice's error is not a few rows' luck
-MOST_ITERATIONS = 100_000  # that are worth a try, where the exact solver needs one pass
 MOST_STEPS = 500  # of a metric that follows from another one
 IN_PREFECT = ("above_exact", "predicted")  # figures that the artifact shows
 
@@ -128,13 +125,6 @@ def write_ridge(ridge: Ridge | None) -> list[str]:
     return [f"Cross-validated over {ridge.folds} folds of shards, the exact model has {found}: {write_code(words)}."]
 
 
-def format_value(value: JsonValue) -> str:
-    """Return a parameter's value for people."""
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
 def draw_figures(target: str, fit: Fit, evaluation: Evaluation) -> Iterator[tuple[str, Draw]]:
     """Yield what is to be drawn, by name; a model that was solved in one pass has no iterations to draw."""
     from tasks.learning import figures
@@ -166,56 +156,6 @@ def keep_excess(outbox: Outbox, fit: Fit, evaluation: Evaluation) -> None:
     last, apart = len(excess) - 1, math.ceil(len(excess) / MOST_STEPS)
     for number in (*range(0, last, apart), last):
         outbox.log(number, {"mse_above_exact": excess[number]})
-
-
-def write_worst(evaluation: Evaluation) -> list[str]:
-    """Return one sentence that names the two slices with the largest errors, where there are three or more."""
-    least = SMALLEST_SHARE * evaluation.scores["trained"].rows
-    found = [(each, each.scores["trained"], each.scores["mean"]) for each in evaluation.slices]
-    large = [(each, own, mean) for each, own, mean in found if own and mean and own.rows >= least]
-    if len(large) < 3:
-        return []
-    worst = sorted(large, key=lambda each: -each[1].rmse)[:2]
-    named = " and ".join(
-        f"{escape_markdown(each.name)} (RMSE {own.rmse:.6g} over {own.rows:,} rows; always the mean {mean.rmse:.6g})"
-        for each, own, mean in worst
-    )
-    caveat = f" Mind that {AT_BOTH_ENDS}." if any(each.by_target for each, *_ in worst) else ""
-    return [f"The errors are largest where {named}.{caveat}"]
-
-
-def write_condition(dtype: str, fit: Fit, train_mse: Mapping[str, float]) -> list[str]:
-    """Return a sentence where the features depend on each other more than so many iterations can cope with."""
-    import torch
-
-    from tasks.learning.conditioning import count_iterations, most_condition
-
-    if fit.condition is None:
-        return []
-    needed = count_iterations(fit.condition, getattr(torch, dtype))
-    if needed <= fit.iterations:
-        return []
-    trained, exact = train_mse["trained"], train_mse["exact"]
-    at_most = most_condition(fit.iterations, getattr(torch, dtype))
-    above = f"{trained / exact - 1:.2%}" if exact > 0 else "more than nothing"
-    more = f", or `--iterations {needed}`" if needed <= MOST_ITERATIONS else ""
-    return [
-        f"**The features nearly depend on each other**: the first batch's condition number is {fit.condition:.2g}, and "
-        f"{fit.iterations} iterations are enough up to {at_most:.2g}; over the training rows this model's MSE is "
-        f"{above} above that of the best linear model, which `--solver exact`{more} reaches."
-    ]
-
-
-def write_step(fit: Fit) -> str:
-    """Return the step size in words."""
-    if fit.learning_rate is None:
-        return "none: solved exactly"
-    if fit.condition is None:
-        return f"{fit.learning_rate:.6g}"
-    return (
-        f"{fit.learning_rate:.6g}, along gradients that are preconditioned by the first batch's Hessian (condition "
-        f"number {fit.condition:.3g})"
-    )
 
 
 def write_circumstances(job: TrainingJob, fit: Fit, identity: Identity, hardware: Hardware) -> str:
@@ -264,19 +204,6 @@ def write_damage(fit: Fit) -> list[str]:
     return [
         f"**In the cache {shards} found damaged**, and fetched again; no damaged row was trained on: check the disk"
     ]
-
-
-def write_scores(evaluation: Evaluation) -> str:
-    """Return the models beside each other on the same rows, as a markdown table."""
-    names = {"trained": "trained", "exact": "exact least squares", "mean": "always the mean"}
-    if "champion" in evaluation.scores:
-        names["champion"] = f"champion so far (version {evaluation.promotion.against})"
-    lines = [f"| model ({ROWS_OF[evaluation.rows_of]} rows) | MSE | RMSE | MAE | R² |", "|---|---:|---:|---:|---:|"]
-    for key, name in names.items():
-        score = evaluation.scores[key]
-        r2 = "–" if score.r2 is None else f"{round(score.r2, 4) + 0.0:.4f}"
-        lines.append(f"| {name} | {score.mse:.6g} | {score.rmse:.6g} | {score.mae:.6g} | {r2} |")
-    return "\n".join(lines)
 
 
 SHORT = 5.0  # seconds of a run, below which no part of them is worth an advice

@@ -13,11 +13,12 @@ from safetensors.numpy import load_file
 
 from flows.training import train
 from tasks.data import split_rows
-from tasks.evaluation import describe_slices, keep_scores, tabulate_slices, write_verdict
+from tasks.evaluation import describe_slices, keep_scores, write_verdict
 from tasks.facts import Located, TrainingData
 from tasks.learning.scores import AT_BOTH_ENDS, Density, Score, Scores, Slice
 from tasks.streaming import ColumnStatistics, Manifest, Shard
 from tasks.tracking import client as record
+from tasks.wording.worth import tabulate_slices
 from tests.flowruns import ended
 from tests.shards import COLUMNS, to_csv, write_shards
 

@@ -129,6 +129,7 @@ BELOW_STEPS = (
     "facts",
     "policy",
     "sources",
+    "wording",
     "runs",
 )
 TREES = {module_of(path): ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}

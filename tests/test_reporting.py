@@ -14,7 +14,8 @@ from tasks.learning.loop import Iteration, Settings, Trainer, train
 from tasks.learning.scaling import Scaling
 from tasks.learning.scores import AT_BOTH_ENDS, Density, Score, Slice
 from tasks.learning.scoring import Moments
-from tasks.reporting import above_exact, write_condition, write_step, write_times, write_worst
+from tasks.reporting import above_exact, write_times
+from tasks.wording.worth import write_condition, write_step, write_worst
 
 FEATURES = Features(columns=("y", "a", "b", "c"), target="y", raw=("a", "b", "c"))
 ENOUGH = {"float64": 6e-4, "float32": 2e-2}  # how far b is from a, in deviations, where 50 iterations are just enough
