@@ -1,12 +1,13 @@
 """The step that makes a trained model one that others can load: from MLflow, by name, in a process of its own.
 
-It is saved into the run's outbox with the code that it predicts by, and a plan of how it is to be registered;
+It is saved into the run's outbox with the code that it predicts by, its card, and a plan of how it is to be registered;
 `tasks.tracking.recovery` carries the plan out when all else is recorded, now or later.
 """
 
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,10 +18,13 @@ from tasks.facts import Evaluation, Fit, Preview, TrainingJob
 from tasks.learning.profiles import PROFILE, DataProfile
 from tasks.naming import escape_markdown
 from tasks.policy import READING, step
+from tasks.runs.lineage import describe_commit, read_versions
+from tasks.tracking.client import show_uri, tracking_uri
 from tasks.tracking.outbox import MODEL, Outbox
 from tasks.tracking.packaging import save_model
 from tasks.tracking.registry import RegistrationPlan, plan_registration
 from tasks.tracking.views import name_of_model
+from tasks.wording.card import Origin, write_card
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -56,6 +60,7 @@ def register_model(job: TrainingJob, fit: Fit, evaluation: Evaluation, preview: 
         modules=SHIPPED,
         loader=LOADER,
         requirements=REQUIRED,
+        card=write_card(job, fit, evaluation, find_origin()),
     )
     promotion = evaluation.promotion
     plan = RegistrationPlan(
@@ -76,6 +81,18 @@ def save_weights(model: LinearModel, profile: DataProfile | None, folder: Path) 
     save_served(model, folder)
     if profile:
         (folder / PROFILE).write_text(json.dumps(profile.to_dict()), encoding="utf-8")
+
+
+def find_origin() -> Origin:
+    """Return where and from which code this process makes a model, now."""
+    commit = describe_commit()
+    changed = ", changed since" if commit.get("git.changed") == "true" else ""
+    return Origin(
+        tracking_uri=show_uri(tracking_uri()),
+        versions=read_versions(),
+        revision=f"git {commit['mlflow.source.git.commit']}{changed}" if commit else None,
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
 
 
 def take_example(model: LinearModel, batch: Tensor) -> pd.DataFrame:

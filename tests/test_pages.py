@@ -177,6 +177,18 @@ def test_mlflow_shows_the_model_its_scores_and_its_version(browser, site, mlflow
     look(browser, page, "challenger", "Inputs (8)", picture="mlflow-challenger")
 
 
+def test_mlflow_shows_the_models_card_where_its_description_leads(browser, site, mlflow_run):
+    run_id = mlflow_run["info"]["run_id"]
+    found = ask(f"{site.pages.mlflow}/api/2.0/mlflow/model-versions/search?filter=run_id%3D'{run_id}'")
+    (version,) = found["model_versions"]
+    page = f"{site.pages.mlflow}/#/models/shardline/versions/{version['version']}?workflowType=machine_learning"
+    look(browser, page, "The model's card", picture="mlflow-description")
+    place = browser.find_element(By.LINK_TEXT, "The model's card").get_attribute("href")
+    sections = ("What it predicts", "On which data", "How good it is", "Where it is bad", "How it was made")
+    said = look(browser, place, "README.md", *sections, "distance_km", picture="mlflow-card")
+    assert "## " not in said
+
+
 def test_mlflow_lists_the_run(browser, site, mlflow_run):
     experiment = mlflow_run["info"]["experiment_id"]
     url = f"{site.pages.mlflow}/#/experiments/{experiment}/runs?workflowType=machine_learning"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tasks.files import UNFINISHED, move_whole
 from tasks.tracking.outbox import keeping
-from tasks.tracking.registry import OURS
+from tasks.tracking.registry import CARD, OURS
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -28,11 +28,13 @@ def save_model(
     modules: Sequence[str],
     loader: str,
     requirements: Sequence[str],
+    card: str,
 ) -> None:
     """Write an MLflow model that needs nothing of this project but what it brings along, whole, into an outbox.
 
     `example` are some rows of its input columns, `save_weights` writes its weights into a new folder, `modules` are
-    those of this package that go along (their paths, without suffix), `loader` the one of them that loads the weights.
+    those of this package that go along (their paths, without suffix), `loader` the one of them that loads the weights;
+    `card` is Markdown about the model.
 
     Columns are of any type in its signature: where it says double, MLflow refuses int64, as pandas reads a CSV's years
     and hours, and where it says long, the same column with a missing value. The model itself refuses what is not a
@@ -59,6 +61,7 @@ def save_model(
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in requirements],
             metadata={OURS: {"target": target}},
         )
+        (made / CARD).write_text(card, encoding="utf-8")
         move_whole(made, folder)
 
 

@@ -57,17 +57,22 @@ def describe_model(name: str, tracking_uri: str) -> str:
 `challenger` the one that was trained last. The champion predicts from the columns of a table, by their names:
 
 ```python
-import mlflow
-import pandas
-
-mlflow.set_tracking_uri({tracking_uri!r})
-model = mlflow.pyfunc.load_model({f"models:/{name}@champion"!r})
-print(model.predict(pandas.read_csv("rows.csv")))
+{write_loading(f"models:/{name}@champion", tracking_uri)}
 ```
 
 Each column is read as float64 and may be of any numeric type, as its signature says by `any`: MLflow refuses the
 integers that pandas reads where it says `double`. To `mlflow models serve` send JSON, such as `dataframe_split`, for
 MLflow reads no CSV without types."""
+
+
+def write_loading(uri: str, tracking_uri: str, rows: str = 'pandas.read_csv("rows.csv")') -> str:
+    """Return lines to copy that load a model and predict `rows`, which are Python; the URI is shown as it is."""
+    needed = "import mlflow\nimport pandas" if "pandas" in rows else "import mlflow"
+    return f"""{needed}
+
+mlflow.set_tracking_uri({tracking_uri!r})
+model = mlflow.pyfunc.load_model({uri!r})
+print(model.predict({rows}))"""
 
 
 def saved_view() -> str:
