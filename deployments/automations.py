@@ -82,7 +82,7 @@ def notifications(webhook: UUID) -> list[AutomationCore]:
         ),
         _notify(
             "shardline: tell of a new champion",
-            "A trained model became the champion.",
+            "A trained model became the champion, or a person replaced the champion.",
             _trigger("shardline.model.*", CHAMPION_CHANGED),
             webhook,
             CHAMPION,

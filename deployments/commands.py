@@ -16,6 +16,7 @@ from tasks.parameters import (
     ContractParameters,
     Parameters,
     PredictionParameters,
+    PromotionParameters,
     ReplayParameters,
     TrainingParameters,
 )
@@ -27,6 +28,7 @@ FLOWS: dict[str, tuple[type[Parameters], Callable[[Any], Any] | None]] = {
     "flows.training": (TrainingParameters, resolve_sources),
     "flows.benchmarking": (BenchmarkParameters, None),
     "flows.predicting": (PredictionParameters, None),
+    "flows.promoting": (PromotionParameters, None),
     "flows.replaying": (ReplayParameters, None),
     "flows.contracting": (ContractParameters, None),
 }

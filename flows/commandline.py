@@ -56,7 +56,9 @@ def parameters(model: type[Parameters]) -> Callable[[Function], Function]:
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=field.get_default(call_default_factory=True),
+                default=inspect.Parameter.empty
+                if field.is_required()
+                else field.get_default(call_default_factory=True),
                 annotation=Annotated[
                     field.annotation,
                     Field(
@@ -155,13 +157,14 @@ def _kind(field: FieldInfo) -> Any:
 
 def _facts(field: FieldInfo) -> list[str]:
     default = field.get_default(call_default_factory=True)
+    stated = "required" if field.is_required() else f"default: {EMPTY if default is None else default}"
     bounds = [
         text.format(getattr(limit, key))
         for limit in field.metadata
         for key, text in BOUNDS.items()
         if hasattr(limit, key)
     ]
-    return [f"default: {EMPTY if default is None else default}", *bounds]
+    return [stated, *bounds]
 
 
 def parse(model: type[Model], argv: Sequence[str] | None, prog: str, description: str) -> Model:
@@ -183,6 +186,8 @@ def tell_fault(error: ValidationError) -> str:
     if not fault["loc"]:
         return message
     option = "--" + str(fault["loc"][0]).replace("_", "-")
+    if fault["type"] == "missing":
+        return f"{option} has no default: give it"
     return redact_text(f"{option} {fault['input']!r}: {message[0].lower()}{message[1:]}")
 
 

@@ -10,6 +10,7 @@ from prefect.utilities.callables import parameter_schema
 from flows.benchmarking import benchmark
 from flows.commandline import PATTERNS, parse
 from flows.predicting import predict
+from flows.promoting import promote
 from flows.searching import search
 from flows.training import check_parameters, train
 from tasks.errors import ConfigurationError
@@ -17,6 +18,7 @@ from tasks.parameters import (
     PRESETS,
     BenchmarkParameters,
     PredictionParameters,
+    PromotionParameters,
     SearchParameters,
     TrainingParameters,
 )
@@ -118,7 +120,7 @@ def test_the_form_shows_what_help_shows():
     assert properties["device"]["enum"] == ["auto", "cpu", "cuda"]
 
 
-@pytest.mark.parametrize("flow", [train, predict, benchmark, search])
+@pytest.mark.parametrize("flow", [train, predict, benchmark, search, promote])
 def test_the_form_calls_empty_what_may_be_left_out(flow):
     properties = [each["anyOf"] for each in parameter_schema(flow).properties.values() if "anyOf" in each]
     assert properties and all(null["title"] == "empty" for _, null in properties)
@@ -134,6 +136,16 @@ def test_the_form_shows_an_empty_field_where_there_is_one_and_no_switch_that_wou
 @pytest.mark.parametrize("model", MODELS)
 def test_descriptions_read_the_same_as_text_and_as_the_markdown_that_the_form_takes_them_for(model):
     assert not [name for name, field in model.model_fields.items() if "**" in field.description]
+
+
+def test_what_has_no_default_is_asked_for_by_the_form_and_by_the_command_line(capsys):
+    assert parameter_schema(promote).required == ["reason"]
+    with pytest.raises(SystemExit):
+        parse(PromotionParameters, ["--version", "2"], "flows.promoting", "")
+    assert "flows.promoting: --reason has no default: give it (--help" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse(PromotionParameters, ["--help"], "flows.promoting", "")
+    assert "is notified. [required]" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_form_begins_with_what_people_change_and_ends_with_access():

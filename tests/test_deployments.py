@@ -34,6 +34,7 @@ def runs_in(site, state):
         ("training/notebook", {"preset": "notebook"}, None),
         ("training/many-machines", {"ranks": 8}, None),
         ("searching/fifty-trials", {}, None),
+        ("promoting/roll-back", {}, None),
         ("benchmarking/weekly", {}, "0 6 * * 0"),
         ("predicting/after-training", {}, None),
     ],
@@ -122,6 +123,24 @@ def test_a_failed_run_and_a_new_champion_are_told_of(site, trained, receiver):
     receiver.await_text("training", run["name"], "Failed", "/nowhere/part*.csv", run["id"])
     (success,) = site.in_mlflow(trained["id"])
     receiver.await_text("shardline has a new champion, version 1", success["info"]["run_id"])
+
+
+@pytest.mark.long
+def test_a_version_becomes_champion_by_a_form_and_the_former_one_by_the_same_with_a_reason_alone(
+    site, trained, receiver
+):
+    site.wait(site.start("training/notebook", iterations=4, batch_size=2048))
+    mlflow = f"{site.pages.mlflow}/api/2.0/mlflow/registered-models/get?name=shardline"
+    aliases = {each["alias"]: each["version"] for each in ask(mlflow)["registered_model"]["aliases"]}
+    number, former = aliases["challenger"], aliases["champion"]
+    run = site.wait(site.start("promoting/roll-back", version=int(number), reason="to look at it", by="me"))
+    assert run["state"]["message"].startswith(f"Version {number} is champion of shardline now, in place of version")
+    receiver.await_text(f"shardline has a new champion, version {number}", "to look at it", run["id"])
+    run = site.wait(site.start("promoting/roll-back", reason="seen"))
+    assert run["state"]["message"] == (
+        f"Version {former} is champion of shardline again, in place of version {number}: seen"
+    )
+    assert f"| before | {number} |" in site.artifacts(run["id"])["champion"]["data"]
 
 
 def test_a_run_name_that_was_typed_is_kept(site):

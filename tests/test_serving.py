@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,6 +22,7 @@ from tasks.errors import TrackingError
 from tasks.learning.scores import Score
 from tasks.runs.promotion import Champion, judge
 from tasks.tracking import client as record
+from tasks.tracking.champions import read_succession
 from tasks.tracking.outbox import MODEL, REGISTRATION, Outbox
 from tasks.tracking.recovery import complete_outbox
 from tests.flowruns import ended
@@ -139,6 +141,22 @@ def test_the_lines_to_copy_of_the_models_description_and_of_the_readme_predict(
     assert done.stdout.split()[-1:] == [str(len(test_rows))], done.stderr
 
 
+def test_the_lines_of_python_on_the_models_card_load_it_and_its_weights(default_run, client, monkeypatch):
+    card = Path(client.download_artifacts(default_run.info.run_id, "model/README.md")).read_text()
+    named: list[str] = []
+    monkeypatch.setattr(mlflow, "set_tracking_uri", named.append)  # it would stay so; the environment says the same
+    of_mlflow, of_safetensors = ({}, {})  # type: ignore[var-annotated]
+    for lines, names in zip(re.findall(r"```python\n(.*?)```", card, re.S), (of_mlflow, of_safetensors), strict=True):
+        exec(lines, names)
+    assert named == [record.tracking_uri()] * 2
+    rows, weights = of_mlflow["model"].input_example, of_safetensors["weights"]
+    x = np.column_stack([rows.to_numpy(), kilometres(rows)])
+    assert np.allclose(of_mlflow["model"].predict(rows), (x @ weights["w"] + weights["b"]).flatten(), rtol=1e-6)
+    assert f"--like {default_run.info.run_id}" in card
+    description = client.get_model_version("a-serving-place", "1").description
+    assert re.search(r"\n\n\[The model's card\]\(#/experiments/\d+/models/m-\w+/artifacts/README.md\)", description)
+
+
 SENT = {
     "dataframe_split": lambda rows: {key: rows.to_dict("split")[key] for key in ("columns", "data")},
     "dataframe_records": lambda rows: rows.to_dict("records"),
@@ -185,7 +203,7 @@ def test_the_model_says_its_columns_has_an_example_and_no_pickle(default_run, cl
     assert model.load_input_example(str(folder)).shape == (5, 8)
     assert "torch==2.13.0\n" in (folder / "requirements.txt").read_text()
     kinds = {path.suffix for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-    assert kinds == {"", ".py", ".json", ".yaml", ".txt", ".safetensors"}
+    assert kinds == {"", ".py", ".json", ".yaml", ".txt", ".md", ".safetensors"}
 
 
 def test_the_model_is_a_logged_model_of_its_run_with_its_scores(default_run, client):
@@ -245,6 +263,7 @@ def test_each_model_is_challenger_and_becomes_champion_by_beating_the_last(learn
     assert verdict.startswith("The model becomes champion, for it beats the champion (version 2): RMSE")
     assert verdict.endswith("on the 500 test rows.")
     assert client.get_model_version("gate", "4").tags["shardline.gate"] == verdict
+    assert read_succession(client, "gate").champions == ("4", "2")
     assert better.data.tags["shardline.model"] == "models:/gate/4"
     assert better.data.metrics["test_rmse"] < better.data.metrics["test_rmse_champion_model"]
     report = Path(client.download_artifacts(better.info.run_id, "report.md")).read_text()

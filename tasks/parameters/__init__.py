@@ -7,7 +7,13 @@ in `tasks.sources`.
 """
 
 from tasks.parameters.data import ADDRESSES, MOST_ROWS, Access, Checked, Listing, Reading, Rows, Shards, Source, Stream
-from tasks.parameters.flows import BenchmarkParameters, ContractParameters, PredictionParameters, ReplayParameters
+from tasks.parameters.flows import (
+    BenchmarkParameters,
+    ContractParameters,
+    PredictionParameters,
+    PromotionParameters,
+    ReplayParameters,
+)
 from tasks.parameters.marks import Mark, Parameters, Searchable
 from tasks.parameters.optimizers import CONSTANTS
 from tasks.parameters.searching import SearchParameters
@@ -39,6 +45,7 @@ __all__ = [
     "Parameters",
     "PredictionParameters",
     "Preset",
+    "PromotionParameters",
     "Reading",
     "ReplayParameters",
     "Resuming",

@@ -93,3 +93,24 @@ class PredictionParameters(Tracking, Rows, Checked, Listing):
         description="What the predictions are written as; csv adds a cell to each line of CSV, parquet keeps Parquet's "
         "types.",
     )
+
+
+class PromotionParameters(Tracking):
+    """All parameters of the promoting flow, flat, in the order of its form."""
+
+    group: ClassVar[str] = "Promotion"
+
+    experiment: Annotated[str, RECORD, OWN] = Field(
+        "shardline", min_length=1, description="MLflow experiment whose model gets another champion."
+    )
+    version: int | None = Field(
+        None,
+        ge=1,
+        description="Version that becomes champion; empty: the one that was champion before the present one.",
+    )
+    reason: str = Field(
+        min_length=1, max_length=2000, description="Why; it is kept with the versions, and told to whoever is notified."
+    )
+    by: str | None = Field(
+        None, min_length=1, max_length=200, description="Who decided it; empty: the user that the run runs as."
+    )

@@ -10,6 +10,7 @@ from prefect.logging import get_run_logger
 from tasks.errors import TrackingError
 from tasks.runs.lifecycle import Run
 from tasks.runs.lineage import FINGERPRINT, KEY
+from tasks.tracking.champions import CHAMPION, ChampionChange
 from tasks.tracking.client import connect
 from tasks.tracking.recorded import RecordedRun
 from tasks.tracking.registry import find_aliased
@@ -38,13 +39,22 @@ def announce_champion(experiment: str, run: Run) -> None:
     """Emit the event that a finished run's model is the champion now, where it is."""
     name = name_of_model(experiment)
     try:
-        champion = find_aliased(connect(), name, "champion")
+        champion = find_aliased(connect(), name, CHAMPION)
     except TrackingError:
         return  # nobody to ask: the run itself is complete
     if champion is None or champion.run_id != run.run_id:
         return
-    emit_event(
-        CHAMPION_CHANGED,
-        resource={"prefect.resource.id": f"shardline.model.{name}", "prefect.resource.name": name},
-        payload={"version": champion.version, "run": run.place, "description": champion.description},
-    )
+    verdict = champion.description.partition("\n")[0]  # what follows leads to the card, on MLflow's pages alone
+    payload = {"version": champion.version, "run": run.place, "description": verdict}
+    _emit_champion(name, payload)
+
+
+def announce_change(change: ChampionChange, place: str) -> None:
+    """Emit the event that a person replaced the champion, with the reason; `place` is where that is recorded."""
+    payload = {"version": change.version, "run": place, "description": change.verdict, "before": change.before or ""}
+    _emit_champion(change.name, payload)
+
+
+def _emit_champion(name: str, payload: dict[str, str]) -> None:
+    resource = {"prefect.resource.id": f"shardline.model.{name}", "prefect.resource.name": name}
+    emit_event(CHAMPION_CHANGED, resource=resource, payload=payload)

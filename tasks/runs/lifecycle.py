@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +18,7 @@ from pydantic import JsonValue
 from tasks.errors import ConfigurationError, TrackingError
 from tasks.naming import escape_markdown
 from tasks.policy import step, untracked
-from tasks.runs.lineage import VERSIONS_OF, describe_commit
+from tasks.runs.lineage import describe_commit, find_user, read_versions
 from tasks.runs.links import PAGES_END, page_in_prefect, page_of
 from tasks.tracking.client import begin, connect, reopen, tracking_uri
 from tasks.tracking.inputs import DatasetFacts, keep_inputs
@@ -151,11 +149,10 @@ def note_data(run_id: str, data: Mapping[str, tuple[str, Manifest]]) -> None:
 
 def context() -> dict[str, str]:
     """Return tags that say where, by what and from which code a run was made."""
-    tags = {f"version.{name}": version(name) for name in VERSIONS_OF}
-    tags["version.python"] = platform.python_version()
+    tags = {f"version.{name}": version for name, version in read_versions().items()}
     tags["host.name"] = platform.node()
-    with suppress(OSError, KeyError):  # a container may run as a user that has no name
-        tags["mlflow.user"] = getpass.getuser()
+    if user := find_user():
+        tags["mlflow.user"] = user
     tags |= {"mlflow.source.name": f"flows.{flow_run.flow_name}", "mlflow.source.type": "LOCAL"}
     tags[PROCESS] = this_process()
     tags |= describe_commit()

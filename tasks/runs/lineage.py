@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import json
+import platform
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -76,3 +78,16 @@ def describe_commit() -> dict[str, str]:
         return {"mlflow.source.git.commit": git("rev-parse", "HEAD"), "git.changed": str(bool(changed)).lower()}
     except (OSError, subprocess.CalledProcessError):
         return {}
+
+
+def read_versions() -> dict[str, str]:
+    """Return the versions of the libraries that a run depends on, and of Python, by name."""
+    return {name: version(name) for name in VERSIONS_OF} | {"python": platform.python_version()}
+
+
+def find_user() -> str | None:
+    """Return the name of the user that this process runs as; None where it has none, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return None

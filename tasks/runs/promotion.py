@@ -12,6 +12,7 @@ from tasks.errors import ShardlineError
 from tasks.facts import ROWS_OF, Promotion, RowsOf
 from tasks.learning.scores import Score
 from tasks.naming import join_names
+from tasks.tracking.champions import BECOMES, CHAMPION
 from tasks.tracking.client import connect
 from tasks.tracking.registry import ColumnModel, find_aliased, load_model
 from tasks.tracking.views import name_of_model
@@ -36,7 +37,7 @@ def find_champion(experiment: str, target: str, columns: Sequence[str]) -> Champ
     version = None
     try:
         client = connect()
-        registered = find_aliased(client, name_of_model(experiment), "champion")
+        registered = find_aliased(client, name_of_model(experiment), CHAMPION)
         if registered is None:
             return Champion()
         version = registered.version
@@ -71,7 +72,7 @@ def judge(scores: Mapping[str, Score], rows_of: RowsOf, champion: Champion) -> P
     figures = f"RMSE {trained.rmse:.6g} against {other.rmse:.6g} on the {trained.rows:,} {ROWS_OF[rows_of]} rows"
     if not trained.mse < other.mse:
         return _stay(champion, f"it does not beat {rival}: {figures}")
-    verdict = f"The model becomes champion, for it beats {rival}: {figures}."
+    verdict = f"{BECOMES}, for it beats {rival}: {figures}."
     return Promotion(wins=True, against=champion.version, verdict=verdict)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.errors import ConfigurationError
 from tasks.files import write_whole
 from tasks.naming import join_names, suggest
+from tasks.tracking.champions import CHAMPION, GATE, WITHDRAWN, RegisteredVersion, describe_version, promote
 from tasks.tracking.client import show_uri, translated
 from tasks.tracking.outbox import MODEL, REGISTRATION, MetricRow, read_part, write_part
 from tasks.tracking.scratch import ScratchFolder
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 SHARED_TAGS = ("mlflow.note.content", "mlflow.user", "mlflow.source.name", "mlflow.source.type")  # with its run
 SCORES = ("test_", "train_")  # how the metrics begin that are a model's, not a training's
 WEIGHTS_FOLDER = "data/weights"  # of a saved model
+CARD = "README.md"  # the model's card, beside its MLmodel
 OURS = "shardline"  # a key of the metadata of models that this project made
 
 
@@ -49,16 +51,6 @@ class RegistrationPlan:
     tags: dict[str, str]
     wins: bool
     against: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegisteredVersion:
-    """A version of a registered model, and the run that made it."""
-
-    name: str
-    version: str
-    run_id: str
-    description: str
 
 
 def plan_registration(outbox: Path, plan: RegistrationPlan) -> None:
@@ -109,7 +101,8 @@ def sign(folder: Path, model_id: str, run_id: str) -> None:
 def register(client: Client, run_id: str, outbox: Path, logged: LoggedModel | None) -> None:
     """Register a run's model as its plan says; what was done before is not done again.
 
-    It becomes `challenger`, and where it won `champion` too, unless another than it won `against` became that since.
+    It becomes `challenger`, and where it won `champion` too, unless another than it won `against` became that since,
+    or it was champion before, and withdrawn.
     """
     planned = read_part(outbox, REGISTRATION, dict)
     if not planned or logged is None:
@@ -124,17 +117,27 @@ def register(client: Client, run_id: str, outbox: Path, logged: LoggedModel | No
         else client.create_model_version(name, logged.artifact_location, run_id, plan.tags, model_id=logged.model_id)
     )
     version = str(made.version)
-    client.update_model_version(name, version, plan.description)
+    client.update_model_version(name, version, plan.description + link_card(outbox, logged))
     client.set_registered_model_alias(name, "challenger", version)
     client.set_tag(run_id, "shardline.model", f"models:/{name}/{version}")
     show_version(client, str(logged.model_id), name, version)
-    champion = client.get_registered_model(name).aliases.get("champion")
-    if plan.wins and str(champion) in (str(plan.against), version):
-        client.set_registered_model_alias(name, "champion", version)
-    elif plan.wins:
+    champion = client.get_registered_model(name).aliases.get(CHAMPION)
+    if not plan.wins or str(champion) == version or WITHDRAWN in made.tags:
+        return
+    if str(champion) == str(plan.against):
+        promote(client, name, version, plan.against)
+    else:
         changed = f"The model stays challenger: version {champion} became champion while it was held against another."
-        client.set_model_version_tag(name, version, "shardline.gate", changed)
-        client.set_tag(run_id, "shardline.gate", changed)
+        client.set_model_version_tag(name, version, GATE, changed)
+        client.set_tag(run_id, GATE, changed)
+
+
+def link_card(outbox: Path, logged: LoggedModel) -> str:
+    """Return Markdown that leads to a model's card on MLflow's pages; empty for models of before there were cards."""
+    if not (outbox / MODEL / CARD).exists():
+        return ""
+    place = f"#/experiments/{logged.experiment_id}/models/{logged.model_id}/artifacts/{CARD}"
+    return f"\n\n[The model's card]({place}), `{CARD}` among its files, has the rest."
 
 
 def show_version(client: Client, model_id: str, name: str, version: str) -> None:
@@ -172,15 +175,7 @@ def find_aliased(client: Client, name: str, alias: str) -> RegisteredVersion | N
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return None
-        if version is None:
-            return None
-        found = client.get_model_version(name, str(version))
-    return RegisteredVersion(
-        name=name,
-        version=str(found.version),
-        run_id=str(found.run_id or ""),
-        description=str(found.description or ""),
-    )
+        return None if version is None else describe_version(client.get_model_version(name, str(version)))
 
 
 @dataclass(frozen=True)
