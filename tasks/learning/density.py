@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tasks.learning.reduction import ALONE, Reduction
 from tasks.learning.scores import Density
 
 BINS = 60
@@ -36,15 +37,18 @@ class DensitySums:
         self.beyond += int((_is_beyond(target, self.edges) | _is_beyond(predicted, self.edges)).sum())
         self.residual_beyond += int(_is_beyond(predicted - target, self.residual_edges).sum())
 
-    def density(self) -> Density:
-        """Return what was counted."""
+    def density(self, reduction: Reduction = ALONE) -> Density:
+        """Return what was counted here, and by all other ranks."""
+        own = torch.cat([self.counts, self.residual_counts, torch.tensor([self.beyond, self.residual_beyond])])
+        sizes = [BINS * BINS, RESIDUAL_BINS, 2]
+        counts, residual_counts, (beyond, residual_beyond) = torch.split(reduction.total(own), sizes)
         return Density(
             edges=tuple(self.edges.tolist()),
-            counts=tuple(map(tuple, self.counts.reshape(BINS, BINS).tolist())),
+            counts=tuple(map(tuple, counts.reshape(BINS, BINS).tolist())),
             residual_edges=tuple(self.residual_edges.tolist()),
-            residual_counts=tuple(self.residual_counts.tolist()),
-            beyond=self.beyond,
-            residual_beyond=self.residual_beyond,
+            residual_counts=tuple(residual_counts.tolist()),
+            beyond=int(beyond),
+            residual_beyond=int(residual_beyond),
         )
 
 

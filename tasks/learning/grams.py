@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tasks.learning.features import Features
-from tasks.learning.reduction import ALONE, Reduction, add_up, count_rows, multiply
+from tasks.learning.reduction import ALONE, Reduction, add_up, count_rows, multiply_columns
 from tasks.learning.scaling import Scaling
 
 MOST_BYTES = 2**30  # of matrices that are kept: those of 800,000 batches of 11 features
@@ -67,7 +67,7 @@ class Units:
         torch.sub(x, self.mean, out=table[:, :-2]).div_(self.scale)
         table[:, -2] = 1
         table[:, -1:] = y - self.target_mean
-        products = add_up(lambda rows: multiply(rows.transpose(1, 2), rows), table, reduction=reduction)
+        products = add_up(multiply_columns, table, reduction=reduction)
         return Gram(products, count_rows(table, reduction))
 
     def add_errors(self, gram: Gram, w: Tensor, b: Tensor) -> float:

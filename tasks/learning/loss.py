@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tasks.learning import kernels
-from tasks.learning.reduction import Reduction, add_up, count_rows, multiply, slice_rows
+from tasks.learning.reduction import Reduction, add_up, count_rows, multiply, multiply_columns, slice_rows
 
 
 def differentiate(w: Tensor, b: Tensor, x: Tensor, y: Tensor, reduction: Reduction) -> tuple[Tensor, Tensor, Tensor]:
@@ -27,7 +27,7 @@ def _sum_errors(w: Tensor, b: Tensor, x: Tensor, y: Tensor, reduction: Reduction
     def add_errors(x: Tensor, y: Tensor) -> Tensor:
         slices, rows, features = x.shape
         errors = torch.addmm(y.view(-1, 1), x.view(-1, features), w, beta=-1).add_(b).view(slices, 1, rows)
-        along = multiply(errors, x)
+        along = multiply(x, errors.view(slices, rows, 1)).view(slices, 1, features)
         return torch.cat([along, errors.sum(2, keepdim=True), errors.square_().sum(2, keepdim=True)], dim=2)
 
     return add_up(add_errors, x, y, reduction=reduction).view(-1)
@@ -55,7 +55,7 @@ def take_hessian(x: Tensor, reduction: Reduction) -> Tensor:
     """Return the Hessian 2/rows · [x, 1]ᵀ[x, 1] of the mean squared error, [features + 1, features + 1] in float64."""
 
     def add_products(x: Tensor) -> Tensor:
-        return torch.cat([multiply(x.transpose(1, 2), x), x.sum(dim=1, keepdim=True)], dim=1)
+        return torch.cat([multiply_columns(x), x.sum(dim=1, keepdim=True)], dim=1)
 
     products = 2 * add_up(add_products, x.double(), reduction=reduction) / count_rows(x, reduction)
     last = torch.cat([products[-1], products.new_full((1,), 2.0)])

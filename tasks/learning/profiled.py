@@ -60,7 +60,7 @@ class Profiler:
         reduction: Reduction = ALONE,
     ) -> None:
         self.columns = tuple(columns)
-        self._edges = edges or {}
+        self.edges = edges or {}
         self._batch_rows, self._reduction = reduction.batch_size or batch_rows, reduction
         self._histograms: Histograms | None = None
         self._sums: ColumnSums | None = None
@@ -88,14 +88,14 @@ class Profiler:
 
     def _choose_edges(self, part: Tensor, size: int, slices: int) -> list[Sequence[float]]:
         """Return each column's edges: those that are given, else those that the first batch's rows suggest."""
-        if all(name in self._edges for name in self.columns):
-            return [self._edges[name] for name in self.columns]
+        if all(name in self.edges for name in self.columns):
+            return [self.edges[name] for name in self.columns]
         share = min(size, max(1, SAMPLED * size // (self._batch_rows or len(part))))
         none = torch.empty(0, share, len(self.columns), dtype=torch.float64)
         own = torch.cat([none, *(_sample(block, share) for block in cut(part, size))])
         sample = self._reduction.gather(_fill(own, slices, math.nan)).flatten(end_dim=1)
         columns = zip(self.columns, sample[~sample[:, 0].isnan()].unbind(dim=1), strict=True)
-        return [self._edges[name] if name in self._edges else suggest_edges(values) for name, values in columns]
+        return [self.edges[name] if name in self.edges else suggest_edges(values) for name, values in columns]
 
     def sums(self) -> ProfileSums | None:
         """Return what was taken in, as plain numbers; None where that is nothing."""

@@ -21,6 +21,7 @@ from torch import Tensor
 MOST_SLICES = 840  # which 1 to 8 ranks divide
 FEWEST_ROWS = 256  # of a slice: with fewer, adding up the slices' sums is felt
 UNDIVIDED = 2048  # rows of a batch up to which the calls cost more than the sums
+LANES = 4  # columns: products of an odd number have, with AVX2, last bits that depend on how many slices there are
 ALIGNED_ROWS = 16  # as many float32 begin at a 64-byte boundary, whatever the number of columns; bits depend on that
 
 
@@ -139,11 +140,27 @@ def add_up(partial: Callable[..., Tensor], *tables: Tensor, reduction: Reduction
     return by_slice(partial, *tables, reduction=reduction).double().sum(dim=0)
 
 
-def multiply(a: Tensor, b: Tensor) -> Tensor:
-    """Return the products [slices, m, n] of a [slices, m, rows] and b [slices, rows, n].
+def gather_rows(table: Tensor, reduction: Reduction = ALONE) -> Tensor:
+    """Return all rows of a batch, in their order, on every rank, from this process's [rows, columns]."""
+    count, columns = count_rows(table, reduction), table.size(1)
+    rows = slice_rows(count)
+    whole = torch.nn.functional.pad(table, (0, 0, 0, -len(table) % rows))  # the last slice of a batch may be shorter
+    return reduction.gather(whole.view(len(whole) // rows, rows, columns)).view(-1, columns)[:count]
 
-    A single product would be taken by another routine, with other last bits: it is taken twice.
+
+def multiply_columns(x: Tensor) -> Tensor:
+    """Return the products [slices, columns, columns] of each two columns of x [slices, rows, columns]."""
+    columns = x.size(2)
+    whole = torch.nn.functional.pad(x, (0, -columns % LANES))
+    return multiply(whole, whole)[:, :columns, :columns]
+
+
+def multiply(x: Tensor, y: Tensor) -> Tensor:
+    """Return the products [slices, m, n] of the columns of x [slices, rows, m] and y [slices, rows, n].
+
+    A single slice would be taken by another routine, with other last bits: it is taken twice. Where n is neither 1 nor
+    a multiple of LANES, bits depend on how many slices there are.
     """
-    if a.size(0) == 1:
-        return torch.bmm(a.expand(2, -1, -1), b.expand(2, -1, -1))[:1]
-    return torch.bmm(a, b)
+    if x.size(0) == 1:
+        return torch.bmm(x.transpose(1, 2).expand(2, -1, -1), y.expand(2, -1, -1))[:1]
+    return torch.bmm(x.transpose(1, 2), y)

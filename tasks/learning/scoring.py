@@ -15,7 +15,7 @@ from tasks.errors import ConfigurationError, TrainingError
 from tasks.learning.density import DensitySums
 from tasks.learning.features import Features
 from tasks.learning.linear import LinearModel
-from tasks.learning.reduction import ALONE, Reduction, add_up, count_rows, multiply
+from tasks.learning.reduction import ALONE, Reduction, add_up, count_rows, gather_rows, multiply_columns
 from tasks.learning.scores import Score, Scores, Slice
 from tasks.learning.sums import MomentSums
 
@@ -165,7 +165,7 @@ def solve_penalised(covariance: Tensor, mean: Tensor, l2: float, *, standardise:
 
 def _add_products(rows: Tensor) -> Tensor:
     """Return the sums of slices' rows, and below them the sums of the products of their columns."""
-    return torch.cat([rows.sum(dim=1, keepdim=True), multiply(rows.transpose(1, 2), rows)], dim=1)
+    return torch.cat([rows.sum(dim=1, keepdim=True), multiply_columns(rows)], dim=1)
 
 
 @dataclass
@@ -224,46 +224,64 @@ class Predictor(Protocol):
 
 
 def score(
-    batches: Iterable[Tensor], models: Mapping[str, LinearModel], others: Mapping[str, Predictor] | None = None
+    batches: Iterable[Tensor],
+    models: Mapping[str, LinearModel],
+    others: Mapping[str, Predictor] | None = None,
+    reductions: Iterable[Reduction] | None = None,
 ) -> Scores:
     """Score models, and others beside them, on the same [rows, columns] batches, over all rows and by slice.
+
+    reductions: of batches that are this rank's slices alone, that of each; None: batches are whole
 
     Slices are by range of the target (edges at the quintiles of the first batch, the outer ranges open), and by hour
     where there is an hour_integer column. Within ranges of the target no model has an R². The density is of the first
     model. Raises TrainingError where there are no rows.
     """
-    stream = iter(batches)
+    stream = zip(batches, reductions or itertools.repeat(ALONE), strict=False)
     first = next(stream, None)
     if first is None:
         raise TrainingError("there are no rows to score the model on: test_shards name empty shards")
     drawn, features = next((name, model.features) for name, model in models.items())
     predictors: dict[str, Predictor] = {**models, **(others or {})}
-    shift = features.target_of(first).double().mean()
-    edges = _target_edges(features.target_of(first).double().flatten())
+    target, predicted, shift = _open(*first, models[drawn])
+    edges = _target_edges(target)
     by_hour = "hour_integer" in features.columns
-    density = DensitySums(features.target_of(first).double().flatten(), models[drawn].predict(first).flatten())
+    density = DensitySums(target, predicted)
     ranges = {name: ErrorSums(len(edges) + 1) for name in predictors}
     hours = {name: ErrorSums(24) for name in predictors} if by_hour else {}
-    for batch in itertools.chain([first], stream):
+    for batch, reduction in itertools.chain([first], stream):
         batch = batch.double()
         target = features.target_of(batch).flatten().contiguous()
         in_range = torch.bucketize(target, edges, right=True)
         hour = batch[:, features.columns.index("hour_integer")].long().remainder(24) if by_hour else None
         for name, model in predictors.items():
-            predicted = model.predict(batch).flatten()
+            predicted = _predict(model, batch).flatten()
             error = predicted - target
             if name == drawn:
                 density.add(target, predicted)
-            ranges[name].add(error, target - shift, in_range)
+            ranges[name].add(error, target - shift, in_range, reduction)
             if hour is not None:
-                hours[name].add(error, target - shift, hour)
+                hours[name].add(error, target - shift, hour, reduction)
     hour_labels = [f"hour {hour:02d}" for hour in range(24)] if by_hour else []
     range_labels = _range_labels(features.target, edges.tolist())
     return Scores(
         overall={name: total for name, sums in ranges.items() if (total := sums.score())},
         slices=(*map(_mark_by_target, _slice(ranges, range_labels)), *_slice(hours, hour_labels)),
-        density=density.density(),
+        density=density.density(reduction),
     )
+
+
+def _open(batch: Tensor, reduction: Reduction, model: LinearModel) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the target and the predictions [rows] of the whole first batch, and the target's mean, on every rank."""
+    target = model.features.target_of(batch).double().contiguous()
+    rows = gather_rows(torch.cat([target, _predict(model, batch)], dim=1), reduction)
+    mean = add_up(lambda rows: rows.sum(dim=1), target, reduction=reduction) / len(rows)
+    return rows[:, 0].contiguous(), rows[:, 1].contiguous(), mean
+
+
+def _predict(model: Predictor, batch: Tensor) -> Tensor:
+    """Return predictions [rows, 1]; of the short last batch a rank may have no rows, which not every model takes."""
+    return model.predict(batch) if len(batch) else torch.empty(0, 1, dtype=torch.float64)
 
 
 def _slice(sums: Mapping[str, ErrorSums], labels: Iterable[str]) -> Iterable[Slice]:
