@@ -20,6 +20,7 @@ from tasks.credentials import verify_sources
 from tasks.data import locate_shards
 from tasks.parameters import Checked, Listing, PredictionParameters, Source
 from tasks.prediction import choose_model, predict_shards, report_predictions, resolve_output
+from tasks.ranks.cluster import check_ranks
 from tasks.runs.lifecycle import note_data, tracked
 from tasks.runs.lineage import FINGERPRINT, tag_contract
 from tasks.sources import Sources, check_contract, resolve_sources
@@ -69,6 +70,7 @@ def check_parameters(given: PredictionParameters) -> None:
     """Raise ConfigurationError for what can be known to fail before anything is started."""
     sources, _ = find_places(given)
     check_contract(sources)
+    check_ranks(given.ranks)
 
 
 if __name__ == "__main__":

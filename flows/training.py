@@ -31,6 +31,7 @@ from tasks.facts import Evaluation, Fit, TrainingData, TrainingJob
 from tasks.learning.features import Features
 from tasks.parameters import MODEL_PARAMETERS, BenchmarkParameters, TrainingParameters
 from tasks.policy import untracked
+from tasks.ranks.cluster import check_ranks
 from tasks.redaction import redact
 from tasks.registration import register_model
 from tasks.reporting import report_run
@@ -44,7 +45,6 @@ from tasks.sources import Sources, check_contract, resolve_sources
 from tasks.streaming.manifest import Manifest
 from tasks.tracking.client import show_uri, tracking_uri
 from tasks.tracking.views import name_of_model
-from tasks.training.cluster import check_ranks
 from tasks.training.exact import solve_model
 from tasks.training.gradient import train_model
 from tasks.training.start import find_device

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,15 +16,19 @@ from tasks.errors import RowError, ShardsNotFoundError
 from tasks.facts import ROWS_OF, Evaluation, Fit, RowsOf, TrainingJob
 from tasks.learning.scores import AT_BOTH_ENDS, Score, Scores, Slice
 from tasks.policy import READING, step
+from tasks.ranks.group import Group, are_of_use, pass_ranks
+from tasks.ranks.judging import Judged, judge_as_rank
 from tasks.runs.profiles import show_profiles
 from tasks.runs.promotion import Champion, find_champion, judge
 from tasks.sources import open_dataset
+from tasks.streaming.manifest import Manifest
+from tasks.tracking.carrying import carry
+from tasks.tracking.registry import ColumnModel
 from tasks.wording.worth import MODELS, tabulate_slices
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from tasks.learning.linear import LinearModel
+    from tasks.learning.profiled import Profiler
     from tasks.learning.sums import MomentSums
     from tasks.tracking.outbox import Outbox
 
@@ -52,10 +56,11 @@ def evaluate_model(job: TrainingJob, fit: Fit) -> Evaluation:
         "mean": moments.mean_model(),
     }
     champion = find_champion(given.experiment, job.features.target, data.judged.known)
-    profiler = Profiler(data.judged.columns, train_profile.edges if train_profile else job.edges)
-    watch = iter if data.rows_of == "train" else profiler.watch  # what the training rows hold is known
-    scores, champion = score_beside(champion, models, job, watch)
-    judged = profiler.sums()
+    edges = train_profile.edges if train_profile else job.edges
+    # what the training rows hold is known
+    profiler = None if data.rows_of == "train" else Profiler(data.judged.columns, edges)
+    scores, champion = score_beside(champion, models, job, profiler)
+    judged = profiler.sums() if profiler else None
     test_profile = judged.profile() if judged else None
     promotion = judge(scores.overall, data.rows_of, champion)
     keep_scores(outbox, scores, "train" if data.rows_of == "train" else "test")
@@ -86,10 +91,12 @@ def complete_sums(job: TrainingJob, fit: Fit) -> MomentSums:
     """Return the sums over all training rows: what fitting took in on its way, and the rest, which is streamed now."""
     from tasks.learning.first_pass import FirstPass
 
-    known = fit.moments
+    known, given = fit.moments, job.parameters
     if known and known.is_complete:
         return known
-    given, first = job.parameters, known.batches if known else 0
+    if are_of_use(given, job.data.train.rows - (known.rows if known else 0)):
+        return pass_ranks(job, known, shuffle=given.shuffle).sums
+    first = known.batches if known else 0
     dataset = open_dataset(
         job.data.train, job.sources, given, epochs=1, start=first, shuffle=given.shuffle, seed=given.seed
     )
@@ -107,31 +114,59 @@ def score_beside(
     champion: Champion,
     models: Mapping[str, LinearModel],
     job: TrainingJob,
-    watch: Callable[[Iterable[Tensor]], Iterable[Tensor]] = iter,
+    profiler: Profiler | None = None,
 ) -> tuple[Scores, Champion]:
     """Score models and the champion on the rows that are judged, reading the columns that it needs besides.
 
-    `watch` passes the batches on; what the champion needs besides stands behind the columns that are read in any case.
-
+    `profiler` takes the rows in; what the champion needs besides stands behind the columns that are read in any case.
     Where those cannot be read on all of these rows, the champion that is returned has that for its fault.
     """
-    from tasks.learning.scoring import score
-
     judged, open_judged = job.data.judged, partial(open_dataset, sources=job.sources, given=job.parameters, epochs=1)
     if champion.model is None or job.data.rows_of == "train":
-        return score(watch(open_judged(judged)), models), champion
+        return score_on(judged, models, None, job, profiler), champion
     columns = (*judged.columns, *(name for name in champion.model.inputs if name not in judged.columns))
     wider = {name: replace(model, features=replace(model.features, columns=columns)) for name, model in models.items()}
     try:
-        dataset = open_judged(judged.choose(columns))
-        if columns != judged.columns and dataset.bad_rows > open_judged(judged).bad_rows:
-            raise RowError(f"some rows are bad only in the columns that it needs besides; see {dataset.bad_rows_file}")
-        return score(watch(dataset), wider, {"champion": champion.model.on(columns)}), champion
+        chosen = judged.choose(columns)
+        if columns != judged.columns and (found := open_judged(chosen)).bad_rows > open_judged(judged).bad_rows:
+            raise RowError(f"some rows are bad only in the columns that it needs besides; see {found.bad_rows_file}")
+        return score_on(chosen, wider, champion.model.on(columns), job, profiler), champion
     except (RowError, ShardsNotFoundError) as error:
         if columns == judged.columns:
             raise
         unread = replace(champion, model=None, fault=f"what it needs besides cannot be read: {error}")
-    return score(watch(open_judged(judged)), models), unread
+    return score_on(judged, models, None, job, profiler), unread
+
+
+def score_on(
+    manifest: Manifest,
+    models: Mapping[str, LinearModel],
+    champion: ColumnModel | None,
+    job: TrainingJob,
+    profiler: Profiler | None,
+) -> Scores:
+    """Score models and the champion on all rows of a manifest, here or over ranks: to the same bits."""
+    from tasks.learning.scoring import score
+
+    given = job.parameters
+    if not are_of_use(given, manifest.rows):
+        dataset = open_dataset(manifest, job.sources, given, epochs=1)
+        others = {"champion": champion} if champion else None
+        return score(profiler.watch(dataset) if profiler else dataset, models, others)
+    judged = Judged.of(
+        models,
+        carry(champion) if champion else None,
+        manifest=manifest,
+        sources=job.sources,
+        given=given,
+        profiled=profiler.columns if profiler else (),
+        edges=profiler.edges if profiler else {},
+    )
+    with Group(given, partial(judge_as_rank, judged=judged)) as group:
+        found = group.await_end().ended[0]
+    if profiler and found.profile:
+        profiler.restore(found.profile)
+    return found.scores
 
 
 def keep_scores(outbox: Outbox, scores: Scores, prefix: str) -> None:

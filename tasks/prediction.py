@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from prefect.artifacts import create_markdown_artifact
@@ -16,19 +15,19 @@ from prefect.logging import get_run_logger
 from tasks.errors import ConfigurationError
 from tasks.facts import ChosenModel, Predicted
 from tasks.naming import escape_markdown
-from tasks.parameters import MOST_ROWS, PredictionParameters
+from tasks.parameters import PredictionParameters
 from tasks.policy import STREAMING, step
+from tasks.ranks.group import Group
+from tasks.ranks.predicting import ToPredict, Written, measure_error, predict_as_rank, predict_places
 from tasks.redaction import redact
 from tasks.runs.lifecycle import Run
-from tasks.sources import Sources, open_shards
-from tasks.streaming.writing import PREDICTION, OutputFolder, ShardWriter, name_shards
+from tasks.sources import Sources
+from tasks.streaming.writing import PREDICTION, name_shards
+from tasks.tracking.carrying import carry
 from tasks.tracking.registry import ColumnModel, load_model
-from tasks.tracking.scratch import ScratchFolder
 from tasks.tracking.views import name_of_model
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from tasks.streaming import Manifest
 
 
@@ -67,32 +66,29 @@ def predict_shards(
     output: str,
     run_id: str,
 ) -> Predicted:
-    """Go through the shards in order, and write each one again with the column `prediction`; return a summary.
+    """Write each shard again with the column `prediction`, here or over ranks; return a summary.
 
-    What is held in memory is some rows, on disk one shard; it is put into the folder once all of it was verified. Where
-    the model's target is among the columns, the summary's `rmse` says how far the predictions are from it.
+    The folder says that all are there once they are. Where the model's target is among the columns, the summary's
+    `rmse` says how far the predictions are from it.
     """
     from tasks.tracking.client import connect
     from tasks.tracking.outbox import Outbox
 
-    dataset = open_shards(manifest, sources, given)
-    columns, shards = dataset.manifest.columns, dataset.manifest.shards
+    asked = ToPredict(manifest=manifest, sources=sources, given=given, output=output)
+    dataset, folder = asked.open(), asked.folder()
+    shards, count = dataset.manifest.shards, dataset.manifest.rows
     names = name_shards([shard.uri for shard in shards], given.format)
-    predictor = Predictor(load_model(connect(), model.uri).on(columns), given.batch_size or MOST_ROWS)
-    folder = OutputFolder(output, sources.storage_options(output))
+    loaded = load_model(connect(), model.uri).on(dataset.manifest.columns)
     folder.begin(names, [shard.uri for shard in shards])
     began = time.perf_counter()
-    with ScratchFolder("shardline-predictions-") as scratch, closing(dataset.originals()) as originals:
-        path = Path(scratch) / "shard"
-        for name, (_, parts) in zip(names, originals, strict=True):
-            with ShardWriter(path, given.format) as writer:
-                for part in parts:
-                    writer.write(part, predictor.predict(part.numbers))
-            folder.put(path, name)
-    seconds, count = time.perf_counter() - began, dataset.manifest.rows
+    if given.ranks > 1:
+        written = predict_over_ranks(asked, loaded)
+    else:
+        written = list(predict_places(asked, dataset, loaded, range(len(shards))))
+    seconds, rmse = time.perf_counter() - began, measure_error(written)
+    assert len({each.place for each in written}) == len(shards)
     folder.finish(model=model.uri, run_id=run_id, fingerprint=manifest.fingerprint, rows=count, shards=names)
     measured = {"seconds": seconds, "rows_per_second": count / seconds, "bad_rows": float(dataset.bad_rows)}
-    rmse = predictor.rmse
     Outbox(run_id).log(0, {"rows": float(count)} | measured | ({} if rmse is None else {"rmse": rmse}))
     return Predicted(
         model=model.uri,
@@ -105,32 +101,15 @@ def predict_shards(
     )
 
 
-class Predictor:
-    """A model at work on rows, at most `most` at a time; `rmse` is None where its target is not among their columns."""
-
-    def __init__(self, model: ColumnModel, most: int) -> None:
-        self._model = model
-        self._most = most
-        self._at = model.columns.index(model.target) if model.target in model.columns else None
-        self._squares, self._rows = 0.0, 0
-
-    def predict(self, numbers: NDArray[Any]) -> list[float]:
-        """Return a prediction for each of [rows, columns]."""
-        import torch
-
-        if not len(numbers):
-            return []  # of lines that are all empty, or bad
-        rows = torch.from_numpy(numbers)
-        predictions = torch.cat([self._model.predict(some) for some in torch.split(rows, self._most)])
-        if self._at is not None:
-            self._squares += float(((rows[:, self._at : self._at + 1] - predictions) ** 2).sum())
-            self._rows += len(rows)
-        return predictions.flatten().tolist()
-
-    @property
-    def rmse(self) -> float | None:
-        """How far the predictions are from the target, over all rows so far."""
-        return None if self._at is None else math.sqrt(self._squares / self._rows)
+def predict_over_ranks(asked: ToPredict, model: ColumnModel) -> list[Written]:
+    """Let ranks predict the shards; return what they wrote, each shard once."""
+    written: dict[int, Written] = {}
+    with Group(asked.given, partial(predict_as_rank, asked=asked, carried=carry(model))) as group:
+        while True:
+            news = group.take()
+            written.update((each.place, each) for each in news.told)
+            if len(news.ended) == asked.given.ranks:
+                return list(written.values())
 
 
 @step("report predictions")

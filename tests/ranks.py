@@ -3,15 +3,20 @@
 import json
 import multiprocessing
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch.multiprocessing.spawn import start_processes
 
 from tasks.facts import TrainingJob
+from tasks.learning.linear import LinearModel
+from tasks.learning.scoring import Moments
 from tasks.learning.sums import MomentSums
-from tasks.training.ranks import Tally, pass_rank, train_rank
+from tasks.ranks.judging import Judged, judge_rank
+from tasks.ranks.parts import Tally
+from tasks.ranks.passing import pass_rank
+from tasks.training.ranks import train_rank
 
 ALONE = 0
 Result = dict[str, list[str]]
@@ -46,13 +51,38 @@ def train_as(number: int, sizes: list[int], jobs: list[TrainingJob], folder: Pat
 
 
 def train_job(job: TrainingJob) -> Result:
-    """Return every iteration's loss, the weights, and the moments of all rows, to the last bit."""
+    """Return every iteration's loss, the weights, the moments of all rows, and the scores, to the last bit."""
     curve: list[str] = []
     started = train_rank(job, None, lambda iteration: curve.append(iteration.mse.hex()))
     model, sums = started.trainer.model(), started.first_pass.sums() if started.first_pass else None
-    weights = [value.hex() for value in (*model.w.flatten().tolist(), model.b.item())]
     passed = pass_rank(job, Tally(0)).sums
-    return {"curve": curve, "weights": weights, "on the way": write_sums(sums), "in one pass": write_sums(passed)}
+    return {
+        "curve": curve,
+        "weights": [value.hex() for value in (*model.w.flatten().tolist(), model.b.item())],
+        "on the way": write_sums(sums),
+        "in one pass": write_sums(passed),
+        "gone on with": write_sums(pass_rest(job)),
+        "scores": judge_model(model, passed, job),
+    }
+
+
+def pass_rest(job: TrainingJob) -> MomentSums:
+    """Return the moments of what a training of one iteration takes in, and of the rest of the rows."""
+    short = replace(job, parameters=job.parameters.model_copy(update={"iterations": 1}))
+    started = train_rank(short, None, lambda _: None)
+    assert started.first_pass
+    return pass_rank(job, Tally(0), started.first_pass.sums(), shuffle=job.parameters.shuffle).sums
+
+
+def judge_model(model: LinearModel, passed: MomentSums, job: TrainingJob) -> list[str]:
+    """Return the scores of a model beside the exact and the mean-only one, and the profile of the rows."""
+    moments = Moments(job.features)
+    moments.restore(passed)
+    models = {"trained": model, "exact": moments.exact(), "mean": moments.mean_model()}
+    rows = {"manifest": job.data.judged, "sources": job.sources, "given": job.parameters}
+    found = judge_rank(Judged.of(models, None, profiled=job.data.judged.columns, **rows))
+    plain = found.scores.to_dict(), asdict(found.scores.density), found.profile and asdict(found.profile)
+    return list(map(json.dumps, plain))  # numbers are written to the last bit
 
 
 def write_sums(sums: MomentSums | None) -> list[str]:

@@ -131,6 +131,7 @@ BELOW_STEPS = (
     "sources",
     "wording",
     "runs",
+    "ranks",
 )
 TREES = {module_of(path): ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
 

@@ -8,10 +8,11 @@ import torch
 from tasks.errors import ConfigurationError, NonFiniteLossError
 from tasks.facts import RankTimes
 from tasks.learning.checkpoints import Checkpoint
-from tasks.training.cluster import check_ranks
-from tasks.training.group import STARTING_SECONDS, describe_silence
-from tasks.training.mailbox import Mailbox, News, Reading, State, Told
-from tasks.training.member import pack_state, unpack_state
+from tasks.ranks.cluster import check_ranks
+from tasks.ranks.group import STARTING_SECONDS, describe_silence
+from tasks.ranks.mailbox import Mailbox, News
+from tasks.ranks.passing import Reading
+from tasks.training.states import State, Told, pack_state, unpack_state
 
 
 def told(iteration):
@@ -39,7 +40,7 @@ def numbers(news):
 
 
 def test_ranks_begin_from_the_last_state_told_whether_it_was_taken_or_not():
-    mailbox = Mailbox(2, None)
+    mailbox: Mailbox[Reading] = Mailbox(2, None)
     attempt, state = mailbox.begin()
     assert state is None
     mailbox.tell(attempt, told(0))
@@ -54,7 +55,7 @@ def test_ranks_begin_from_the_last_state_told_whether_it_was_taken_or_not():
 
 
 def test_the_first_error_is_the_one_that_is_heard_and_who_has_ended_is_silent_no_more():
-    mailbox = Mailbox(2, None)
+    mailbox: Mailbox[Reading] = Mailbox(2, None)
     attempt, _ = mailbox.begin()
     mailbox.fail(NonFiniteLossError("first"))
     mailbox.fail(NonFiniteLossError("second"))

@@ -22,7 +22,7 @@ from mlflow import MlflowClient
 from flows.predicting import predict
 from flows.training import train
 from tasks.errors import ConfigurationError
-from tasks.prediction import Predictor
+from tasks.ranks.predicting import Predictor, Written, measure_error
 from tasks.streaming.writing import OutputFolder, name_shards
 from tasks.tracking import client as record
 from tasks.tracking.registry import load_model
@@ -179,7 +179,7 @@ def test_rows_that_were_left_out_are_counted_and_the_report_says_where_they_are_
 
 DIES_WHILE_WRITING = """
 import os, runpy, signal
-from tasks.prediction import Predictor
+import tasks.prediction
 from tasks.streaming.writing import OutputFolder
 OutputFolder.put = lambda self, file, name: os.kill(os.getpid(), signal.SIGKILL)
 runpy.run_module("flows.predicting", run_name="__main__")
@@ -252,7 +252,8 @@ def test_a_model_gets_no_more_rows_at_once_than_are_asked_for(most, rows, champi
     found = predictor.predict(numbers[:50]) + predictor.predict(numbers[:0]) + predictor.predict(numbers[50:])
     assert np.allclose(found, champion.on(COLUMNS).predict(torch.from_numpy(numbers)).flatten(), rtol=1e-12, atol=0)
     assert (max(asked), min(asked) > 0, sum(asked)) == (min(most, max(50, len(rows) - 50)), True, len(rows))
-    assert predictor.rmse == pytest.approx(np.sqrt(np.mean((found - rows["fare"]) ** 2)))
+    written = Written(place=0, rows=len(rows), squares=predictor.squares)
+    assert measure_error([written]) == pytest.approx(np.sqrt(np.mean((found - rows["fare"]) ** 2)))
 
 
 def test_shards_are_named_after_those_they_are_of():

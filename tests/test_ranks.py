@@ -1,4 +1,4 @@
-"""A training over ranks: the same curve and the same weights, to the last bit, for every number of them."""
+"""A training over ranks: the same curve, weights and scores, to the last bit, for every number of them."""
 
 from typing import Any
 
@@ -7,10 +7,14 @@ import pytest
 from deployments.generator import write_data
 from flows.training import choose_features
 from tasks.facts import TrainingData, TrainingJob
+from tasks.learning.reduction import slice_rows
 from tasks.parameters import TrainingParameters
 from tasks.sources import resolve_sources
-from tasks.streaming import locate
+from tasks.streaming import ObjectStorageDataset, Placement, locate
+from tests.awsproxy import AwsProxy
 from tests.ranks import ALONE, run_ranks
+from tests.servers import BUCKET, serve_rclone
+from tests.shards import write_shards
 
 ROWS, ITERATIONS = 5000, 12
 SIZES, MORE = [1, 2, 3, 4, 8], [7, 9]  # ranks, each a process that imports torch
@@ -52,9 +56,53 @@ def found(tmp_path_factory, request):
 
 @pytest.mark.parametrize("size", [*SIZES, *(pytest.param(size, marks=pytest.mark.long) for size in MORE)])
 @pytest.mark.parametrize("job", JOBS)
-def test_every_rank_has_the_curve_and_the_weights_of_one_process_to_the_last_bit(job, size, found):
+def test_every_rank_has_the_curve_the_weights_and_the_scores_of_one_process_to_the_last_bit(job, size, found):
     at = list(JOBS).index(job)
     alone = found[ALONE][0][at]
     assert len(alone["curve"]) == ITERATIONS
     assert len(set(alone["curve"])) > 2
+    assert alone["gone on with"] == alone["on the way"]
     assert [rank[at] for rank in found[size]] == [alone] * size
+
+
+SHARDS, SHARD_ROWS = 60, 100
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    """The bytes of many small shards, and the URL of a server of them."""
+    folder = tmp_path_factory.mktemp("s3")
+    write_shards(folder / BUCKET, [SHARD_ROWS] * SHARDS, metadata=True)
+    with serve_rclone(folder) as url:
+        yield sum(path.stat().st_size for path in (folder / BUCKET).glob("part*")), url
+
+
+@pytest.mark.parametrize(
+    ("size", "batch_size", "options"),
+    [
+        (4, 6000, {"stop": 1}),
+        (2, 3000, {"stop": 2}),
+        (2, 2500, {"epochs": 1}),
+        (5, 6000, {"epochs": 1}),
+    ],
+)
+def test_a_rank_fetches_the_shards_that_it_has_rows_of_and_all_ranks_little_more_than_the_data(
+    size, batch_size, options, bucket, monkeypatch
+):
+    data, server = bucket
+    for name, value in {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    manifest = locate(f"s3://{BUCKET}/part*.csv", storage_options={"endpoint_url": server})
+    fetched = 0
+    for rank in range(size):
+        with AwsProxy(upstream=server) as proxy:
+            placement = Placement(rank=rank, world_size=size, slice_rows=slice_rows(batch_size))
+            storage = {"endpoint_url": proxy.url}
+            dataset = ObjectStorageDataset(
+                manifest, batch_size=batch_size, placement=placement, storage_options=storage, **options
+            )
+            numbers = [int(number) // SHARD_ROWS for batch in dataset for number in batch[:, 0]]
+        wanted = {f"GET /{BUCKET}/part-{number:05d}.csv" for number in numbers}
+        assert {asked for asked, _ in proxy.sent} == wanted
+        fetched += sum(bytes_ for _, bytes_ in proxy.sent)
+    assert data <= fetched <= 1.1 * data

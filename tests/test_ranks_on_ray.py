@@ -8,13 +8,24 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
 from mlflow import MlflowClient
+from prefect.logging import disable_run_logger
 
 from deployments.generator import write_data
+from flows.training import choose_features
+from tasks.facts import TrainingData, TrainingJob
+from tasks.learning.loop import train
+from tasks.parameters import TrainingParameters
+from tasks.sources import resolve_sources
+from tasks.streaming import locate
+from tasks.training.following import follow_ranks
+from tasks.training.start import follow_trainer, start_trainer
+from tests.shards import write_shards
 
 ROOT = Path(__file__).parents[1]
 ITERATIONS, BATCH = 30, 2**20  # some seconds, so that there is time to kill in; rows enough for few megabytes
@@ -36,22 +47,27 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def start(prefect_api, shards, place):
-    """A function that starts the flow as a command, with a new experiment's name."""
+def command(prefect_api, place):
+    """A function that starts a flow as a command."""
 
-    def start(experiment, *words, **variables):
-        command = [sys.executable, "-m", "flows.training", "--shards", shards, "--experiment", experiment]
-        environment = {**os.environ, "PREFECT_API_URL": prefect_api, "PYTHONPATH": str(ROOT), **variables}
+    def command(flow, *words, **variables):
         return subprocess.Popen(
-            [*command, *WORDS, *words],
+            [sys.executable, "-m", flow, *words],
             cwd=place,
-            env=environment,
+            env={**os.environ, "PREFECT_API_URL": prefect_api, "PYTHONPATH": str(ROOT), **variables},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
 
-    return start
+    return command
+
+
+@pytest.fixture(scope="module")
+def start(command, shards):
+    """A function that starts the training, with a new experiment's name."""
+    training = ("flows.training", "--shards", shards, *WORDS)
+    return lambda experiment, *words, **variables: command(*training, "--experiment", experiment, *words, **variables)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +84,14 @@ def read_until(process, text):
         if text in line:
             return "".join(printed)
     raise AssertionError(f"{text!r} was not printed: {''.join(printed)}")
+
+
+def wait_until(found):
+    for _ in range(1200):
+        if found():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it did not come")
 
 
 def finish(process):
@@ -178,6 +202,39 @@ def test_a_rank_that_hangs_is_named_and_the_next_attempt_goes_on(start, place, a
     assert_is_as_alone(place, "hanging", alone)
 
 
+ITERATIONS_HERE, UNTIL = 400, 3  # as many as ranks cannot have told when so few are taken: they wait for the record
+
+
+def make_job(shards, ranks=1):
+    given = TrainingParameters(shards=shards, iterations=ITERATIONS_HERE, batch_size=3000, ranks=ranks)
+    data = TrainingData(train=locate(shards), test=None, rows_of="train", judged_on="the same rows", statistics={})
+    return TrainingJob(
+        parameters=given,
+        sources=resolve_sources(given),
+        data=data,
+        features=choose_features(data.train, given),
+        run_id="none",
+    )
+
+
+def test_a_rank_that_is_killed_is_started_again_and_the_curve_is_that_of_one_process(shards):
+    alone = start_trainer(make_job(shards), None)
+    expected = [iteration.mse for iteration in train(alone.trainer, alone.batches)]
+    job = make_job(shards, ranks=2)
+    started, found = follow_trainer(job, None), []
+    with disable_run_logger(), closing(follow_ranks(job, started, lambda _: None)) as iterations:
+        for iteration in iterations:
+            found.append(iteration.mse)
+            if len(found) == UNTIL:
+                killed = ranks_of(psutil.Process())[1]
+                killed.kill()
+                killed.wait()
+    assert found == expected
+    assert started.trainer.w.equal(alone.trainer.w) and started.trainer.b.equal(alone.trainer.b)
+    assert killed.pid not in {each.process for each in started.ranks}
+    assert ranks_of(psutil.Process()) == []
+
+
 @pytest.mark.long
 def test_the_exact_model_of_ranks_is_that_of_one_process(start, place):
     records = []
@@ -186,6 +243,42 @@ def test_the_exact_model_of_ranks_is_that_of_one_process(start, place):
         client, run = in_mlflow(place, f"exact {ranks}")
         records.append(read_record(client, run, 1))
     assert records[0] == records[1]
+
+
+@pytest.mark.long
+def test_the_scores_of_ranks_and_of_the_champion_beside_are_those_of_one_process(start, place):
+    """The rows held out are several batches; the first model becomes champion. The rest of the pass is taken later."""
+    records = []
+    for ranks in ("1", "2"):
+        for iterations in ("1", "2"):
+            words = ("--ranks", ranks, "--batch-size", "1000", "--iterations", iterations)
+            printed = finish(start(f"judged {ranks}", *words, "--resume", "never"))
+        assert printed.count("2 ranks have started\n") == (3 if ranks == "2" else 0)  # trained, the rest, judged
+        client = MlflowClient(tracking_uri=f"sqlite:///{place}/.shardline/mlflow.db")
+        experiment = client.get_experiment_by_name(f"judged {ranks}").experiment_id
+        latest, _ = client.search_runs([experiment], order_by=["attributes.start_time DESC"])
+        records.append(Path(client.download_artifacts(latest.info.run_id, "evaluation/scores.json")).read_text())
+    assert "champion" in json.loads(records[0])["all"]
+    assert records[0] == records[1]
+
+
+@pytest.mark.long
+def test_predictions_of_ranks_of_which_one_is_killed_are_those_of_one_process(command, tmp_path):
+    """Each shard once, `_SUCCESS` last, and nothing that is half written."""
+    write_shards(tmp_path, [10] * 1500, metadata=True)  # so many that there is time to kill in
+    given = ("--shards", f"{tmp_path}/part*.csv", "--experiment", "predicted")
+    finish(command("flows.training", *given, "--solver", "exact"))
+    folders = [tmp_path / "alone", tmp_path / "ranks"]
+    finish(command("flows.predicting", *given, "--output", str(folders[0])))
+    process = command("flows.predicting", *given, "--output", str(folders[1]), "--ranks", "2")
+    wait_until(lambda: len(list(folders[1].glob("part*"))) > 3)
+    assert not (folders[1] / "_SUCCESS").exists()
+    ranks_of(process)[1].kill()
+    assert "2 ranks have started, attempt 2\n" in finish(process)
+    alone, ranks = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
+    facts = [json.loads(files.pop("_SUCCESS")) | {"run_id": ""} for files in (alone, ranks)]
+    assert facts[0] == facts[1] and len(facts[0]["shards"]) == 1500
+    assert alone == ranks
 
 
 CLUSTER = """

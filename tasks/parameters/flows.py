@@ -8,7 +8,7 @@ from pydantic import Field
 
 from tasks.parameters.data import Checked, Listing, Rows, Shards
 from tasks.parameters.marks import OWN, RECORD, Parameters
-from tasks.parameters.training import Device, Tracking
+from tasks.parameters.training import Device, Ranks, Tracking
 
 
 class ReplayParameters(Parameters):
@@ -66,7 +66,7 @@ class BenchmarkParameters(Tracking, Device, Shards):
     )
 
 
-class PredictionParameters(Tracking, Rows, Checked, Listing):
+class PredictionParameters(Tracking, Ranks, Rows, Checked, Listing):
     """All parameters of the predicting flow, flat, in the order of its form."""
 
     group: ClassVar[str] = "Prediction"

@@ -178,7 +178,7 @@ class Resuming(Parameters):
 
 
 class Ranks(Parameters):
-    """How many processes or machines train one model together."""
+    """How many processes or machines work together."""
 
     group: ClassVar[str] = "Ranks"
 
@@ -186,8 +186,8 @@ class Ranks(Parameters):
         1,
         ge=1,
         le=4096,
-        description="Processes that train together, each on its part of every batch: on the Ray cluster of "
-        "RAY_ADDRESS, else on one started here for this run. Curve and weights are the same to the last bit.",
+        description="Processes that work together, each on its part of the data: on the Ray cluster of RAY_ADDRESS, "
+        "else on one started here for this run. What comes out is the same to the last bit.",
     )
     rank_timeout: Annotated[int, SPEED] = Field(
         60, ge=5, description="Seconds after which a rank that nothing is heard of ends the attempt, named."

@@ -255,12 +255,14 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_running": None}  # its threads are of this process
 
-    def originals(self) -> Generator[tuple[Shard, Iterator[Originals]], None, None]:
-        """Yield each shard, in order, with its rows as they stand there: see `pass_shards`.
+    def originals(
+        self, shards: Sequence[Shard] | None = None
+    ) -> Generator[tuple[Shard, Iterator[Originals]], None, None]:
+        """Yield each shard, or these of `manifest`, in order, with its rows as they stand there: see `pass_shards`.
 
-        Every shard is fetched: what the cache holds lacks the columns that are not read.
+        Every one is fetched: what the cache holds lacks the columns that are not read.
         """
-        return pass_shards(self._loading(None), self.manifest.shards, LOADERS)
+        return pass_shards(self._loading(None), self.manifest.shards if shards is None else shards, LOADERS)
 
     def _count_batches(self) -> int | None:
         if self.epochs is None:

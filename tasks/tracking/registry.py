@@ -25,6 +25,7 @@ from tasks.tracking.views import describe_model
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
+    from mlflow.pyfunc import PyFuncModel
     from torch import Tensor
 
     from tasks.tracking.client import Client
@@ -228,19 +229,16 @@ def load_model(client: Client, uri: str) -> ColumnModel:
     It predicts by the code that it came with. Raises ConfigurationError where there is none, it cannot be loaded here,
     or it does not say which columns it needs.
     """
-    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    from mlflow import artifacts, pyfunc
+    from mlflow import artifacts
     from mlflow.exceptions import MlflowException
 
     folder = ScratchFolder("shardline-model-")
     try:
         version = find_version(client, uri)
         source = client.get_model_version_download_uri(version.name, version.version) if version else uri
-        loaded = pyfunc.load_model(
+        loaded = open_files(
             artifacts.download_artifacts(source, dst_path=folder.name, tracking_uri=client.tracking_uri)
         )
-        if loaded.input_example is not None:
-            loaded.predict(loaded.input_example)  # what does not work on its own example works on nothing
     except MlflowException as error:
         raise ConfigurationError(
             f"no model at {uri}: {' '.join(str(error).split())}; train one that becomes champion, or name another with "
@@ -258,7 +256,7 @@ def load_model(client: Client, uri: str) -> ColumnModel:
         run_id=str(version.run_id or "") if version else uri.removeprefix("runs:/").partition("/")[0],
         inputs=tuple(inputs.input_names()),
         target=ours["target"] if ours else None,
-        model=loaded.get_raw_model() if ours else loaded,  # ours checks its columns at once, MLflow every cell
+        model=unwrap(loaded),
         folder=folder,
     )
 
@@ -279,6 +277,22 @@ def read_beside_weights(client: Client, uri: str, name: str) -> str | None:
             return None
         path = artifacts.download_artifacts(f"{beside}/{name}", dst_path=folder, tracking_uri=client.tracking_uri)
         return Path(path).read_text(encoding="utf-8")
+
+
+def open_files(path: str) -> PyFuncModel:
+    """Return the model whose files are in a folder, which has predicted its own example; nothing is unpickled."""
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    from mlflow import pyfunc
+
+    loaded = pyfunc.load_model(path)
+    if loaded.input_example is not None:
+        loaded.predict(loaded.input_example)  # what does not work on its own example works on nothing
+    return loaded
+
+
+def unwrap(loaded: PyFuncModel) -> Any:
+    """Return what is to predict: a model of ours itself, which checks its columns at once, MLflow every cell."""
+    return loaded.get_raw_model() if OURS in (loaded.metadata.metadata or {}) else loaded
 
 
 def find_version(client: Client, uri: str) -> ModelVersion | None:

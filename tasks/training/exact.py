@@ -8,11 +8,11 @@ from prefect.logging import get_run_logger
 
 from tasks.facts import Fit, FitTimes, TrainingJob
 from tasks.policy import STREAMING, step
+from tasks.ranks.group import pass_ranks
+from tasks.ranks.parts import StageClock, Tally, stream_batches
+from tasks.ranks.passing import Passed
 from tasks.sources import open_dataset
-from tasks.training.group import pass_ranks
 from tasks.training.outcome import ProgressArtifact, keep_ranks, keep_reading, keep_weights, make_fit
-from tasks.training.ranks import Passed, Tally
-from tasks.training.start import StageClock, stream_batches
 
 
 @step("solve", pauses=STREAMING)

@@ -20,7 +20,7 @@ from tasks.facts import Fit, FitTimes, TrainingJob
 from tasks.policy import STREAMING, step
 from tasks.redaction import redact_all
 from tasks.runs.checkpoints import checkpoint_folder
-from tasks.training.group import follow_ranks
+from tasks.training.following import follow_ranks
 from tasks.training.outcome import ProgressArtifact, keep_ranks, keep_reading, keep_weights, make_fit
 from tasks.training.start import Started, copy_state, follow_trainer, start_trainer
 from tasks.training.stopping import Stop

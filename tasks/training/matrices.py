@@ -9,8 +9,8 @@ from functools import reduce
 from typing import TYPE_CHECKING
 
 from tasks.facts import SearchJob
+from tasks.ranks.parts import StageClock, stream_batches
 from tasks.sources import open_dataset
-from tasks.training.start import StageClock, stream_batches
 
 if TYPE_CHECKING:
     from torch import Tensor

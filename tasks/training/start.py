@@ -11,14 +11,15 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from tasks.errors import CheckpointError, ConfigurationError, ShardlineError
-from tasks.facts import RankTimes, StreamTimes, TrainingJob
+from tasks.errors import CheckpointError, ConfigurationError
+from tasks.facts import RankTimes, TrainingJob
 from tasks.learning.sums import MOMENTS, MomentSums
 from tasks.parameters import MOST_ROWS, TrainingParameters
+from tasks.ranks.parts import StageClock, stream_batches
+from tasks.ranks.passing import start_first_pass
 from tasks.redaction import label
 from tasks.sources import open_dataset
 
@@ -100,7 +101,7 @@ def start_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
     trainer = Trainer(features, scaling, settings, device, reduction)
     if kept:
         trainer.restore(kept)
-    first_pass = start_first_pass(job, dataset, reduction, kept)
+    first_pass = resume_first_pass(job, dataset, reduction, kept)
     preparation = Preparation(
         features=features, scaling=trainer.scaling, dtype=settings.dtype, device=device, first_pass=first_pass
     )
@@ -163,7 +164,7 @@ def follow_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
         dataset=dataset,
         clock=StageClock(),
         scaled_by=name_statistics(job),
-        first_pass=start_first_pass(job, dataset, ALONE, kept),
+        first_pass=resume_first_pass(job, dataset, ALONE, kept),
     )
 
 
@@ -205,27 +206,14 @@ def name_statistics(job: TrainingJob) -> dict[str, str]:
     return dict.fromkeys(job.data.statistics, ".meta/stats") if job.parameters.resolved().standardise else {}
 
 
-def start_first_pass(
+def resume_first_pass(
     job: TrainingJob, dataset: ObjectStorageDataset, reduction: Reduction, kept: Checkpoint | None
 ) -> FirstPass | None:
     """Return where the first pass over the data stands; None where a checkpoint does not say what was taken in."""
-    from tasks.learning.first_pass import FirstPass
-    from tasks.streaming.arithmetic import split_batch
-
-    offset, _ = split_batch(dataset.batch_size, dataset.rank, dataset.world_size, dataset.slice_rows)
-    first_pass = FirstPass(
-        job.features,
-        dataset.manifest.rows,
-        dataset.batch_size,
-        edges=job.edges,
-        offset=offset,
-        reduction=reduction,
-    )
-    if kept:
-        if MOMENTS not in kept.facts:
-            return None
-        first_pass.restore(MomentSums.from_dict(kept.facts[MOMENTS]))
-    return first_pass
+    if kept and MOMENTS not in kept.facts:
+        return None
+    known = MomentSums.from_dict(kept.facts[MOMENTS]) if kept else None
+    return start_first_pass(job, dataset, reduction, known)
 
 
 def find_device(asked: str, kept: Checkpoint | None = None) -> torch.device:
@@ -264,40 +252,6 @@ def most_resident(given: TrainingParameters, device: torch.device | None = None)
     from tasks.devices import describe_memory
 
     return describe_memory().available // RESIDENT_SHARE // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-class StageClock:
-    """Adds up what the stream's stages take; `total` is None until a batch has passed."""
-
-    def __init__(self) -> None:
-        self.total: StreamTimes | None = None
-
-    def watch(self, dataset: ObjectStorageDataset) -> Iterator[Tensor]:
-        """Yield the dataset's batches, their times added up."""
-        with closing(dataset.batches()) as batches:
-            for batch in batches:
-                before = self.total or StreamTimes(fetch_seconds=0.0, decode_seconds=0.0, assemble_seconds=0.0)
-                self.total = StreamTimes(
-                    fetch_seconds=before.fetch_seconds + batch.times.fetch_seconds,
-                    decode_seconds=before.decode_seconds + batch.times.decode_seconds,
-                    assemble_seconds=before.assemble_seconds + batch.times.assemble_seconds,
-                )
-                yield batch.tensor
-
-
-def stream_batches(dataset: ObjectStorageDataset, workers: int, clock: StageClock) -> Iterator[Tensor]:
-    """Yield the dataset's batches, through a DataLoader where worker processes are asked for: those are not timed."""
-    if not workers:
-        yield from clock.watch(dataset)
-        return
-    from torch.utils.data import DataLoader
-
-    # spawn: where a flow has run, Prefect's handlers at exit end every forked process with exit code 1
-    loader = DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context="spawn")
-    try:
-        yield from loader
-    except ShardlineError as error:  # torch puts the worker's traceback before the message
-        raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
 
 
 def choose_scaling(

@@ -1,8 +1,7 @@
-"""The ranks of one training as a group of Ray Train, followed from the process that writes the record.
+"""The ranks of one job as a group of Ray Train, followed from the process that writes the record.
 
-What a rank does is in `tasks.training.ranks`, what it tells in `tasks.training.mailbox`. A rank that is killed takes
-the group with it, and Ray starts the group again: it goes on from the last state that was told. Our checkpoints are
-written from those states here, and Ray keeps none.
+What a rank tells is in `.mailbox`. A rank that is killed takes the group with it, and Ray starts the group again: it
+goes on from the state after all that was told, and Ray keeps none.
 """
 
 from __future__ import annotations
@@ -10,79 +9,50 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Generic, Self
 
 from prefect.logging import get_run_logger
 
 from tasks.errors import RankError
 from tasks.facts import RankTimes, StreamTimes, TrainingJob
+from tasks.learning.sums import MomentSums
+from tasks.parameters import MOST_ROWS, Ranks, TrainingParameters
+from tasks.ranks.cluster import Cluster
+from tasks.ranks.mailbox import Mailbox, News, R
+from tasks.ranks.member import Member, be_rank
+from tasks.ranks.parts import StageClock
+from tasks.ranks.passing import Passed, Reading, take_moments
 from tasks.sources import open_dataset
-from tasks.training.cluster import Cluster
-from tasks.training.mailbox import Mailbox, News, Reading, State
-from tasks.training.member import Member, be_rank, pack_state, take_moments, train, unpack_state
-from tasks.training.ranks import Passed
-from tasks.training.start import StageClock
 
 if TYPE_CHECKING:
-    from tasks.learning.loop import Iteration, Trainer
     from tasks.streaming import ObjectStorageDataset
-    from tasks.training.start import Started
 
-GOES_ON = "another attempt, or the same command, goes on from the last checkpoint"
+GOES_ON = "another attempt, or the same command, goes on from the last checkpoint where there is one"
 POLL_SECONDS = 0.1
 STARTS_AGAIN = 3  # a group whose ranks are lost
 STARTING_SECONDS = 300  # that a group may take to start again, all its ranks being silent
 
 
-def follow_ranks(
-    job: TrainingJob, started: Started, keep: Callable[[Trainer], None]
-) -> Generator[Iteration, None, None]:
-    """Yield the iterations that ranks compute, once each; the trainer has the state after it, and `keep` has seen it.
-
-    Raises what a rank raises, and RankError for ranks that are lost again and again, or not heard of.
-    """
-    import torch
-
-    from tasks.learning.loop import Iteration
-
-    trainer = started.trainer
-    if trainer.iteration == trainer.settings.iterations:
-        return
-    moments = started.first_pass.sums(trainer.iteration) if started.first_pass else None
-    with Group(job, pack_state(trainer.state(), moments) if trainer.iteration else None, train) as group:
-        while trainer.iteration < trainer.settings.iterations:
-            for told in group.take().told:
-                follow(started, told.after)
-                keep(trainer)
-                yield Iteration(**told.facts)  # type: ignore[arg-type]
-        news = group.await_end()
-    started.trainer.device = torch.device(news.ended[0].device)
-    started.ranks.extend(note_readings(news, started.dataset, started.clock))
-
-
-def pass_ranks(job: TrainingJob) -> Passed:
-    """Return the moments of all training rows, taken by ranks; raises as `follow_ranks` does."""
+def pass_ranks(job: TrainingJob, known: MomentSums | None = None, *, shuffle: bool = False) -> Passed:
+    """Return the moments of all training rows, taken by ranks, see `pass_rank`; raises as `Group` does."""
     dataset = open_dataset(job.data.train, job.sources, job.parameters, epochs=1)
     clock = StageClock()
-    with Group(job, None, take_moments) as group:
+    with Group(job.parameters, partial(take_moments, job=job, known=known, shuffle=shuffle)) as group:
         news = group.await_end()
     sums = news.ended[0].moments
     assert sums is not None, "they were to be taken"
     return Passed(sums=sums, dataset=dataset, clock=clock, ranks=note_readings(news, dataset, clock))
 
 
-def follow(started: Started, state: State) -> None:
-    """Give the trainer a state, and the first pass; they are not whole before that is complete."""
-    started.trainer.is_whole = False
-    if state.moments and started.first_pass:
-        started.first_pass.restore(state.moments)
-    started.trainer.restore(unpack_state(state))
-    started.trainer.is_whole = True
+def are_of_use(given: TrainingParameters, rows: int) -> bool:
+    """Return whether ranks are asked for, and rows are more than one batch: less is read sooner than ranks start."""
+    return given.ranks > 1 and rows > (given.batch_size or MOST_ROWS)
 
 
-def note_readings(news: News, dataset: ObjectStorageDataset, clock: StageClock) -> list[RankTimes]:
+def note_readings(news: News[Reading], dataset: ObjectStorageDataset, clock: StageClock) -> list[RankTimes]:
     """Note what the ranks read, as if it had been read here; return where their time went."""
     readings = [news.ended[rank] for rank in sorted(news.ended)]
     clock.total = add_times(readings)
@@ -92,7 +62,7 @@ def note_readings(news: News, dataset: ObjectStorageDataset, clock: StageClock) 
     return [news.times[rank] for rank in sorted(news.times)]
 
 
-def add_times(readings: list[Reading]) -> StreamTimes | None:
+def add_times(readings: Sequence[Reading]) -> StreamTimes | None:
     """Return what the streams of all ranks took, None where nobody counted."""
     counted = [reading.stream for reading in readings if reading.stream]
     if not counted:
@@ -104,7 +74,7 @@ def add_times(readings: list[Reading]) -> StreamTimes | None:
     )
 
 
-def describe_silence(news: News, timeout: float) -> str:
+def describe_silence(news: News[Any], timeout: float) -> str:
     """Return which ranks are silent for longer than `timeout` seconds while others are heard; empty: none is.
 
     All are silent while Ray starts them again, which may take STARTING_SECONDS more.
@@ -127,15 +97,22 @@ def keep_handler() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-class Group:
-    """Ranks that train while the `with` block is not left; at its end none is left, and no process of a cluster.
+class Group(Generic[R]):
+    """Ranks that work while the `with` block is not left; at its end none is left, and no process of a cluster.
 
-    Ray is started and waited for in a thread: in the main thread it would take the signals that end a flow run.
+    given: how many ranks there are
+    work: what each of them does; it must be there to be imported where they run
+    state: where they begin
+    on_gpus: whether each takes a GPU
+
+    Raises what a rank raises, and RankError for ranks that are lost again and again, or not heard of. Ray is started
+    and waited for in a thread: in the main thread it would take the signals that end a flow run.
     """
 
-    def __init__(self, job: TrainingJob, state: State | None, work: Callable[[Member, TrainingJob], Reading]) -> None:
-        self._job, self._state, self._work = job, state, work
-        self._given = job.parameters
+    def __init__(
+        self, given: Ranks, work: Callable[[Member], R], *, state: object = None, on_gpus: bool = False
+    ) -> None:
+        self._given, self._work, self._state, self._on_gpus = given, work, state, on_gpus
         self._error: BaseException | None = None
         self._mailbox: Any = None
         self._left = threading.Event()
@@ -143,8 +120,7 @@ class Group:
         self._thread = threading.Thread(target=self._run, name="ranks", daemon=True)
 
     def __enter__(self) -> Self:
-        gpus = self._given.ranks if self._given.device == "cuda" else 0
-        self._cluster = Cluster(self._given.ranks, gpus=gpus)
+        self._cluster = Cluster(self._given.ranks, gpus=self._given.ranks if self._on_gpus else 0)
         self._thread.start()
         return self
 
@@ -154,7 +130,7 @@ class Group:
         self._cluster.close()
         self._left.set()
 
-    def take(self) -> News:
+    def take(self) -> News[R]:
         """Return what the ranks told since, after a moment where it is nothing; raises why they cannot go on."""
         news = self._ask()
         if news is None or not news.told:
@@ -162,20 +138,20 @@ class Group:
             self._thread.join(POLL_SECONDS)
         return news or News(told=(), attempt=0, silent={}, times={}, ended={}, error=None)
 
-    def await_end(self) -> News:
+    def await_end(self) -> News[R]:
         """Return what is known when every rank has ended."""
         while len((news := self.take()).ended) < self._given.ranks:
             pass
         return news
 
-    def _ask(self) -> News | None:
+    def _ask(self) -> News[R] | None:
         import ray
 
         keep_handler()
         if self._mailbox is None:
             return None
         try:
-            news: News = ray.get(self._mailbox.take.remote(), timeout=self._given.rank_timeout)
+            news: News[R] = ray.get(self._mailbox.take.remote(), timeout=self._given.rank_timeout)
         except ray.exceptions.RayError as error:
             raise RankError(f"the Ray cluster is lost ({_first_line(error)}); {GOES_ON}") from error
         if news.attempt > self._attempt:
@@ -185,7 +161,7 @@ class Group:
             )
         return news
 
-    def _raise_end(self, news: News | None) -> None:
+    def _raise_end(self, news: News[R] | None) -> None:
         """Raise why no more will be told, if that is so."""
         if news and news.error:
             raise news.error
@@ -197,7 +173,7 @@ class Group:
             raise RankError(f"the ranks were lost: {_first_line(self._error)}; {GOES_ON}") from self._error
 
     def _run(self) -> None:
-        """Train to the end, then wait until the block is left: Ray's processes end with this thread."""
+        """Work to the end, then wait until the block is left: Ray's processes end with this thread."""
         try:
             self._cluster.connect()
             self._fit()
@@ -217,15 +193,15 @@ class Group:
         self._mailbox = actor.remote(given.ranks, self._state)
         TorchTrainer(
             be_rank,
-            train_loop_config={"job": self._job, "mailbox": self._mailbox, "work": self._work},
+            train_loop_config={"mailbox": self._mailbox, "work": self._work},
             torch_config=TorchConfig(
-                backend="cpu:gloo,cuda:nccl" if given.device == "cuda" else "gloo",
+                backend="cpu:gloo,cuda:nccl" if self._on_gpus else "gloo",
                 timeout_s=2 * given.rank_timeout + STARTING_SECONDS,
             ),
             scaling_config=ScalingConfig(
                 num_workers=given.ranks,
-                use_gpu=given.device == "cuda",
-                resources_per_worker={"CPU": 1, **({"GPU": 1} if given.device == "cuda" else {})},
+                use_gpu=self._on_gpus,
+                resources_per_worker={"CPU": 1, **({"GPU": 1} if self._on_gpus else {})},
                 placement_strategy="SPREAD",
             ),
             run_config=RunConfig(

@@ -1,4 +1,4 @@
-"""What the ranks of one training tell whoever started them, and where they begin: the only way from them to the record.
+"""What the ranks of one job tell whoever started them, and where they begin: the only way from them to the record.
 
 A `Mailbox` is one small object in a process of its own, called one call at a time; nothing here needs Ray or torch.
 """
@@ -7,90 +7,64 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
 
 from tasks.errors import ShardlineError
-from tasks.facts import RankTimes, StreamTimes
-from tasks.learning.sums import MomentSums
+from tasks.facts import RankTimes
+
+R = TypeVar("R")
+
+
+class Told(Protocol):
+    """Something that a rank has done, of which the record is to know."""
+
+    def advance(self, state: Any) -> Any:
+        """Return the state to begin again from, once this is done, from that before."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
-    """A loop's state before an iteration: its tensors as safetensors, and plain facts.
-
-    moments: what the first pass had taken in; None: nothing, or no more than in the state told before
-    """
-
-    iteration: int
-    tensors: bytes
-    facts: Mapping[str, float | None]
-    moments: MomentSums | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Told:
-    """One iteration: its facts by their names in `tasks.learning.loop.Iteration`, and the state after it."""
-
-    facts: Mapping[str, float]
-    after: State
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """What a rank that has ended read, and how: see `ObjectStorageDataset` and `Fit`.
-
-    moments: of all rows, where it was to take them and nothing else; equal on every rank
-    """
-
-    device: str
-    stream: StreamTimes | None
-    checks: Mapping[str, str]
-    damaged: tuple[str, ...]
-    moments: MomentSums | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class News:
+class News(Generic[R]):
     """What has come in since it was last asked for, and how the ranks are.
 
     attempt: how often they have begun
     silent: for how many seconds nothing was heard of each rank since they began last
+    ended: by rank, what those that have done their part hand in
     """
 
-    told: tuple[Told, ...]
+    told: tuple[Any, ...]
     attempt: int
     silent: Mapping[int, float]
     times: Mapping[int, RankTimes]
-    ended: Mapping[int, Reading]
+    ended: Mapping[int, R]
     error: ShardlineError | None
 
 
 @dataclass
-class Mailbox:
-    """Keeps what `size` ranks tell until it is taken, and the last state told, from which they begin again."""
+class Mailbox(Generic[R]):
+    """Keeps what `size` ranks tell until it is taken, and the state after it, from which they begin again."""
 
     size: int
-    state: State | None
+    state: Any
     attempt: int = 0
     told: list[Told] = field(default_factory=list)
     heard: dict[int, float] = field(default_factory=dict)
     times: dict[int, RankTimes] = field(default_factory=dict)
-    ended: dict[int, Reading] = field(default_factory=dict)
+    ended: dict[int, R] = field(default_factory=dict)
     error: ShardlineError | None = None
 
-    def begin(self) -> tuple[int, State | None]:
-        """Return the number of this attempt and the last state that was told, recorded or not; asked by rank 0."""
+    def begin(self) -> tuple[int, Any]:
+        """Return the number of this attempt and the state after all that was told, recorded or not; asked by rank 0."""
         self.attempt += 1
         self.heard = dict.fromkeys(range(self.size), time.monotonic())
         self.ended = {}
         return self.attempt, self.state
 
     def tell(self, attempt: int, told: Told) -> int:
-        """Take in an iteration, unless a rank tells it that is none any more; return how many wait to be taken."""
+        """Take in what was done, unless a rank tells it that is none any more; return how much waits to be taken."""
         if attempt == self.attempt:
             self.told.append(told)
-            known = self.state.moments if self.state else None
-            self.state = replace(told.after, moments=told.after.moments or known)
+            self.state = told.advance(self.state)
         return len(self.told)
 
     def beat(self, times: RankTimes) -> None:
@@ -98,17 +72,17 @@ class Mailbox:
         self.heard[times.rank] = time.monotonic()
         self.times[times.rank] = times
 
-    def end(self, attempt: int, times: RankTimes, reading: Reading) -> None:
+    def end(self, attempt: int, times: RankTimes, result: R) -> None:
         """Take in that a rank has done its part."""
         if attempt == self.attempt:
             self.beat(times)
-            self.ended[times.rank] = reading
+            self.ended[times.rank] = result
 
     def fail(self, error: ShardlineError) -> None:
         """Take in why a rank cannot go on, where another attempt would end alike; the first to say so is heard."""
         self.error = self.error or error
 
-    def take(self) -> News:
+    def take(self) -> News[R]:
         """Return what was told since, and how the ranks are."""
         now = time.monotonic()
         told, self.told = tuple(self.told), []
