@@ -79,8 +79,9 @@ def judge_model(model: LinearModel, passed: MomentSums, job: TrainingJob) -> lis
     moments = Moments(job.features)
     moments.restore(passed)
     models = {"trained": model, "exact": moments.exact(), "mean": moments.mean_model()}
-    rows = {"manifest": job.data.judged, "sources": job.sources, "given": job.parameters}
-    found = judge_rank(Judged.of(models, None, profiled=job.data.judged.columns, **rows))
+    rows, given = job.data.judged, job.parameters
+    judged = Judged.of(models, None, manifest=rows, sources=job.sources, given=given, profiled=rows.columns)
+    found = judge_rank(judged)
     plain = found.scores.to_dict(), asdict(found.scores.density), found.profile and asdict(found.profile)
     return list(map(json.dumps, plain))  # numbers are written to the last bit
 
