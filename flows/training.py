@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,13 @@ from tasks.streaming.manifest import Manifest
 from tasks.tracking.client import show_uri, tracking_uri
 from tasks.tracking.views import name_of_model
 from tasks.training.exact import solve_model
+from tasks.training.foreseeing import foresee_run
 from tasks.training.gradient import train_model
 from tasks.training.start import find_device
+from tasks.usage.account import metered
+from tasks.usage.measuring import read_meters
+from tasks.usage.prices import read_prices
+from tasks.usage.wording import write_forecast
 
 
 def name_run() -> str:
@@ -56,7 +62,8 @@ def name_run() -> str:
     if given.like:
         return f"like {given.like[:8]}"
     work = f"× {given.batch_size}" if given.batch_size else "iterations"
-    return f"{given.preset} · {name_place(resolve_sources(given).shards)} · " + (
+    plan = "plan · " if given.plan else ""
+    return f"{plan}{given.preset} · {name_place(resolve_sources(given).shards)} · " + (
         "exact" if given.solver == "exact" else f"{given.resolved().iterations} {work}"
     )
 
@@ -65,6 +72,7 @@ def name_run() -> str:
 @parameters(TrainingParameters)
 def train(**parameters: Any) -> State[str]:
     """Train a linear model on CSV shards in object storage, and say what it is worth."""
+    begun = read_meters()
     given = TrainingParameters(**parameters)
     given = repeat_parameters(given) if given.like else given
     sources, identity = verify_sources(resolve_sources(given), given)
@@ -79,6 +87,10 @@ def train(**parameters: Any) -> State[str]:
     recorded = settings | {"batch_size": given.batch_size}
     preview = preview_batch(data, untracked(sources), given)
     hardware = describe_hardware()
+    job = TrainingJob(parameters=given, sources=sources, data=data, features=features, run_id="")
+    if given.plan:
+        forecast = foresee_run(untracked(job), begun, untracked(preview), hardware)
+        return Completed(name="Planned", message="What the run would take", data=write_forecast(forecast))
     if given.benchmark:
         benchmark(**shared_with_benchmark(given), mode="quick")
     find = partial(
@@ -91,20 +103,24 @@ def train(**parameters: Any) -> State[str]:
     )
     with tracked(given.experiment, recorded, tags | {"shardline.judged_on": data.judged_on}, find) as mlflow_run:
         given = given.model_copy(update={"batch_size": int(mlflow_run.parameters["batch_size"])})  # as it began
-        job = TrainingJob(
-            parameters=given,
-            sources=sources,
-            data=data,
-            features=features,
-            run_id=mlflow_run.run_id,
-            edges=choose_edges(given.experiment, data.statistics),
-        )
+        edges = choose_edges(given.experiment, data.statistics)
+        job = replace(job, parameters=given, run_id=mlflow_run.run_id, edges=edges)
         job = deepcopy(job)  # what comes from the first steps goes through the preview, as Prefect draws it
         note_data(mlflow_run.run_id, name_data(job))
-        fit = fit_model(job)
-        evaluation = evaluate_model(untracked(job), fit)
-        register_model(untracked(job), untracked(fit), evaluation, untracked(preview))
-        report_run(untracked(mlflow_run), untracked(job), untracked(fit), evaluation, untracked(identity), hardware)
+        forecast = foresee_run(untracked(job), begun, untracked(preview), hardware)
+        with metered(job, forecast, begun) as account:
+            fit = fit_model(job)
+            evaluation = evaluate_model(untracked(job), fit)
+            register_model(untracked(job), untracked(fit), evaluation, untracked(preview))
+            report_run(
+                untracked(mlflow_run),
+                untracked(job),
+                untracked(fit),
+                evaluation,
+                untracked(identity),
+                hardware,
+                untracked(account()),
+            )
     discard_checkpoints(given.checkpoint_url, mlflow_run.run_id)
     announce_champion(given.experiment, mlflow_run)
     return Completed(message=evaluation.verdict, data=write_summary(job, evaluation, mlflow_run))
@@ -177,6 +193,8 @@ def check_parameters(given: TrainingParameters) -> None:
         find_device(given.device)
     if given.checkpoint_url:
         check_checkpoint_url(given.checkpoint_url)
+    if given.prices:
+        read_prices(given.prices)
 
 
 def write_summary(job: TrainingJob, evaluation: Evaluation, mlflow_run: Run) -> str:

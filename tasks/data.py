@@ -10,24 +10,25 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
 from tasks.errors import ConfigurationError
-from tasks.facts import Located, Preview, TrainingData
+from tasks.facts import FirstRead, Located, Preview, TrainingData
 from tasks.naming import escape_markdown, join_names, write_code
 from tasks.parameters import MOST_ROWS, Listing, TrainingParameters
 from tasks.policy import READING, step
 from tasks.redaction import redact, reveal
-from tasks.sources import Sources, open_dataset, read_contract, read_only_used
+from tasks.sources import Sources, open_beginning, open_dataset, read_contract, read_only_used
+from tasks.streaming.objects.traffic import Traffic, read_traffic
+from tasks.usage.wording import write_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tasks.streaming import Manifest, Terms
+    from tasks.streaming import Manifest, ObjectStorageDataset, Terms
     from tasks.streaming.formats.contract import Header
 
 MOST_SHARDS_IN_A_TABLE = 100
 MOST_EXACT = 2**53  # below it float64 has every whole number
 ROUNDED = "column {} has numbers of 2^53 and more, which float64 rounds: an id is better left out of the features"
 UNCHECKED = "the contract's bounds of {} are not checked: nothing reads them"
-PREVIEWED_ROWS = 1000
 SHOWN_ROWS = 5
 HEADERS: dict[str, Header] = {"infer": "infer", "first": 0, "none": None}
 SMALLEST_SHARE, LARGEST_SHARE = 0.1, 0.5  # of the rows, that are held out
@@ -223,13 +224,12 @@ def preview_batch(data: TrainingData, sources: Sources, given: TrainingParameter
     from tasks.streaming.listing.statistics import check_statistics
 
     columns = data.train.columns
+    before = read_traffic()
     if given.on_bad_rows == "quarantine":
         survey_judged(data, sources, given)
     else:
         check_statistics(data.train, data.statistics)
-    # where bad rows are set aside, all shards are gone through at the first opening: it is for all of them at once
-    manifest = data.train if given.on_bad_rows == "quarantine" else data.train.begin(PREVIEWED_ROWS)
-    dataset = open_dataset(manifest, sources, given, batch_size=min(PREVIEWED_ROWS, manifest.rows), epochs=1)
+    dataset = open_beginning(data.train, sources, given)
     batch = next(iter(dataset))
     least, most = batch.min(dim=0).values.tolist(), batch.max(dim=0).values.tolist()
     ranges = dict(zip(columns, zip(least, most, strict=True), strict=True))
@@ -249,6 +249,7 @@ def preview_batch(data: TrainingData, sources: Sources, given: TrainingParameter
             *([UNCHECKED.format(join_names(unread))] if (unread := data.train.unchecked) else []),
         ),
         first=tuple(map(tuple, batch[:SHOWN_ROWS].double().tolist())),
+        read=note_read(dataset, read_traffic() - before),
     )
     for doubt in preview.doubts:
         get_run_logger().warning("%s", doubt)
@@ -267,6 +268,21 @@ def survey_judged(data: TrainingData, sources: Sources, given: TrainingParameter
     """
     if data.test and data.test.terms:
         open_dataset(data.test, sources, given, epochs=1)
+
+
+def note_read(dataset: ObjectStorageDataset, asked: Traffic) -> FirstRead | None:
+    """Return what reading a dataset's first batch took, for which the store was asked so much."""
+    if dataset.times is None:
+        return None
+    read = dataset.manifest.begin(dataset.batch_size)
+    return FirstRead(
+        rows=read.rows,
+        columns=len(read.columns),
+        bytes=read.size,
+        asked=asked,
+        fetch_seconds=dataset.times.fetch_seconds,
+        decode_seconds=dataset.times.decode_seconds,
+    )
 
 
 def show_preview(preview: Preview, rows: Tensor, held: str) -> None:
@@ -291,12 +307,3 @@ def show_preview(preview: Preview, rows: Tensor, held: str) -> None:
             ]
         ),
     )
-
-
-def write_bytes(size: float) -> str:
-    """Return a number of bytes as people write it, in powers of 1024."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

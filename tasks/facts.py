@@ -18,6 +18,7 @@ from tasks.parameters import SearchParameters, TrainingParameters
 from tasks.sources import Sources
 from tasks.streaming.listing.statistics import ColumnStatistics
 from tasks.streaming.manifest import Manifest
+from tasks.streaming.objects.traffic import Traffic
 
 RowsOf = Literal["test", "held-out", "train"]
 ROWS_OF: Mapping[RowsOf, str] = {"test": "test", "held-out": "held-out", "train": "training"}  # for people
@@ -53,11 +54,28 @@ class TrainingData:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FirstRead:
+    """What was read for the first batch, and what it took, in seconds of one thread; none of fetching from a cache.
+
+    rows, columns, bytes: of the shards that have that batch
+    asked: what the store was asked for, a pass that looks for bad rows included
+    """
+
+    rows: int
+    columns: int
+    bytes: int
+    asked: Traffic
+    fetch_seconds: float
+    decode_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preview:
     """The shape and dtype of the training's batches, and what the first rows show of each column.
 
     `ranges` are (least, most) by column of the first `rows` rows; `outside` has a sentence for each column that leaves
-    the range that `.meta/stats` states; `doubts` are of how the first line was taken, and of numbers that are rounded.
+    the range that `.meta/stats` states; `doubts` are of how the first line was taken, and of numbers that are rounded;
+    `read` is what it took to read them.
     """
 
     batch_shape: tuple[int, int]
@@ -67,6 +85,7 @@ class Preview:
     outside: tuple[str, ...]
     first: tuple[tuple[float, ...], ...]
     doubts: tuple[str, ...] = ()
+    read: FirstRead | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

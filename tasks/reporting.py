@@ -15,6 +15,8 @@ from tasks.naming import escape_markdown, write_code
 from tasks.policy import step
 from tasks.redaction import redact
 from tasks.runs.lifecycle import Run
+from tasks.usage.account import Account
+from tasks.usage.wording import write_account, write_cost
 from tasks.wording.worth import format_value, write_condition, write_scores, write_step, write_worst
 
 if TYPE_CHECKING:
@@ -29,7 +31,13 @@ IN_PREFECT = ("above_exact", "predicted")  # figures that the artifact shows
 
 @step("report")
 def report_run(
-    run: Run, job: TrainingJob, fit: Fit, evaluation: Evaluation, identity: Identity, hardware: Hardware
+    run: Run,
+    job: TrainingJob,
+    fit: Fit,
+    evaluation: Evaluation,
+    identity: Identity,
+    hardware: Hardware,
+    account: Account,
 ) -> str:
     """Write the report into Prefect (markdown artifact) and MLflow (description, figures, manifest); the report."""
     from tasks.learning.figures import TITLES, render
@@ -40,6 +48,9 @@ def report_run(
     for name, draw in drawings.items():
         outbox.keep(f"figures/{name}.png", render(draw, TITLES[name]))
     keep_excess(outbox, fit, evaluation)
+    outbox.log(0, account.metrics)
+    if cost := write_cost(account):
+        outbox.tag({"shardline.cost": cost})
     outbox.keep("manifest.json", json.dumps(job.data.train.to_dict(), indent=1))
     text = "\n\n".join(
         [
@@ -52,6 +63,7 @@ def report_run(
             *write_ranks(fit),
             *write_bad_rows(fit),
             *write_damage(fit),
+            write_account(account),
             write_circumstances(job, fit, identity, hardware),
         ]
     )

@@ -23,6 +23,7 @@ from tasks.state import STATE
 if TYPE_CHECKING:
     from tasks.streaming import Manifest, ObjectStorageDataset, StreamOptions, Terms
 
+FIRST_ROWS = 1000
 BUCKET_ID_FILE = "BUCKET_ID"
 S3 = ("s3://", "s3a://")
 BUCKET_ID_PATTERN = re.compile("[0-9a-f]{32}")
@@ -157,6 +158,16 @@ def open_dataset(
         "storage_options": sources.storage_options(manifest.shards[0].uri),
     }
     return ObjectStorageDataset.from_manifest(manifest, **(chosen | options))
+
+
+def open_beginning(manifest: Manifest, sources: Sources, given: Reading) -> ObjectStorageDataset:
+    """Return a dataset of one batch, of the first rows: only the shards that hold it are fetched.
+
+    Where bad rows are set aside, all shards are gone through at the first opening: it is for all of them at once.
+    """
+    if given.on_bad_rows == "error":
+        manifest = manifest.begin(FIRST_ROWS)
+    return open_dataset(manifest, sources, given, batch_size=min(FIRST_ROWS, manifest.rows), epochs=1, stop=1)
 
 
 def open_shards(manifest: Manifest, sources: Sources, given: Rows) -> ObjectStorageDataset:

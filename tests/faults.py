@@ -48,6 +48,17 @@ class Fault:
 
 
 @dataclass(frozen=True)
+class Noting(Fault):
+    """Notes how many bytes of the body each answer has, and sends it on as it is."""
+
+    sent: list[int] = field(default_factory=list)
+
+    def change(self, answer: Answer) -> Answer:
+        self.sent.append(len(answer.body))
+        return answer
+
+
+@dataclass(frozen=True)
 class Refuse(Fault):
     status: int
     code: str

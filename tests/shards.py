@@ -1,5 +1,6 @@
 """Small shards with known rows: made here, read by the tests as an array too."""
 
+import gzip
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -45,6 +46,19 @@ def write_metadata(folder: Path, counts: dict[int, int]) -> None:
     meta.mkdir(parents=True, exist_ok=True)
     lines = ["id,count", *(f"{number},{count}" for number, count in counts.items())]
     (meta / "part-00000.csv").write_text("\n".join(lines) + "\n")
+
+
+def write_kinds(folder: Path, counts: Sequence[int]) -> None:
+    """The same rows below `csv` (with metadata), `gzip`, `parquet`, and `bad`, where each shard has a bad row more."""
+    from pyarrow import csv, parquet
+
+    write_shards(folder / "csv", counts, metadata=True)
+    for kind in ("gzip", "parquet", "bad"):
+        (folder / kind).mkdir()
+    for path in sorted((folder / "csv").glob("part-*.csv")):
+        (folder / "gzip" / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        parquet.write_table(csv.read_csv(path), folder / "parquet" / f"{path.stem}.parquet")
+        (folder / "bad" / path.name).write_bytes(path.read_bytes().replace(b"\n", b"\nbad,1,2\n", 1))
 
 
 def hash_rows(batches) -> str:

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tasks.benchmark.stepping import build_step
 from tasks.devices import PLANS, Figure, choose_devices, describe, measure, plan_jobs
 from tasks.devices import kernels as k
 from tasks.devices.description import CudaDevice
 from tasks.devices.kernels import Job
 from tasks.devices.measurement import Instruments, find_limit, read_free_memory
 from tasks.learning.loop import Iteration
+from tasks.usage.stepping import build_step
 
 PLAN = replace(PLANS["quick"], budget=100.0)
 CUDA = CudaDevice(

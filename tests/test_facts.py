@@ -16,6 +16,7 @@ from tasks.learning.sums import MomentSums, ProfileSums
 from tasks.parameters import SearchParameters, TrainingParameters
 from tasks.sources import Sources
 from tasks.streaming import ColumnStatistics, Manifest, Shard
+from tasks.streaming.objects.traffic import Traffic
 
 SHARDS = (Shard("s3://b/part-0.csv", 10, "e-1", 3), Shard("s3://b/part-1.csv", 2**40, "e-2", 2**40))
 MANIFEST = Manifest(SHARDS, ("y", "a"), ("a note",), ("y", "a", "left out"))
@@ -58,6 +59,9 @@ EXAMPLES = [
         ranges={"y": (0.0, 1 / 3)},
         outside=("column y",),
         first=((0.0, 0.1), (1 / 3, 1e-300)),
+    ),
+    facts.FirstRead(
+        rows=3, columns=2, bytes=50, asked=Traffic(requests=1, bytes=50), fetch_seconds=0.1, decode_seconds=1 / 3
     ),
     facts.TrainingJob(
         parameters=TrainingParameters(shards="s3://b/part*.csv", derive=["distance_km"], learning_rate=0.1),

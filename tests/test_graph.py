@@ -14,6 +14,7 @@ EDGES = {
     ("verify credentials", "locate test shards"),
     ("locate training shards", "preview batch"),
     ("locate test shards", "preview batch"),
+    ("describe hardware", "foresee"),
     ("preview batch", "train"),
     ("open the record", "train"),
     ("train", "evaluate"),

@@ -130,6 +130,7 @@ BELOW_STEPS = (
     "policy",
     "sources",
     "wording",
+    "usage",
     "runs",
     "ranks",
 )

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
 
-from tasks.benchmark.stepping import build_step
 from tasks.devices.benchmark import Benchmark
 from tasks.devices.comparison import compare_devices
 from tasks.devices.description import Hardware, describe
@@ -24,6 +23,7 @@ from tasks.parameters import PRESETS, BenchmarkParameters
 from tasks.policy import step
 from tasks.sources import Sources
 from tasks.streaming.manifest import Manifest
+from tasks.usage.stepping import build_step
 
 if TYPE_CHECKING:
     from tasks.benchmark.stream import StreamMeasurement

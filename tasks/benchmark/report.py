@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from tasks.devices.benchmark import Benchmark
+from tasks.devices.benchmark import FILE, Benchmark
 from tasks.devices.comparison import Ratio, compare_runs
 from tasks.devices.measurement import Figure
 from tasks.devices.wording import write_name, write_report, write_spread, write_unit, write_verdict
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from tasks.tracking.outbox import Outbox
 
-FILE = "benchmark.json"  # all of a benchmark, as another one reads it to compare itself
 SMALL = 0.55  # of a plot's width, where a Prefect page carries it as text
 
 Row = dict[str, object]  # of a table

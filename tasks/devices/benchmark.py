@@ -9,6 +9,8 @@ from tasks.devices.measurement import Figure
 from tasks.devices.planning import Mode
 from tasks.devices.prediction import Prediction
 
+FILE = "benchmark.json"  # all of a benchmark, as another one, or a training's forecast, reads it
+
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:

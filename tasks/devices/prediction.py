@@ -113,6 +113,12 @@ def _overlap(data: Data, device: str, rows: int, stages: list[Stage]) -> Predict
     )
 
 
+def leave_out(prediction: Prediction, names: Iterable[str]) -> Prediction:
+    """Return the prediction of an iteration without some of its stages; one at least is left."""
+    stages = [stage for stage in prediction.stages if stage.name not in set(names)]
+    return _overlap(prediction.data, prediction.device, prediction.rows, stages)
+
+
 def limit_speedup(prediction: Prediction) -> float:
     """Return how many times as fast an iteration would be if its step took no time at all (Amdahl's law).
 

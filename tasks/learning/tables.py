@@ -14,6 +14,14 @@ ALIGNMENT = 64  # bytes; torch's own on CPU. Sums of a slice that begins elsewhe
 logger = logging.getLogger(__name__)
 
 
+def count_batches(rows: int, batch_rows: int, size: int) -> int:
+    """Return after how many batches of `batch_rows` rows every one of `rows` rows was seen.
+
+    Of a part of each batch, `size` rows, it is after how many the parts begin again: all that are ever seen were.
+    """
+    return -(-rows // batch_rows) if size == batch_rows else rows // math.gcd(rows, batch_rows)
+
+
 class Table:
     """The rows that one rank ever sees of `rows` rows which are gone through in batches, again and again.
 

@@ -225,6 +225,17 @@ class TrainingParameters(Curve, Tracking, Resuming, Ranks, Model, Stream, Source
         False, description="Measure the hardware first, in quick mode, as a subflow with an MLflow run of its own."
     )
 
+    plan: Annotated[bool, RECORD, OWN] = Field(
+        False,
+        description="Say what the run would read and take (requests, bytes, memory, time, disk), and end without "
+        "training.",
+    )
+    prices: Annotated[str | None, RECORD] = Field(
+        None,
+        min_length=1,
+        description="YAML or JSON file with currency, per_1000_requests, per_GB (10^9 bytes read), per_cpu_hour and "
+        "per_gpu_hour, by which the report says what the run cost.",
+    )
     skip_unchanged: Annotated[bool, RECORD, OWN] = Field(
         False,
         description="End at once, as Unchanged, where data, code and parameters are those of the last success.",

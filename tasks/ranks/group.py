@@ -26,6 +26,7 @@ from tasks.ranks.member import Member, be_rank
 from tasks.ranks.parts import StageClock
 from tasks.ranks.passing import Passed, Reading, take_moments
 from tasks.sources import open_dataset
+from tasks.streaming.objects.traffic import count
 
 if TYPE_CHECKING:
     from tasks.streaming import ObjectStorageDataset
@@ -59,6 +60,7 @@ def note_readings(news: News[Reading], dataset: ObjectStorageDataset, clock: Sta
     for reading in readings:
         dataset.checks.update(reading.checks)
         dataset.damaged.extend(reading.damaged)
+        count(requests=reading.traffic.requests, received=reading.traffic.bytes)
     return [news.times[rank] for rank in sorted(news.times)]
 
 

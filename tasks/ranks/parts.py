@@ -7,10 +7,12 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tasks.errors import ShardlineError
 from tasks.facts import RankTimes, StreamTimes
+from tasks.streaming.objects.traffic import Traffic, count, tell_each
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,14 +45,34 @@ def stream_batches(dataset: ObjectStorageDataset, workers: int, clock: StageCloc
     if not workers:
         yield from clock.watch(dataset)
         return
+    import torch
     from torch.utils.data import DataLoader
 
+    counted = torch.zeros(workers, 2, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
     # spawn: where a flow has run, Prefect's handlers at exit end every forked process with exit code 1
-    loader = DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context="spawn")
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context="spawn",
+        worker_init_fn=partial(count_in, counted),
+    )
     try:
         yield from loader
     except ShardlineError as error:  # torch puts the worker's traceback before the message
         raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
+    finally:
+        requests, received = counted.sum(dim=0).tolist()
+        count(requests=requests, received=received)
+
+
+def count_in(counted: Tensor, worker: int) -> None:
+    """Let a worker process write into its row of `counted` [workers, 2] what it asks of the store: requests, bytes."""
+
+    def note(traffic: Traffic) -> None:
+        counted[worker, 0], counted[worker, 1] = traffic.requests, traffic.bytes
+
+    tell_each(note)
 
 
 class Tally:

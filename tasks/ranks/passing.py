@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tasks.facts import RankTimes, StreamTimes, TrainingJob
@@ -13,6 +13,7 @@ from tasks.parameters import MOST_ROWS
 from tasks.ranks.member import Member
 from tasks.ranks.parts import StageClock, Tally, stream_batches
 from tasks.sources import open_dataset
+from tasks.streaming.objects.traffic import Traffic, read_traffic
 
 if TYPE_CHECKING:
     from tasks.learning.first_pass import FirstPass
@@ -35,6 +36,7 @@ class Reading:
     """What a rank that has ended read, and how: see `ObjectStorageDataset` and `Fit`.
 
     moments: of all rows, where it was to take them and nothing else; equal on every rank
+    traffic: what its process has asked of the store
     """
 
     device: str
@@ -42,6 +44,7 @@ class Reading:
     checks: Mapping[str, str]
     damaged: tuple[str, ...]
     moments: MomentSums | None = None
+    traffic: Traffic = field(default_factory=Traffic)
 
 
 def describe_reading(
@@ -54,6 +57,7 @@ def describe_reading(
         checks=dict(dataset.checks),
         damaged=tuple(dataset.damaged),
         moments=moments,
+        traffic=read_traffic(),
     )
 
 

@@ -115,6 +115,24 @@ class Cache:
         self.discard(shard, "its content is not what was stored")
         return None
 
+    def find(self, shards: Iterable[Shard]) -> frozenset[str]:
+        """Return the names of the files of these shards that are there; whether they are whole is seen when opened."""
+        return frozenset(name for name in map(self.name, shards) if (self.folder / name).exists())
+
+    def name(self, shard: Shard) -> str:
+        """Return the name of a shard's file."""
+        return self._path(shard).name
+
+    def size(self, shard: Shard) -> int:
+        """Return how many bytes a shard's file has."""
+        return PAGE + shard.rows * self._row_bytes
+
+    def count_room(self) -> int:
+        """Return how many bytes of this data set's shards it takes in all: files of others go for them."""
+        with suppress(FileNotFoundError):  # a folder that the first shard makes
+            return self._find_limit(sum(facts.st_size for facts in self._stat_files().values()))
+        return self._find_limit(0)
+
     def discard(self, shard: Shard, fault: str) -> None:
         """Remove a shard's file, which was found damaged; where it is gone, another process evicted it."""
         path = self._path(shard)
@@ -200,7 +218,7 @@ class Cache:
         return whole
 
     def _compare(self, shard: Shard, file: FileIO) -> bool:
-        if os.fstat(file.fileno()).st_size != PAGE + shard.rows * self._row_bytes:
+        if os.fstat(file.fileno()).st_size != self.size(shard):
             return False
         file.seek(0)
         try:
@@ -233,13 +251,12 @@ class Cache:
 
     def _make_room(self, shard: Shard, file: IO[bytes]) -> bool:
         """Evict until the shard fits, give `file` its final size, and return whether it fits."""
-        wanted = PAGE + shard.rows * self._row_bytes
+        wanted = self.size(shard)
         with self._locked_folder():
             self._remove_abandoned()
             sizes = self._stat_files()
             used = sum(facts.st_size for facts in sizes.values())
-            free = shutil.disk_usage(self.folder).free
-            limit = self._limit if self._limit is not None else int((used + free) * SHARE_OF_FREE_DISK)
+            limit = self._find_limit(used)
             others = [path for path in sizes if path.suffix == ".rows" and path.name not in self._own]
             if used + wanted - sum(sizes[path].st_size for path in others) > limit:
                 log.info(
@@ -253,6 +270,11 @@ class Cache:
                 used -= sizes[path].st_size
             file.truncate(wanted)
         return True
+
+    def _find_limit(self, used: int) -> int:
+        if self._limit is not None:
+            return self._limit
+        return int((used + shutil.disk_usage(find_existing(self.folder)).free) * SHARE_OF_FREE_DISK)
 
     @contextmanager
     def _locked_folder(self) -> "Iterator[None]":
@@ -275,6 +297,11 @@ class Cache:
             with suppress(FileNotFoundError), path.open("rb") as file:
                 if _lock(file):
                     path.unlink()
+
+
+def find_existing(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that is there: its disk is the one that the folder will be on."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def _identify(file: FileIO) -> tuple[int, int]:

@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from operator import attrgetter
 from typing import Any, Literal, Self, TypedDict, Unpack
 
@@ -14,12 +15,15 @@ from tasks.errors import ConfigurationError
 from tasks.streaming.arithmetic import Sequencing, count_batches
 from tasks.streaming.batches import Batch, Times, share
 from tasks.streaming.cache import NO_CACHE, Cache, CacheSettings
+from tasks.streaming.foreseeing import Expected, foresee
 from tasks.streaming.formats.contract import Contract, Header
 from tasks.streaming.formats.originals import Originals
 from tasks.streaming.formats.terms import Terms
 from tasks.streaming.listing.locating import locate
 from tasks.streaming.loading import CORES, Loading
+from tasks.streaming.lookahead import Lookahead
 from tasks.streaming.manifest import Manifest, Shard
+from tasks.streaming.memory import HELD, bound_memory
 from tasks.streaming.objects.retrying import RetryPolicy
 from tasks.streaming.objects.schemes import open_store
 from tasks.streaming.passing import pass_shards
@@ -34,7 +38,6 @@ from tasks.streaming.staging import MakePages, PagePool
 
 NUMPY_NAMES = {torch.float64: "float64", torch.float32: "float32"}
 IN_MEMORY = 2**26  # bytes of decoded rows; a larger shard is staged in a temporary file
-HELD = 2**27  # bytes of decoded shards that are loaded ahead in any case, however small the batches are
 SMALLEST_WINDOW = 2**18
 LOADERS = 2 * CORES  # one fetches while another decodes
 
@@ -276,8 +279,24 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         bounds = self._contract.digest if self._contract.drops_bad_rows else None
         return hashlib.sha256(repr((*order, bounds) if bounds else order).encode()).hexdigest()
 
+    def expect(self, *, workers: int = 0, earlier: frozenset[str] = frozenset()) -> Expected:
+        """Return what the next iteration, which has an end, asks of the store and keeps; nothing is asked for now.
+
+        `workers` are those of the DataLoader that iterates, `earlier` the names of files that the cache will have then.
+        """
+        step, first = max(1, workers), self._position.first
+        lookaheads = (self._look_ahead(first + number, step) for number in range(step))
+        loading, shards = self._loading(self._open_cache()), self.manifest.shards
+        bound = partial(bound_memory, self.batch_size * loading.row_bytes, self.prefetch, shuffle=self.shuffle)
+        return foresee(lookaheads, loading, shards, earlier, partial(bound, loaders=min(LOADERS, len(shards))))
+
     def _pipeline(self, first: int, step: int) -> Pipeline:
-        window = max(2 * self.batch_size, SMALLEST_WINDOW) if self.shuffle else None
+        loading, lookahead = self._loading(self._open_cache()), self._look_ahead(first, step)
+        prefetcher = Prefetcher(loading, self.manifest.shards, lookahead, threads=LOADERS)
+        width, pages = len(self.manifest.columns), PagePool(1, self._pages)
+        return Pipeline(prefetcher, self._sequencing(), width, NUMPY_NAMES[self.dtype], pages)
+
+    def _look_ahead(self, first: int, step: int) -> Lookahead:
         request = Request(
             first=first,
             step=step,
@@ -289,23 +308,22 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
             epoch=self._position.epoch,
             slice_rows=self.slice_rows,
         )
-        sequencing = Sequencing(self.manifest.counts, window=window, seed=self.seed)
-        dtype, cache = NUMPY_NAMES[self.dtype], None
-        if self._cache.enabled:
-            cache = Cache(self._cache, self.manifest.shards, self._contract, dtype, self.damaged)
-        prefetcher = Prefetcher(
-            self._loading(cache),
-            self.manifest.shards,
-            plan_batches(sequencing, request),
-            ahead=self.prefetch,
-            held_bytes=HELD,
-            threads=LOADERS,
-        )
-        return Pipeline(prefetcher, sequencing, len(self.manifest.columns), dtype, PagePool(1, self._pages))
+        held_rows = HELD // self._loading(None).row_bytes
+        plans = plan_batches(self._sequencing(), request)
+        return Lookahead(plans, self.manifest.counts, ahead=self.prefetch, held_rows=held_rows)
+
+    def _sequencing(self) -> Sequencing:
+        window = max(2 * self.batch_size, SMALLEST_WINDOW) if self.shuffle else None
+        return Sequencing(self.manifest.counts, window=window, seed=self.seed)
+
+    def _open_cache(self) -> Cache | None:
+        if not self._cache.enabled:
+            return None
+        return Cache(self._cache, self.manifest.shards, self._contract, NUMPY_NAMES[self.dtype], self.damaged)
 
     def _loading(self, cache: Cache | None) -> Loading:
-        dtype = NUMPY_NAMES[self.dtype]
-        return Loading(self._store, self._contract, self._retry, dtype, IN_MEMORY, cache, checks=self.checks)
+        dtype, checks = NUMPY_NAMES[self.dtype], self.checks
+        return Loading(self._store, self._contract, self._retry, dtype, IN_MEMORY, cache, checks=checks)
 
 
 def _check(options: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from tasks.streaming.manifest import Shard
 from tasks.streaming.objects.retrying import RetryPolicy
 from tasks.streaming.objects.store import Listed, Store
 from tasks.streaming.objects.transfer import read_object
-from tasks.streaming.splitting import LARGE, Helpers, decode_in_blocks, read_in_ranges
+from tasks.streaming.splitting import LARGE, Helpers, cut_ranges, decode_in_blocks, read_in_ranges
 from tasks.streaming.staging import MemoryStaging, PagePool, Staging, explain_full_disk, stage_in_temporary_file
 from tasks.streaming.stored import ArrayRows, FileRows, StoredRows
 
@@ -146,9 +146,16 @@ class Loading:
     def fetch(self, shard: Shard, stop: threading.Event) -> Iterator[bytes]:
         """Yield the shard's bytes, see `read_object`; those of a large one come over several connections."""
         listed, tell = Listed(shard.uri, shard.size, shard.etag), partial(self.checks.__setitem__, shard.uri)
-        if shard.size >= LARGE and self.store.by_ranges:
+        if self._is_split(shard):
             return read_in_ranges(self.store, listed, self.retry, self.fetchers, stop=stop, tell=tell)
         return read_object(self.store, listed, self.retry, stop=stop, tell=tell)
+
+    def count_requests(self, shard: Shard) -> int:
+        """Return how many requests fetching the shard takes where none fails."""
+        return len(cut_ranges(shard.size)) if self._is_split(shard) else 1
+
+    def _is_split(self, shard: Shard) -> bool:
+        return shard.size >= LARGE and self.store.by_ranges
 
 
 def check_count(shard: Shard, rows: int) -> None:

@@ -20,6 +20,7 @@ from typing import IO
 
 from tasks.errors import ConfigurationError, RowCountError, RowError, ShardsNotFoundError
 from tasks.files import write_whole
+from tasks.streaming.formats.contract import Contract
 from tasks.streaming.formats.diagnosing import REMEDY, BadLine
 from tasks.streaming.formats.rows import CountedRows
 from tasks.streaming.loading import Loading
@@ -34,10 +35,7 @@ def set_bad_rows_aside(manifest: Manifest, loading: Loading, folder: Path, threa
     contract allows, ShardsNotFoundError where none is good, and ConfigurationError where the folder cannot be written
     to.
     """
-    read = (manifest.columns, manifest.header) if manifest.cells is None else (manifest.columns, manifest.cells, None)
-    bounds = loading.contract.digest
-    identity = repr((manifest.fingerprint, *read, loading.dtype, *([bounds] if bounds else [])))
-    stem = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    stem = _name_survey(manifest, loading.contract, loading.dtype)
     side_file, note = folder / f"{stem}.csv", folder / f"{stem}.json"
     with _open_lock(folder, stem) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -53,7 +51,7 @@ def set_bad_rows_aside(manifest: Manifest, loading: Loading, folder: Path, threa
     if not good:
         raise ShardsNotFoundError(
             f"None of the {manifest.rows} rows is good: {_first_reason(side_file)}, and so on in {side_file}; "
-            f"{'correct the shards, or the bounds' if bounds else REMEDY}"
+            f"{'correct the shards, or the bounds' if loading.contract.digest else REMEDY}"
         )
     notes = (*manifest.notes, f"{sum(bad)} bad rows set aside, listed in {side_file}") if sum(bad) else manifest.notes
     return replace(manifest, shards=good, notes=notes), sum(bad), side_file
@@ -68,6 +66,19 @@ def _check_share(bad: int, manifest: Manifest, side_file: Path) -> None:
             f"{terms.allowed_share:.3%}: {_first_reason(side_file)}, and so on in {side_file}; correct the shards, or "
             "what the contract states"
         )
+
+
+def is_surveyed(manifest: Manifest, folder: Path, dtype: str = "float64") -> bool:
+    """Return whether its bad rows are known from an earlier pass: then setting them aside reads no shard."""
+    stem = _name_survey(manifest, Contract.of(manifest, drops_bad_rows=True), dtype)
+    return _read_note(folder / f"{stem}.json") is not None and (folder / f"{stem}.csv").exists()
+
+
+def _name_survey(manifest: Manifest, contract: Contract, dtype: str) -> str:
+    read = (manifest.columns, manifest.header) if manifest.cells is None else (manifest.columns, manifest.cells, None)
+    bounds = contract.digest
+    identity = repr((manifest.fingerprint, *read, dtype, *([bounds] if bounds else [])))
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 @contextmanager

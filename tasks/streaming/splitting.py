@@ -95,6 +95,11 @@ def _wait_for(future: "Future[R]", stop: threading.Event) -> R:
     raise ClosedError
 
 
+def cut_ranges(size: int) -> range:
+    """Return where the ranges begin in which an object of `size` bytes is asked for."""
+    return range(0, size, RANGE)
+
+
 def read_in_ranges(
     store: Store,
     listed: Listed,
@@ -116,8 +121,7 @@ def read_in_ranges(
         end = min(begin + RANGE, listed.size)
         return list(read_range(store, listed, retry, attempts, begin, end, abandoned, check))
 
-    begins = range(0, listed.size, RANGE)
-    with closing(helpers.map(fetch, begins, "shardline-range", stop, abandoned)) as ranges:
+    with closing(helpers.map(fetch, cut_ranges(listed.size), "shardline-range", stop, abandoned)) as ranges:
         for piece in itertools.chain.from_iterable(ranges):
             check.update(piece)
             with attempts.suspended():

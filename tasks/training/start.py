@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -17,11 +16,12 @@ from typing import TYPE_CHECKING
 from tasks.errors import CheckpointError, ConfigurationError
 from tasks.facts import RankTimes, TrainingJob
 from tasks.learning.sums import MOMENTS, MomentSums
-from tasks.parameters import MOST_ROWS, TrainingParameters
+from tasks.parameters import TrainingParameters
 from tasks.ranks.parts import StageClock, stream_batches
 from tasks.ranks.passing import start_first_pass
 from tasks.redaction import label
 from tasks.sources import open_dataset
+from tasks.training.opening import most_resident, open_part, open_training
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from tasks.streaming import ColumnStatistics, ObjectStorageDataset
 
 logger = logging.getLogger(__name__)
-
-RESIDENT_SHARE = 4  # a quarter of what is free
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +61,10 @@ def start_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
     A rank's batches are its slices of the whole ones. Raises CheckpointError where the checkpoint was made from other
     shards than those that were listed.
     """
-    from tasks.learning.batches import Preparation, pin_pages
+    from tasks.learning.batches import Preparation
     from tasks.learning.loop import Trainer
-    from tasks.learning.reduction import find_reduction, slice_rows
+    from tasks.learning.reduction import find_reduction
     from tasks.learning.scaling import Scaling
-    from tasks.streaming import Placement
 
     given = job.parameters
     features = job.features
@@ -77,20 +74,11 @@ def start_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
     settings = make_settings(given)
     require_same_shards(job, kept)
     first = kept.iteration if kept else 0
-    dataset = open_dataset(
-        job.data.train,
-        job.sources,
-        given,
-        start=first,
-        stop=resolved.iterations,
-        shuffle=given.shuffle,
-        seed=given.seed,
-        placement=Placement(slice_rows=slice_rows(given.batch_size or MOST_ROWS)),
-        pages=pin_pages if device.type == "cuda" and not given.num_workers else None,
-    )
+    dataset = open_training(job, first, device)
     reduction = find_reduction(dataset.batch_size)
     clock = StageClock()
     stream = stream_batches(dataset, given.num_workers, clock)
+    stream = itertools.chain(stream, stream_rest(job, dataset, device, clock))
     waited = 0.0
     scaling = Scaling.none(len(features.names))
     if resolved.standardise and not kept:
@@ -138,6 +126,15 @@ def keep_batches(
         memory = InMemory(stream, rows, most_resident(given), batch_rows=size, is_ready=is_ready)
         stream, is_ready = iter(memory), memory.is_ready
     return stay_resident(preparation.stream(stream, waited, is_ready), rows, resident, batch_rows=size)
+
+
+def stream_rest(
+    job: TrainingJob, dataset: ObjectStorageDataset, device: torch.device, clock: StageClock
+) -> Iterator[Tensor]:
+    """Yield the batches behind those of a dataset that ends with its first pass: nobody asks where its rows stay."""
+    reached, iterations = dataset.stop or 0, job.parameters.resolved().iterations
+    if reached < iterations:
+        yield from stream_batches(open_part(job, reached, iterations, device), job.parameters.num_workers, clock)
 
 
 def follow_trainer(job: TrainingJob, kept: Checkpoint | None) -> Started:
@@ -236,22 +233,6 @@ def find_device(asked: str, kept: Checkpoint | None = None) -> torch.device:
     if wanted != asked and wanted == "cpu" and has_cuda:
         logger.warning("This training began on the CPU and goes on there; resume=never starts anew, on CUDA")
     return torch.device("cuda" if wanted != "cpu" and has_cuda else "cpu")
-
-
-def most_resident(given: TrainingParameters, device: torch.device | None = None) -> int:
-    """Return how many bytes may stay on a device (None: the host): as the parameter says, else a quarter of the free.
-
-    Ranks of one machine share that quarter, where who starts them says how many they are.
-    """
-    if given.resident_bytes is not None:
-        return given.resident_bytes
-    if device and device.type == "cuda":
-        import torch
-
-        return int(torch.cuda.mem_get_info(device)[0]) // RESIDENT_SHARE
-    from tasks.devices import describe_memory
-
-    return describe_memory().available // RESIDENT_SHARE // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def choose_scaling(

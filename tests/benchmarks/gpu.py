@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from deployments.generator import write_data
-from tasks.benchmark.stepping import build_step
 from tasks.devices.description import Hardware
 from tasks.devices.description import describe as describe_hardware
 from tasks.devices.kernels import make_bandwidth, make_transfers
@@ -39,6 +38,7 @@ from tasks.learning.loop import Settings, Trainer, train
 from tasks.learning.residency import stay_resident
 from tasks.learning.scaling import Scaling
 from tasks.streaming import CacheSettings, ObjectStorageDataset
+from tasks.usage.stepping import build_step
 
 FEATURES = Features.choose(["y", *"abcdefgh"])
 FLOAT = 8  # bytes

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.streaming.dataset import LOADERS
+from tasks.streaming.memory import bound_memory
 from tests.benchmarks.rangeserver import serve_ranges
 from tests.benchmarks.stream_setting import HOME, ROOT, describe_machine, serve_shards
 
@@ -69,10 +70,11 @@ def measure(times: int, options: dict[str, Any]) -> None:
 
 def bound(options: dict[str, Any]) -> float:
     """MiB above the base that the README states as the most that a pass takes."""
-    batch: float = options["batch_size"] * ROW / MIB
-    shuffled = 4 * batch if options.get("shuffle") else 0
-    ahead = 0 if options.get("cache") else max(128, (options.get("prefetch", 2) + 1) * batch)
-    return (32 if options.get("large") else 25) * LOADERS + ahead + 4 * batch + shuffled
+    kind = {name: options.get(name, False) for name in ("shuffle", "large")}
+    held = 0 if options.get("cache") else None
+    return (
+        bound_memory(options["batch_size"] * ROW, options.get("prefetch", 2), loaders=LOADERS, held=held, **kind) / MIB
+    )
 
 
 def find_peaks(options: dict[str, Any], environment: dict[str, str]) -> tuple[float, float, float]:

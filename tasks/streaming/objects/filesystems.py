@@ -15,6 +15,7 @@ from tasks.streaming.objects.clouds import translate_cloud_error
 from tasks.streaming.objects.digests import Digest
 from tasks.streaming.objects.retrying import RetryPolicy, TransientError
 from tasks.streaming.objects.store import Body, Listed
+from tasks.streaming.objects.traffic import count
 from tasks.streaming.objects.web import choose_block_size, make_web_options, translate_web_error
 
 WEB = ("http", "https")
@@ -39,6 +40,7 @@ class FilesystemStore:
 
     def list(self, pattern: str) -> list[Listed]:
         filesystem = self._filesystem
+        count(requests=1)
         try:
             path = filesystem._strip_protocol(pattern)
             literal = self._scheme == "file" and filesystem.isfile(path)  # x[1].csv is a name, too
@@ -81,6 +83,7 @@ class FilesystemStore:
 
     def open(self, uri: str, *, offset: int, stop: int, size: int, etag: str | None) -> Body:
         file = None
+        count(requests=1)
         try:
             file = self._open_file(uri)
             found = file.seek(0, os.SEEK_END)

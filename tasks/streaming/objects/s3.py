@@ -18,6 +18,7 @@ from tasks.errors import BucketError, ConfigurationError, CredentialsError, Shar
 from tasks.streaming.objects.digests import choose_digest, to_hexadecimal
 from tasks.streaming.objects.retrying import RetryPolicy, TransientError
 from tasks.streaming.objects.store import Body, Listed
+from tasks.streaming.objects.traffic import count
 
 MAGIC = re.compile(r"[*?\[]")
 MD5 = re.compile(r"[0-9a-f]{32}")
@@ -95,6 +96,7 @@ class S3Store:
         client = None
         try:
             client = self._clients.get(os.getpid()) or self._make_client()
+            count(requests=1)
             return getattr(client, operation)(**asked, **self._extra)
         except failures.ClientError as error:
             if _code(error).startswith("ExpiredToken") and not renewed:

@@ -13,6 +13,7 @@ from tasks.errors import ShardChangedError
 from tasks.streaming.objects.digests import NO_DIGEST, Digest, Hasher, make_hasher
 from tasks.streaming.objects.retrying import Attempts, ClosedError, RetryPolicy, TransientError, call_with_retries
 from tasks.streaming.objects.store import Body, Listed, Store
+from tasks.streaming.objects.traffic import count
 
 READ_SIZE = 2**18
 
@@ -130,6 +131,7 @@ def _drain(
         if not data:
             raise TransientError(f"the answer ended {length} bytes early")
         attempts.note_progress()
+        count(received=len(data))
         length -= len(data)
         window_bytes += len(data)
         yield data

@@ -1,0 +1,127 @@
+"""What a stream will ask of its store, and keep: told by the arithmetic that it follows, before anything is asked for.
+
+What is not foreseen: attempts that fail and are made again, files of the cache that turn out to be damaged, and of a
+cache that cannot hold all, which shards come first, and which go for another data set's.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from tasks.streaming.loading import Loading
+from tasks.streaming.lookahead import Lookahead
+from tasks.streaming.manifest import Shard
+from tasks.streaming.splitting import LARGE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What going through a data set takes.
+
+    requests, bytes: that the store is asked for; rows: of the shards that are fetched so
+    stored: the names of the files that the cache will have, those that are there included
+    written: bytes of those that it has not yet; wanted: what they would be if it had room for all; room: what it has
+    memory: the most bytes that each process takes which streams; staged: in temporary files
+    """
+
+    requests: int = 0
+    bytes: int = 0
+    rows: int = 0
+    stored: frozenset[str] = frozenset()
+    written: int = 0
+    wanted: int = 0
+    room: int = 0
+    memory: int = 0
+    staged: int = 0
+
+    def __add__(self, other: "Expected") -> "Expected":
+        return Expected(
+            requests=self.requests + other.requests,
+            bytes=self.bytes + other.bytes,
+            rows=self.rows + other.rows,
+            stored=self.stored | other.stored,
+            written=self.written + other.written,
+            wanted=self.wanted + other.wanted,
+            room=max(self.room, other.room),
+            memory=max(self.memory, other.memory),
+            staged=max(self.staged, other.staged),
+        )
+
+
+def foresee(
+    lookaheads: Iterable[Lookahead],
+    loading: Loading,
+    shards: Sequence[Shard],
+    earlier: frozenset[str],
+    bound: Callable[..., int],
+) -> Expected:
+    """Return what streams take that load what the lookaheads say, each in a process of its own.
+
+    earlier: names of files that the cache will have by then
+    bound: `bound_memory` of such a stream
+    """
+    loads, rows = order_loads(lookaheads)
+    expected = expect_loads([shards[index] for index in loads], loading, shards, earlier)
+    in_cache = loading.cache is not None and expected.written == expected.wanted
+    held = 0 if in_cache else rows * loading.row_bytes
+    return replace(
+        expected,
+        memory=bound(held=held, large=any(shard.size >= LARGE for shard in shards)),
+        staged=held if any(shard.rows * loading.row_bytes > loading.large for shard in shards) else 0,
+    )
+
+
+def order_loads(lookaheads: Iterable[Lookahead]) -> tuple[list[int], int]:
+    """Return the shards that are loaded, in order, again where they are loaded again, and most rows held at a time.
+
+    What is held is the most of any of the lookaheads, whose loads follow one another.
+    """
+    loads: list[int] = []
+    held = 0
+    for lookahead in lookaheads:
+        for plan in lookahead.plans(loads.append):
+            held = max(held, lookahead.rows)
+            lookahead.release(plan)
+    return loads, held
+
+
+def expect_loads(
+    loads: Iterable[Shard], loading: Loading, shards: Sequence[Shard], earlier: frozenset[str] = frozenset()
+) -> Expected:
+    """Return what loading these shards, of the data set `shards`, takes.
+
+    earlier: names of files that the cache will have by then
+    """
+    cache = loading.cache
+    if cache is None:
+        return expect_fetching(loads, loading)
+    stored = cache.find(shards) | earlier
+    room = left = cache.count_room() - sum(cache.size(shard) for shard in shards if cache.name(shard) in stored)
+    fetched: list[Shard] = []
+    new: dict[str, int] = {}
+    wanted: dict[str, int] = {}
+    for shard in loads:
+        name, size = cache.name(shard), cache.size(shard)
+        if name in stored or name in new:
+            continue
+        fetched.append(shard)
+        wanted[name] = size
+        if size <= left:
+            new[name] = size
+            left -= size
+    return replace(
+        expect_fetching(fetched, loading),
+        stored=stored | new.keys(),
+        written=sum(new.values()),
+        wanted=sum(wanted.values()),
+        room=max(0, room),
+    )
+
+
+def expect_fetching(shards: Iterable[Shard], loading: Loading) -> Expected:
+    """Return what fetching these shards takes, past any cache."""
+    fetched = list(shards)
+    return Expected(
+        requests=sum(map(loading.count_requests, fetched)),
+        bytes=sum(shard.size for shard in fetched),
+        rows=sum(shard.rows for shard in fetched),
+    )
