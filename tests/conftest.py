@@ -100,7 +100,8 @@ def decoder(request: pytest.FixtureRequest) -> Iterator[str]:
 
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "pyarrow":
-            patch.setattr("tasks.streaming.formats.diagnosing.find_kernel", lambda: None)
+            for module in ("diagnosing", "ranges"):
+                patch.setattr(f"tasks.streaming.formats.{module}.find_kernel", lambda: None)
         elif find_kernel() is None:
             pytest.skip("no kernel was built at installation: all tests are of the plain decoder")
         yield request.param

@@ -89,6 +89,24 @@ class TestWhatItReads:
         assert read is not None and read.tolist() == ([[1.0]] if b"1" in data else [])
 
 
+class TestTheRangesThatItFinds:
+    @pytest.mark.parametrize("dtype", ["float64", "float32"])
+    @pytest.mark.parametrize("shape", [(1, 1), (3, 2), (600, 1), (100, 9), (57, 9), (3, 700)])
+    @pytest.mark.parametrize("scale", [1, 1e6, 1e15, 1e37])
+    def test_are_those_of_numpy(self, shape, dtype, scale, kernel):
+        rows = (np.random.default_rng(1).normal(0, 1, shape) * scale).astype(dtype)
+        rows[:, ::2] = np.rint(rows[:, ::2])
+        found = kernel.find_ranges(rows)
+        assert found is not None
+        for one, other in zip(found, (rows.min(0), rows.max(0), (np.rint(rows) != rows).any(0)), strict=True):
+            assert one.dtype == other.dtype and np.array_equal(one, other)
+
+    @pytest.mark.parametrize("cell", [0.5, -0.5, 2**51 + 0.5, -(2**51) - 0.5, 2**52 - 0.5, 0.49999999999999994, 5e-324])
+    def test_tell_a_fraction_however_small(self, cell, kernel):
+        assert [each.tolist() for each in kernel.find_ranges(np.array([[1.0], [cell]]))][2] == [True]
+        assert kernel.find_ranges(np.rint(np.array([[1.0], [cell]])))[2].tolist() == [False]
+
+
 class TestWhatItRefuses:
     @pytest.mark.parametrize("cell", ODD_CELLS)
     def test_is_whatever_is_no_finite_number(self, cell, kernel):

@@ -28,11 +28,13 @@ def find_profile(experiment: str, run_id: str | None) -> tuple[str, DataProfile]
             raise ConfigurationError(f"experiment {experiment} has no champion: name a run with --run")
         run_id = champion.run_id
     text = read_artifact(client, run_id, f"data/{PROFILE}")
-    if text is None:
+    held = json.loads(text).get("train") if text else None
+    if held is None:
         raise ConfigurationError(
-            f"run {run_id} has no data/{PROFILE} in its record, which trainings leave: name another one with --run"
+            f"run {run_id} has no profile of training rows (data/{PROFILE}), which a training leaves that goes through "
+            "all of them: name another run with --run"
         )
-    return run_id, DataProfile.from_dict(json.loads(text)["train"])
+    return run_id, DataProfile.from_dict(held)
 
 
 def check_output(output: str) -> Path:

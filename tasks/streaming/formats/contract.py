@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.errors import RowError
 from tasks.naming import join_names, suggest
+from tasks.streaming.formats.ranges import find_ranges
 from tasks.streaming.formats.terms import NO_LIMITS, ColumnTerms, Terms
 from tasks.streaming.manifest import Manifest
 
 if TYPE_CHECKING:
-    from numpy import ufunc
     from numpy.typing import NDArray
 
 Header = Literal["infer"] | int | None
-TILE = 64  # rows
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -85,14 +84,11 @@ class Contract:
 
     def _keeps(self, rows: "NDArray[Any]") -> bool:
         """Return whether all rows keep the bounds, in less time than it takes to find those that do not."""
-        import numpy as np
-
         if not len(rows):
             return True
         least, most, whole = self.round_limits(rows.dtype)
-        if (_reduce(np.minimum, rows) < least).any() or (_reduce(np.maximum, rows) > most).any():
-            return False
-        return not (whole.any() and (whole & _reduce(np.logical_or, np.rint(rows) != rows)).any())
+        found = find_ranges(rows)
+        return bool((found[0] >= least).all() and (found[1] <= most).all() and not (found[2] & whole).any())
 
     def explain(self, numbers: "Sequence[Any] | NDArray[Any]", names: Sequence[str]) -> tuple[str, str]:
         """Return the first of the columns `names` whose number breaks its bounds, and how.
@@ -126,19 +122,6 @@ class Contract:
                     f"{uri}, line 1: column {extra[0]!r} is not in the contract ({join_names(self.columns)}): "
                     "name the columns to read with `columns`, or correct the shard"
                 )
-
-
-def _reduce(function: "ufunc", rows: "NDArray[Any]") -> "NDArray[Any]":
-    """Return `function.reduce(rows, axis=0)`, of many rows at a time: a row by itself is short for a vector."""
-    import numpy as np
-
-    tiles = len(rows) // TILE
-    tail = rows[tiles * TILE :]
-    if tiles:
-        tile = function.reduce(rows[: tiles * TILE].reshape(tiles, -1), axis=0)
-        tail = np.concatenate([tile.reshape(TILE, -1), tail])
-    reduced: NDArray[Any] = function.reduce(tail, axis=0)
-    return reduced
 
 
 _REMEDY = "correct the shard, or leave it out of the glob"

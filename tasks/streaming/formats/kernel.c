@@ -303,6 +303,30 @@ int64_t decode_float32(const uint8_t *data, int64_t size, const int32_t *places,
     return decode(data, size, places, cells, rows, room, width, fives, 0);
 }
 
+/*
+ * Lowers `least` to, and raises `most` to, each of `size` numbers, `tile` of them side by side, a multiple of a row's;
+ * raises `odd` to how far each is from a whole number. `whole_from`: from here on every number is whole.
+ */
+#define FIND_RANGES(name, number, absolute, whole_from)                                                               \
+    void name(const number *restrict rows, int64_t size, int64_t tile, number *restrict least, number *restrict most, \
+              number *restrict odd)                                                                                   \
+    {                                                                                                                 \
+        for (; size > 0; size -= tile, rows += tile) {                                                                \
+            int64_t stop = size < tile ? size : tile;                                                                 \
+            for (int64_t at = 0; at < stop; at++) {                                                                   \
+                number value = rows[at], part = absolute(value);                                                      \
+                least[at] = value < least[at] ? value : least[at];                                                    \
+                most[at] = value > most[at] ? value : most[at];                                                       \
+                part = part < whole_from ? part : whole_from;                                                         \
+                part = absolute(part + whole_from - whole_from - part);                                               \
+                odd[at] = part > odd[at] ? part : odd[at];                                                            \
+            }                                                                                                         \
+        }                                                                                                             \
+    }
+
+FIND_RANGES(find_ranges_float64, double, fabs, 0x1p52)
+FIND_RANGES(find_ranges_float32, float, fabsf, 0x1p23f)
+
 #if defined(__x86_64__)
 
 /* `value` carried so many bits on as the two constants say, by multiplication without carries, and the next bytes. */

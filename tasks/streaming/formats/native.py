@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 VERSION = 1  # as in kernel.c
 LEAST_POWER, MOST_POWER = -342, 308  # as in kernel.c
 DTYPES = ("float64", "float32")
+TILE = 512  # numbers that are compared side by side, in the processor's nearest cache
 
 
 class KernelError(Exception):
@@ -39,6 +40,7 @@ class Kernel:
         if found != VERSION:
             raise KernelError(f"{path.name} is of version {found}, not {VERSION}; install shardline again")
         self._fives = _list_fives()
+        self._find_ranges = {dtype: _find_ranges(library, dtype) for dtype in DTYPES}
         self._crc32_blocks = _find_crc32(library)
 
     def crc32(self, data: bytes | memoryview, crc: int) -> int:
@@ -50,6 +52,23 @@ class Kernel:
             return zlib.crc32(data, crc)
         array = np.frombuffer(data, dtype=np.uint8)
         return zlib.crc32(memoryview(data)[size:], self._crc32_blocks(array.ctypes.data, size, crc))
+
+    def find_ranges(self, rows: "NDArray[Any]") -> "tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None":
+        """Return the least and the most of each column, and whether it has a fraction: [columns] each.
+
+        rows: [rows, columns] of finite floats, row-major. None from a kernel that was built before it could.
+        """
+        import numpy as np
+
+        function = self._find_ranges[rows.dtype.name]
+        if function is None:
+            return None
+        assert rows.flags.c_contiguous
+        width = rows.shape[1]
+        shape = (max(1, TILE // width), width)
+        least, most, odd = (np.full(shape, start, rows.dtype) for start in (np.inf, -np.inf, 0))
+        function(rows.ctypes.data, rows.size, least.size, least.ctypes.data, most.ctypes.data, odd.ctypes.data)
+        return least.min(axis=0), most.max(axis=0), odd.max(axis=0) > 0
 
     def decode(self, data: bytes | memoryview, places: "NDArray[Any]", rows: "NDArray[Any]") -> int | None:
         """Decode a block of whole lines into the first of `rows`; return their number, or None where it is refused.
@@ -129,6 +148,18 @@ def _find_crc32(library: ctypes.CDLL) -> Callable[..., int] | None:
     function.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint32)
     function.restype = ctypes.c_uint32
     return function if is_fast() else None
+
+
+def _find_ranges(library: ctypes.CDLL, dtype: str) -> Callable[..., None] | None:
+    """Return the kernel's `find_ranges`; None where it was built before it had one."""
+    try:
+        function = library[f"find_ranges_{dtype}"]
+    except AttributeError:
+        return None
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    function.argtypes = (pointer, integer, integer, pointer, pointer, pointer)
+    function.restype = None
+    return function
 
 
 @functools.lru_cache(maxsize=64)
