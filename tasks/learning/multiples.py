@@ -24,9 +24,10 @@ TARGET = " (target)"
 GAP, CAPTION = 0.12, 0.4  # inches between histograms, and for what stands below them
 HEAD, FOOT = 0.28, 0.24  # inches for a column's name, and for the numbers below its histogram
 APART, THICK = 0.02, 0.04  # of the width of the bins: where what is beyond them stands, and how wide that bar is
-NAMES = {"train": "training", "test": "test"}  # for people
-COLOURS = {"train": BLUE, "test": AMBER}
-LOOKS = {"train": (True, 0.0, 0.6), "test": (False, 1.2, 1.0)}  # filled or not, width of the line, opacity
+NAMES = {"train": "training", "test": "test", "now": "now"}  # for people
+COLOURS = {"train": BLUE, "test": AMBER, "now": AMBER}
+FILLED, OUTLINED = (True, 0.0, 0.6), (False, 1.2, 1.0)  # filled or not, width of the line, opacity
+LOOKS = {"train": FILLED, "test": OUTLINED, "now": OUTLINED}
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,19 @@ def render_profiles(profiles: Mapping[str, DataProfile], target: str, *, small: 
     return save(figure, small=small)
 
 
-def lay_out(count: int, width: float) -> list[Frame]:
-    """Return where so many columns are drawn on a page of a width in inches, row by row from above."""
-    rows = math.ceil(count / MOST_BESIDE)
+def lay_out(count: int, width: float, *, most: int = MOST_BESIDE, head: float = HEAD) -> list[Frame]:
+    """Return where so many columns are drawn, row by row from above, `most` of them side by side.
+
+    width: of the page, in inches; head: inches above each for what is written there
+    """
+    rows = math.ceil(count / most)
     beside = math.ceil(count / rows)
     each = (width - GAP) / beside - GAP
     height = min(1.8, max(0.7, each / 2.6))
     return [
         Frame(
             GAP + number % beside * (each + GAP),
-            CAPTION + FOOT + (rows - 1 - number // beside) * (HEAD + height + FOOT),
+            CAPTION + FOOT + (rows - 1 - number // beside) * (head + height + FOOT),
             each,
             height,
         )

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from tasks.parameters.data import Checked, Listing, Rows, Shards
+from tasks.parameters.data import Checked, Listing, Reading, Rows, Shards
 from tasks.parameters.marks import OWN, RECORD, Parameters
 from tasks.parameters.training import Device, Ranks, Tracking
 
@@ -66,7 +66,27 @@ class BenchmarkParameters(Tracking, Device, Shards):
     )
 
 
-class PredictionParameters(Tracking, Ranks, Rows, Checked, Listing):
+class Drifting(Parameters):
+    """From when on data is said to have drifted from what a model was trained on."""
+
+    group: ClassVar[str] = "Drift"
+
+    drift_psi: Annotated[float, RECORD] = Field(
+        0.1,
+        gt=0,
+        description="Population stability index from which a column has drifted, where chance does not explain it in "
+        "so few rows; 0.1: a small shift, 0.25: a large one.",
+    )
+    drift_ks: Annotated[float, RECORD] = Field(
+        0.125,
+        gt=0,
+        le=1,
+        description="Kolmogorov-Smirnov distance from which a column has drifted likewise; where the mean of a normal "
+        "column moves, 0.125 is as far as an index of 0.1, 0.2 as one of 0.25.",
+    )
+
+
+class PredictionParameters(Tracking, Drifting, Ranks, Rows, Checked, Listing):
     """All parameters of the predicting flow, flat, in the order of its form."""
 
     group: ClassVar[str] = "Prediction"
@@ -113,4 +133,23 @@ class PromotionParameters(Tracking):
     )
     by: str | None = Field(
         None, min_length=1, max_length=200, description="Who decided it; empty: the user that the run runs as."
+    )
+
+
+class MonitoringParameters(Tracking, Drifting, Reading, Checked, Listing):
+    """All parameters of the monitoring flow, flat, in the order of its form."""
+
+    group: ClassVar[str] = "Monitoring"
+
+    experiment: Annotated[str, RECORD, OWN] = Field(
+        "shardline",
+        min_length=1,
+        description="MLflow experiment whose champion's training data the shards are compared with; the run is "
+        "recorded beside it, in shardline-monitoring.",
+    )
+    model: str | None = Field(
+        None,
+        pattern="^(models|runs):/.+",
+        description="The model whose training data the shards are compared with, models:/name@alias, "
+        "models:/name/version or runs:/id/model; empty: the champion of the experiment.",
     )
