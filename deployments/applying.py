@@ -1,8 +1,8 @@
 """Puts work pool, deployments and automations in place on a Prefect server: `python -m deployments.applying`.
 
 It may be repeated: what is there is brought up to date. The server is the one that PREFECT_API_URL or the active
-profile names. SHARDLINE_WEBHOOK_URL, where it is set, is kept in a Webhook block, and failures, changed data and new
-champions are told there; it may hold a secret, and so it is no argument of a command.
+profile names. SHARDLINE_WEBHOOK_URL, where it is set, is kept in a Webhook block, and failures, data that changed or
+drifted and new champions are told there; it may hold a secret, and so it is no argument of a command.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from deployments.automations import notifications, put_in_place, zombie
+from deployments.automations import notifications, put_in_place, retraining, zombie
 from deployments.pools import PACKAGES, base_job_template
 from deployments.progress import say
 from tasks.errors import ConfigurationError, ShardlineError
@@ -59,7 +59,8 @@ async def _apply_automations(webhook: str | None) -> None:
     from prefect.client.orchestration import get_client
 
     async with get_client() as client:
-        automations = [zombie()]
+        training = await client.read_deployment_by_name("training/nightly")
+        automations = [zombie(), retraining(training.id)]
         if webhook:
             automations += notifications(await _keep_webhook(webhook))
         for automation in automations:

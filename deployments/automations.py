@@ -1,4 +1,4 @@
-"""What Prefect does by itself when something happens: a dead run marked crashed, and people told by a webhook.
+"""What Prefect does by itself when something happens: a dead run marked crashed, people told, a training started.
 
 The events are Prefect's own and those of `tasks.runs.events`. deployments/applying.py puts the automations in
 place; one that was switched off on Prefect's page stays off.
@@ -10,14 +10,16 @@ from uuid import UUID
 
 from prefect.automations import AutomationCore, EventTrigger, Posture
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import CallWebhook, ChangeFlowRunState
+from prefect.events.actions import CallWebhook, ChangeFlowRunState, RunDeployment
 
-from tasks.runs.events import CHAMPION_CHANGED, DATA_CHANGED
+from tasks.runs.events import CHAMPION_CHANGED, DATA_CHANGED, DATA_DRIFTED
 
 HEARTBEAT = "prefect.flow-run.heartbeat"  # every 30 seconds, as deployments/prefect.yaml asks for
 SILENCE = timedelta(seconds=90)
 # The names of all states that a run of ours ends in; a run that ended without one of them would be taken for dead.
-ENDS = tuple(f"prefect.flow-run.{name}" for name in ("Completed", "Unchanged", "Failed", "Crashed", "Cancelled"))
+ENDS = tuple(
+    f"prefect.flow-run.{name}" for name in ("Completed", "Unchanged", "Drifted", "Failed", "Crashed", "Cancelled")
+)
 OURS = {"prefect.resource.id": "prefect.tag.shardline"}  # runs of the deployments in prefect.yaml have this tag
 
 # Jinja, filled in by Prefect's server; {"text": …} is what Slack, Mattermost and Teams' workflows understand.
@@ -25,6 +27,9 @@ FAILURE = """{{ flow.name }} · {{ flow_run.name }}: {{ flow_run.state.name }}
 {{ flow_run.state.message }}
 {{ flow_run | ui_url }}"""
 DATA = """The data has changed: {{ event.resource.name }}
+{{ flow_run | ui_url }}"""
+DRIFT = """The data has drifted: {{ event.resource.name }}
+{{ event.payload.verdict }}
 {{ flow_run | ui_url }}"""
 CHAMPION = """{{ event.resource.name }} has a new champion, version {{ event.payload.version }}
 {{ event.payload.description }}
@@ -58,7 +63,7 @@ def zombie() -> AutomationCore:
 
 
 def notifications(webhook: UUID) -> list[AutomationCore]:
-    """Tell a webhook of failed runs, changed data and new champions."""
+    """Tell a webhook of failed runs, data that changed or drifted, and new champions."""
     return [
         _notify(
             "shardline: tell of failures",
@@ -81,6 +86,13 @@ def notifications(webhook: UUID) -> list[AutomationCore]:
             DATA,
         ),
         _notify(
+            "shardline: tell of drifted data",
+            "Shards that were monitored or predicted have drifted from what the model was trained on.",
+            _trigger("shardline.data.*", DATA_DRIFTED),
+            webhook,
+            DRIFT,
+        ),
+        _notify(
             "shardline: tell of a new champion",
             "A trained model became the champion, or a person replaced the champion.",
             _trigger("shardline.model.*", CHAMPION_CHANGED),
@@ -88,6 +100,42 @@ def notifications(webhook: UUID) -> list[AutomationCore]:
             CHAMPION,
         ),
     ]
+
+
+def retraining(training: UUID) -> AutomationCore:
+    """Start a deployment of the training where a monitoring run finds drift; off until somebody switches it on.
+
+    It trains with the experiment and on the shards of that run, whose parameters a person may have chosen in its form.
+    """
+    return AutomationCore(
+        name="shardline: train when data has drifted",
+        description="A monitoring run whose data has drifted starts training/nightly. Off at first: a training costs "
+        "what it costs.",
+        enabled=False,
+        trigger=EventTrigger(
+            match={"prefect.resource.id": "shardline.data.*"},
+            match_related={"prefect.resource.role": "flow", "prefect.resource.name": "monitoring"},
+            expect={DATA_DRIFTED},
+            posture=Posture.Reactive,
+            threshold=1,
+        ),
+        actions=[
+            RunDeployment(
+                source="selected",
+                deployment_id=training,
+                parameters={
+                    "experiment": _fill_in("{{ flow_run.parameters.get('experiment', 'shardline') | tojson }}"),
+                    "shards": _fill_in("{{ flow_run.parameters.get('shards') | tojson }}"),
+                    "bucket_id": _fill_in("{{ flow_run.parameters.get('bucket_id') | tojson }}"),
+                },
+            )
+        ],
+    )
+
+
+def _fill_in(template: str) -> dict[str, Any]:
+    """Return a parameter's value that Prefect's server makes of a template, which is JSON once it is filled in."""
+    return {"__prefect_kind": "json", "value": {"__prefect_kind": "jinja", "template": template}}
 
 
 def _trigger(resource: str, event: str) -> EventTrigger:

@@ -14,6 +14,7 @@ from tasks.errors import ConfigurationError
 from tasks.parameters import (
     BenchmarkParameters,
     ContractParameters,
+    MonitoringParameters,
     Parameters,
     PredictionParameters,
     PromotionParameters,
@@ -29,6 +30,7 @@ FLOWS: dict[str, tuple[type[Parameters], Callable[[Any], Any] | None]] = {
     "flows.benchmarking": (BenchmarkParameters, None),
     "flows.predicting": (PredictionParameters, None),
     "flows.promoting": (PromotionParameters, None),
+    "flows.monitoring": (MonitoringParameters, None),
     "flows.replaying": (ReplayParameters, None),
     "flows.contracting": (ContractParameters, None),
 }

@@ -21,10 +21,12 @@ from tasks.data import locate_shards
 from tasks.parameters import Checked, Listing, PredictionParameters, Source
 from tasks.prediction import choose_model, predict_shards, report_predictions, resolve_output
 from tasks.ranks.cluster import check_ranks
+from tasks.runs.events import announce_drift
 from tasks.runs.lifecycle import note_data, tracked
 from tasks.runs.lineage import FINGERPRINT, tag_contract
 from tasks.sources import Sources, check_contract, resolve_sources
 from tasks.tracking.views import experiment_beside
+from tasks.watching.comparison import compare_data
 
 
 def name_run() -> str:
@@ -55,7 +57,14 @@ def predict(**parameters: Any) -> State[str]:
     with tracked(experiment_beside(given.experiment, "predictions"), settings, tags) as mlflow_run:
         note_data(mlflow_run.run_id, {"predict": (sources.shards, manifest)})
         predicted = predict_shards(manifest, sources, given, model, output, mlflow_run.run_id)
-        verdict = report_predictions(mlflow_run, model, predicted, output)
+        drift = (
+            compare_data(mlflow_run.run_id, model.reference, predicted.profile, manifest.known, given)
+            if model.reference and predicted.profile
+            else None
+        )
+        verdict = report_predictions(mlflow_run, model, predicted, output, drift)
+    if drift:
+        announce_drift(drift, sources.shards, manifest.fingerprint, mlflow_run)
     return Completed(message=verdict, data=f"{verdict}\n\n  Look     {mlflow_run.pages}")
 
 

@@ -54,6 +54,7 @@ from tasks.usage.account import metered
 from tasks.usage.measuring import read_meters
 from tasks.usage.prices import read_prices
 from tasks.usage.wording import write_forecast
+from tasks.watching.comparison import compare_with_champion
 
 
 def name_run() -> str:
@@ -111,6 +112,7 @@ def train(**parameters: Any) -> State[str]:
         with metered(job, forecast, begun) as account:
             fit = fit_model(job)
             evaluation = evaluate_model(untracked(job), fit)
+            drift = compare_with_champion(untracked(job), evaluation)
             register_model(untracked(job), untracked(fit), evaluation, untracked(preview))
             report_run(
                 untracked(mlflow_run),
@@ -120,6 +122,7 @@ def train(**parameters: Any) -> State[str]:
                 untracked(identity),
                 hardware,
                 untracked(account()),
+                drift,
             )
     discard_checkpoints(given.checkpoint_url, mlflow_run.run_id)
     announce_champion(given.experiment, mlflow_run)

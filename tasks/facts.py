@@ -259,20 +259,42 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What a model was trained on, which other data is compared with, and how far off it was when it was judged.
+
+    model: its URI by version
+    known: names of all columns that its training shards had, read or not
+    rmse: its error when it was judged, on what `judged_on` says in words; None where the run that made it is not there
+    """
+
+    model: str
+    profile: DataProfile
+    known: tuple[str, ...]
+    target: str | None
+    rmse: float | None
+    judged_on: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ChosenModel:
-    """A model to predict with: its URI by version, the run that made it where known, and what it predicts from what."""
+    """A model to predict with: its URI by version, the run that made it where known, and what it predicts from what.
+
+    `reference` is what it was trained on, None where it does not say.
+    """
 
     uri: str
     run_id: str
     target: str | None
     inputs: tuple[str, ...]
+    reference: Reference | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
     """What was predicted, how fast, and how far from the target; `rmse` is None where the shards do not have it.
 
-    `bad_rows` were left out, and `bad_rows_file` lists them.
+    `bad_rows` were left out, and `bad_rows_file` lists them. `profile` is what the columns hold that were read, None
+    where the model does not say what it was trained on.
     """
 
     model: str
@@ -282,3 +304,17 @@ class Predicted:
     bad_rows: int
     bad_rows_file: str | None
     rmse: float | None
+    profile: DataProfile | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """What shards hold today, and a model's errors on them; `score` is None where they do not have its target.
+
+    `bad_rows` were left out, and `bad_rows_file` lists them.
+    """
+
+    profile: DataProfile
+    score: Score | None
+    bad_rows: int
+    bad_rows_file: str | None

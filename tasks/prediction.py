@@ -14,13 +14,15 @@ from prefect.logging import get_run_logger
 
 from tasks.errors import ConfigurationError
 from tasks.facts import ChosenModel, Predicted
+from tasks.learning.drift import Drift
 from tasks.naming import escape_markdown
 from tasks.parameters import PredictionParameters
 from tasks.policy import STREAMING, step
 from tasks.ranks.group import Group
-from tasks.ranks.predicting import ToPredict, Written, measure_error, predict_as_rank, predict_places
+from tasks.ranks.predicting import ToPredict, Written, join_profiles, measure_error, predict_as_rank, predict_places
 from tasks.redaction import redact
 from tasks.runs.lifecycle import Run
+from tasks.runs.reference import find_reference
 from tasks.sources import Sources
 from tasks.streaming.writing import PREDICTION, name_shards
 from tasks.tracking.carrying import carry
@@ -46,15 +48,25 @@ def resolve_output(given: PredictionParameters, shards: str) -> str:
 
 @step("choose model")
 def choose_model(given: PredictionParameters, columns: Sequence[str]) -> ChosenModel:
-    """Return the model to predict with, by its version; raises ConfigurationError where it does not fit the columns."""
+    """Return the model to predict with, by its version, and what it was trained on.
+
+    Raises ConfigurationError where it does not fit the columns.
+    """
     from tasks.tracking.client import connect
 
     if PREDICTION in columns:
         raise ConfigurationError(f"the shards have a column {PREDICTION!r} already: give it another name")
     uri = given.model or f"models:/{name_of_model(given.experiment)}@champion"
-    model = load_model(connect(), uri).on(columns)
+    client = connect()
+    model = load_model(client, uri).on(columns)
     get_run_logger().info("Predicting with %s (%s)", model.uri, uri)
-    return ChosenModel(uri=model.uri, run_id=model.run_id, target=model.target, inputs=model.inputs)
+    return ChosenModel(
+        uri=model.uri,
+        run_id=model.run_id,
+        target=model.target,
+        inputs=model.inputs,
+        reference=find_reference(client, model.uri, model.run_id, model.target),
+    )
 
 
 @step("predict", pauses=STREAMING)
@@ -69,12 +81,14 @@ def predict_shards(
     """Write each shard again with the column `prediction`, here or over ranks; return a summary.
 
     The folder says that all are there once they are. Where the model's target is among the columns, the summary's
-    `rmse` says how far the predictions are from it.
+    `rmse` says how far the predictions are from it; where the model says what it was trained on, the `profile` is of
+    the rows read, between the same edges.
     """
     from tasks.tracking.client import connect
     from tasks.tracking.outbox import Outbox
 
-    asked = ToPredict(manifest=manifest, sources=sources, given=given, output=output)
+    edges = model.reference.profile.edges if model.reference else {}
+    asked = ToPredict(manifest=manifest, sources=sources, given=given, output=output, edges=edges)
     dataset, folder = asked.open(), asked.folder()
     shards, count = dataset.manifest.shards, dataset.manifest.rows
     names = name_shards([shard.uri for shard in shards], given.format)
@@ -98,6 +112,7 @@ def predict_shards(
         bad_rows=dataset.bad_rows,
         bad_rows_file=str(dataset.bad_rows_file) if dataset.bad_rows else None,
         rmse=rmse,
+        profile=join_profiles(written),
     )
 
 
@@ -113,16 +128,17 @@ def predict_over_ranks(asked: ToPredict, model: ColumnModel) -> list[Written]:
 
 
 @step("report predictions")
-def report_predictions(run: Run, model: ChosenModel, predicted: Predicted, output: str) -> str:
+def report_predictions(run: Run, model: ChosenModel, predicted: Predicted, output: str, drift: Drift | None) -> str:
     """Say what was predicted, by which model, and where it is: markdown artifact, MLflow's description and tags."""
     from tasks.tracking.outbox import Outbox
 
     error = "" if predicted.rmse is None else f" Their RMSE against {model.target} is {predicted.rmse:.6g}."
     listed = f" Bad rows left out: {predicted.bad_rows:,}, listed in {predicted.bad_rows_file}."
     bad = listed if predicted.bad_rows else ""
+    drifted = f" {drift.verdict}" if drift else ""
     verdict = (
         f"{model.uri} predicted {predicted.rows:,} rows in {predicted.seconds:.2f} s; they are in {redact(output)}, "
-        f"{predicted.shards} {'shard' if predicted.shards == 1 else 'shards'}.{error}{bad}"
+        f"{predicted.shards} {'shard' if predicted.shards == 1 else 'shards'}.{error}{bad}{drifted}"
     )
     Outbox(run.run_id).tag(
         {

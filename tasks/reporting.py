@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from prefect.artifacts import create_markdown_artifact
 
 from tasks.facts import Evaluation, Fit, Ridge, Searched, TrainingJob
+from tasks.learning.drift import Drift
 from tasks.naming import escape_markdown, write_code
 from tasks.policy import step
 from tasks.redaction import redact
@@ -38,6 +39,7 @@ def report_run(
     identity: Identity,
     hardware: Hardware,
     account: Account,
+    drift: Drift | None,
 ) -> str:
     """Write the report into Prefect (markdown artifact) and MLflow (description, figures, manifest); the report."""
     from tasks.learning.figures import TITLES, render
@@ -58,6 +60,7 @@ def report_run(
             escape_markdown(evaluation.promotion.verdict),
             write_scores(evaluation),
             *write_worst(evaluation),
+            *([escape_markdown(drift.verdict)] if drift else []),
             *write_condition(job.parameters.dtype, fit, evaluation.train_mse),
             write_times(fit),
             *write_ranks(fit),

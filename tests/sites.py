@@ -24,17 +24,17 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in 
 TERMINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
-def ask(url: str, question: dict[str, Any] | None = None) -> Any:
-    """The JSON answer to a POST of JSON, or to a GET where nothing is asked.
+def ask(url: str, question: dict[str, Any] | None = None, *, method: str | None = None) -> Any:
+    """The JSON answer to a POST of JSON, or to a GET where nothing is asked; None where it is empty.
 
     Asked again on 503, as Prefect's own client does: so its server answers where SQLite is busy with another writer.
     """
     body = None if question is None else json.dumps(question).encode()
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method=method)
     for _ in range(5):
         try:
             with urllib.request.urlopen(request, timeout=70) as answer:
-                return json.load(answer)
+                return json.loads(answer.read() or "null")
         except urllib.error.HTTPError as error:
             if error.code != 503:
                 raise

@@ -11,7 +11,7 @@ from prefect.states import Completed, Running
 
 from deployments.automations import ENDS, HEARTBEAT, SILENCE, put_in_place, zombie
 from deployments.processes import wait_until
-from tasks.runs.events import DATA_CHANGED
+from tasks.runs.events import DATA_CHANGED, DATA_DRIFTED
 from tests.sites import ask
 
 SHORT = timedelta(seconds=10)  # the least that Prefect takes
@@ -100,12 +100,20 @@ def test_an_automation_that_was_switched_off_stays_off(prefect_api, impatient):
     assert asyncio.run(switch_off_and_put_again()) == (True, False)
 
 
-def test_changed_data_is_told_of(site, trained, receiver):
+@pytest.mark.parametrize(
+    ("name", "payload", "told"),
+    [
+        (DATA_CHANGED, {}, ["The data has changed"]),
+        (DATA_DRIFTED, {"verdict": 'one has: "fare" (PSI 1)'}, ["The data has drifted", 'one has: "fare" (PSI 1)']),
+    ],
+)
+def test_data_that_changed_or_drifted_is_told_of(name, payload, told, site, trained, receiver):
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     shards = f"s3://bucket-{uuid4().hex}/part*.csv"
     event = Event(
-        event=DATA_CHANGED,
+        event=name,
+        payload=payload,
         resource={"prefect.resource.id": "shardline.data.0123", "prefect.resource.name": shards},
         related=[
             RelatedResource(
@@ -115,4 +123,4 @@ def test_changed_data_is_told_of(site, trained, receiver):
     )
     with temporary_settings({PREFECT_API_URL: site.api}):
         emit(event)
-    receiver.await_text("The data has changed", shards, trained["id"])
+    receiver.await_text(*told, shards, trained["id"])

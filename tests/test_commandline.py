@@ -9,6 +9,7 @@ from prefect.utilities.callables import parameter_schema
 
 from flows.benchmarking import benchmark
 from flows.commandline import PATTERNS, parse
+from flows.monitoring import monitor
 from flows.predicting import predict
 from flows.promoting import promote
 from flows.searching import search
@@ -17,13 +18,14 @@ from tasks.errors import ConfigurationError
 from tasks.parameters import (
     PRESETS,
     BenchmarkParameters,
+    MonitoringParameters,
     PredictionParameters,
     PromotionParameters,
     SearchParameters,
     TrainingParameters,
 )
 
-MODELS = [TrainingParameters, PredictionParameters, BenchmarkParameters, SearchParameters]
+MODELS = [TrainingParameters, PredictionParameters, MonitoringParameters, BenchmarkParameters, SearchParameters]
 
 
 def parsed(*words):
@@ -120,7 +122,7 @@ def test_the_form_shows_what_help_shows():
     assert properties["device"]["enum"] == ["auto", "cpu", "cuda"]
 
 
-@pytest.mark.parametrize("flow", [train, predict, benchmark, search, promote])
+@pytest.mark.parametrize("flow", [train, predict, monitor, benchmark, search, promote])
 def test_the_form_calls_empty_what_may_be_left_out(flow):
     properties = [each["anyOf"] for each in parameter_schema(flow).properties.values() if "anyOf" in each]
     assert properties and all(null["title"] == "empty" for _, null in properties)

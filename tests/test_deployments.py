@@ -5,10 +5,14 @@ import re
 import signal
 import time
 from pathlib import Path
+from uuid import UUID
 
+import pandas as pd  # type: ignore[import-untyped]
 import psutil
 import pytest
 
+from deployments.automations import retraining
+from deployments.generator import write_data
 from deployments.processes import wait_until
 from tests.sites import ask
 
@@ -35,6 +39,7 @@ def runs_in(site, state):
         ("training/many-machines", {"ranks": 8}, None),
         ("searching/fifty-trials", {}, None),
         ("promoting/roll-back", {}, None),
+        ("monitoring/before-training", {}, "5 3 * * *"),
         ("benchmarking/weekly", {}, "0 6 * * 0"),
         ("predicting/after-training", {}, None),
     ],
@@ -50,7 +55,7 @@ def test_a_deployment_states_differences_only_and_runs_one_at_a_time(site, name,
     assert {each["schedule"]["timezone"] for each in deployed["schedules"]} <= {"America/New_York"}
 
 
-@pytest.mark.parametrize("name", ["training/nightly", "benchmarking/weekly"])
+@pytest.mark.parametrize("name", ["training/nightly", "monitoring/before-training", "benchmarking/weekly"])
 def test_a_schedule_yields_scheduled_runs(site, name):
     deployment = of_deployment(site, name)["id"]
     question = {
@@ -92,6 +97,44 @@ def test_prediction_follows_training_and_not_a_run_that_was_skipped(site, traine
         "flow_runs": {"state": {"name": {"any_": ["Completed"]}}},
     }
     assert len(created) == ask(f"{site.api}/flow_runs/count", question)
+
+
+@pytest.mark.long
+def test_drift_starts_a_training_on_its_shards_once_that_is_switched_on(site, trained, receiver, tmp_path):
+    (there,) = of_name(site, retraining(UUID(int=0)).name)
+    assert not there["enabled"]
+    drifted = write_drifted(tmp_path)
+    quiet = site.wait(site.start("monitoring/before-training", shards=drifted))
+    assert quiet["state_name"] == "Drifted"
+    receiver.await_text("The data has drifted", drifted, "fareamount_double (PSI ")
+    ask(f"{site.api}/automations/{there['id']}", {"enabled": True}, method="PATCH")
+    try:
+        assert site.wait(site.start("monitoring/before-training", shards=drifted))["state_name"] == "Drifted"
+        assert wait_until(lambda: bool(on_shards(site, drifted)), 60, 0.5)
+    finally:
+        ask(f"{site.api}/automations/{there['id']}", {"enabled": False}, method="PATCH")
+    (training,) = on_shards(site, drifted)
+    assert site.wait(training["id"])["state_name"] == "Completed"
+
+
+def of_name(site, name):
+    return ask(f"{site.api}/automations/filter", {"automations": {"name": {"any_": [name]}}})
+
+
+def on_shards(site, shards):
+    """The runs of the training that read these."""
+    runs = ask(f"{site.api}/flow_runs/filter", {"flows": {"name": {"any_": ["training"]}}})
+    return [each for each in runs if each["parameters"].get("shards") == shards]
+
+
+def write_drifted(folder):
+    """A glob of generated shards in which fares are twice what they were."""
+    write_data(folder, 3000)
+    for path in (folder / "csv" / "dev").glob("part*.csv"):
+        if path.stat().st_size:
+            table = pd.read_csv(path)
+            table.assign(fareamount_double=2 * table["fareamount_double"]).to_csv(path, index=False)
+    return f"{folder}/csv/dev/part*.csv"
 
 
 def test_a_cancelled_run_is_cancelled_in_prefect_and_killed_in_mlflow(site):

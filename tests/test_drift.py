@@ -199,6 +199,12 @@ def test_columns_that_are_gone_and_new_are_named_and_only_the_first_are_drift():
     assert compare(before, now, new=["tip"]).drifted == ()
 
 
+def test_data_of_other_columns_altogether_is_said():
+    before, now = profile(draw(50, 1), columns=SHAPES), profile(draw(50, 2)[:, :1], columns=["other"])
+    found = compare_profiles(before, now, model="m", limits=LIMITS, gone=["normal"], new=["other"])
+    assert found.verdict == "None of these columns is among what m was trained on; gone: normal; new: other."
+
+
 def test_limits_are_the_callers():
     before, now = draw(20_000, 1), draw(20_000, 2)
     now[:, 0] += 0.2 * 0.1

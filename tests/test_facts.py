@@ -49,6 +49,14 @@ PROFILE = ProfileSums(
     counts=((1, 2**40, 0),),
 )
 PROMOTION = facts.Promotion(wins=False, against="7", verdict="The model stays challenger")
+REFERENCE = facts.Reference(
+    model="models:/m/1",
+    profile=PROFILE.profile(),
+    known=("y", "a", "left out"),
+    target="y",
+    rmse=1 / 3,
+    judged_on="the 3 rows of the test shards",
+)
 EXAMPLES = [
     facts.Located(manifest=MANIFEST, statistics=STATISTICS),
     DATA,
@@ -134,7 +142,9 @@ EXAMPLES = [
         train_mse={"trained": 1 / 3},
         train_profile=PROFILE.profile(),
     ),
-    facts.ChosenModel(uri="models:/m/1", run_id="0" * 32, target=None, inputs=("a", "b")),
+    REFERENCE,
+    facts.ChosenModel(uri="models:/m/1", run_id="0" * 32, target=None, inputs=("a", "b"), reference=REFERENCE),
+    facts.Observed(profile=PROFILE.profile(), score=SCORE, bad_rows=1, bad_rows_file="bad.csv"),
     facts.Predicted(model="models:/m/1", rows=3, shards=2, seconds=0.1, bad_rows=0, bad_rows_file=None, rmse=None),
 ]
 

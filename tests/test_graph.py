@@ -18,6 +18,7 @@ EDGES = {
     ("preview batch", "train"),
     ("open the record", "train"),
     ("train", "evaluate"),
+    ("evaluate", "compare with the champion's data"),
     ("evaluate", "register model"),
     ("evaluate", "report"),
     ("describe hardware", "report"),

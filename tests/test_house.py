@@ -122,7 +122,10 @@ def test_the_rooms_of_streaming_know_as_little_as_they_can(path):
         assert imports <= names(imports, *LOWEST, *libraries)
 
 
-STEPS = ("credentials", "data", "evaluation", "registration", "reporting", "prediction", "training", "benchmark")
+STEPS = (
+    *("credentials", "data", "evaluation", "registration", "reporting", "prediction"),
+    *("training", "benchmark", "watching"),
+)
 BELOW_STEPS = (
     *(module.removeprefix("tasks.") for module in LOWEST),
     "parameters",

@@ -38,6 +38,12 @@ def mlflow_page(site: Site, mlflow_run: dict[str, Any]) -> str:
     return f"{site.pages.mlflow}/#/experiments/{info['experiment_id']}/runs/{info['run_id']}"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def monitoring(site: Site, trained: dict[str, Any]) -> str:
+    """The id of a run that watches what was trained on: it goes on while other pages are looked at."""
+    return site.start("monitoring/before-training")
+
+
 def look(browser: Chrome, url: str, *texts: str, picture: str) -> str:
     """Open a page, wait until it shows all the texts, keep a picture of it; what it says."""
     browser.get("about:blank")  # a change behind the # alone would not load the page anew
@@ -211,6 +217,19 @@ def test_mlflow_draws_metrics_by_iteration(browser, site, mlflow_run, mlflow_pag
 def test_mlflow_shows_the_artifacts(browser, mlflow_page):
     url = f"{mlflow_page}/artifacts?workflowType=machine_learning"
     look(browser, url, "weights", "manifest", "report.md", picture="mlflow-artifacts")
+
+
+def test_both_pages_show_that_nothing_has_drifted(browser, site, monitoring):
+    run = site.wait(monitoring)
+    assert run["state_name"] == "Completed"
+    said = "None of 9 columns has drifted from what models:/shardline/"
+    artifact = site.artifacts(run["id"])["drift"]
+    page = f"{site.prefect}/artifacts/artifact/{artifact['id']}"
+    look(browser, page, said, "hour_integer", "mean in training", picture="prefect-drift")
+    info = site.in_mlflow(run["id"])[0]["info"]
+    page = f"{site.pages.mlflow}/#/experiments/{info['experiment_id']}/runs/{info['run_id']}"
+    look(browser, f"{page}?workflowType=machine_learning", said, "ks/hour_integer", picture="mlflow-drift")
+    look(browser, f"{page}/artifacts/figures/drift.png?workflowType=machine_learning", "drift.png", picture="drift")
 
 
 def test_a_page_asks_nothing_but_loopback(browser, site):

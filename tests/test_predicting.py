@@ -248,7 +248,7 @@ def test_a_model_gets_no_more_rows_at_once_than_are_asked_for(most, rows, champi
             return champion.model.predict(table)
 
     watched = replace(champion.on(COLUMNS), model=Watched())
-    predictor, numbers = Predictor(watched, most), rows[list(COLUMNS)].to_numpy(np.float64)
+    predictor, numbers = Predictor(watched, most, {}), rows[list(COLUMNS)].to_numpy(np.float64)
     found = predictor.predict(numbers[:50]) + predictor.predict(numbers[:0]) + predictor.predict(numbers[50:])
     assert np.allclose(found, champion.on(COLUMNS).predict(torch.from_numpy(numbers)).flatten(), rtol=1e-12, atol=0)
     assert (max(asked), min(asked) > 0, sum(asked)) == (min(most, max(50, len(rows) - 50)), True, len(rows))

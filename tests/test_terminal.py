@@ -126,7 +126,7 @@ def test_ctrl_c_is_two_lines_and_a_second_one_ends_it_at_once(tmp_path, shards, 
     assert "Traceback" not in again.raw
 
 
-FLOWS = ("training", "predicting", "benchmarking", "replaying", "searching")
+FLOWS = ("training", "predicting", "monitoring", "benchmarking", "replaying", "searching")
 MODULES = [*(f"flows.{name}" for name in FLOWS), "deployments.local"]
 
 

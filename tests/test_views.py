@@ -56,6 +56,7 @@ def test_experiments_of_benchmarks_and_predictions_say_what_they_hold(client):
     predictions = tags_of(client, "trips-predictions")
     assert "python -m flows.predicting" in predictions[NOTE]
     assert SAVED_VIEW not in predictions
+    assert "python -m flows.monitoring" in tags_of(client, "trips-monitoring")[NOTE]
 
 
 def test_the_view_has_the_best_first_and_single_values_apart_from_curves(client):

@@ -83,6 +83,8 @@ class Drift:
 
     def _write_columns(self, moved: Sequence[ColumnDrift]) -> str:
         trained = f"what {self.model} was trained on"
+        if not self.columns:
+            return f"None of these columns is among {trained}"
         if not self.can_tell:
             return f"{self.rows:,} and {self.trained_rows:,} rows are too few to tell drift from {trained}"
         count = len(self.columns)

@@ -124,6 +124,22 @@ class Profiler:
         counts = torch.tensor([[*each, *[0] * (bins - len(each))] for each in sums.counts])
         self._sums = ColumnSums(sums.rows, mean, squares, least, most, counts)
 
+    def merge(self, sums: ProfileSums) -> None:
+        """Take in what was taken in elsewhere, between the same edges."""
+        before = self._sums
+        self.restore(sums)
+        self._sums = before.merge(self._sums) if before and self._sums else self._sums
+
+
+def merge_sums(parts: Sequence[ProfileSums]) -> ProfileSums | None:
+    """Return what parts of a data set hold together, all of them between the same edges; None without parts."""
+    if not parts:
+        return None
+    profiler = Profiler(parts[0].columns)
+    for part in parts:
+        profiler.merge(part)
+    return profiler.sums()
+
 
 def suggest_edges(values: Tensor) -> tuple[float, ...]:
     """Return edges of bins for values [rows] in float64, one at least, and others like them."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.learning.profiles import DataProfile
+from tasks.learning.sums import ProfileSums
 from tasks.parameters import MOST_ROWS, PredictionParameters
 from tasks.ranks.member import Member
 from tasks.sources import Sources, open_shards
@@ -26,12 +28,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ToPredict:
-    """Shards, and the folder that their predictions go to."""
+    """Shards, and the folder that their predictions go to.
+
+    edges: of the histograms of a profile of their rows, by column; without those of all columns none is taken
+    """
 
     manifest: Manifest
     sources: Sources
     given: PredictionParameters
     output: str
+    edges: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def open(self) -> ObjectStorageDataset:
         """Return the dataset of the shards that have good rows."""
@@ -48,11 +54,13 @@ class Written:
 
     place: the shard's among those that have good rows
     squares: the sum of the squared errors over its rows, None where the target is not among the columns
+    profile: of its rows, None where none was taken
     """
 
     place: int
     rows: int
     squares: float | None
+    profile: ProfileSums | None = None
 
     def advance(self, state: set[int] | None) -> set[int]:
         """Return the places of the shards that are written, with this one."""
@@ -86,20 +94,23 @@ def predict_places(
     with ScratchFolder("shardline-predictions-") as scratch, closing(dataset.originals(chosen)) as originals:
         path = Path(scratch) / "shard"
         for place, (shard, parts) in zip(places, originals, strict=True):
-            predictor = Predictor(model.on(dataset.manifest.columns), given.batch_size or MOST_ROWS)
+            predictor = Predictor(model.on(dataset.manifest.columns), given.batch_size or MOST_ROWS, asked.edges)
             with ShardWriter(path, given.format) as writer:
                 for part in parts:
                     writer.write(part, predictor.predict(part.numbers))
             folder.put(path, names[place])
-            yield Written(place=place, rows=shard.rows, squares=predictor.squares)
+            yield Written(place=place, rows=shard.rows, squares=predictor.squares, profile=predictor.profile)
 
 
 class Predictor:
-    """A model at work on a shard's rows, at most `most` at a time."""
+    """A model at work on a shard's rows, at most `most` at a time; `edges` are those of `ToPredict`."""
 
-    def __init__(self, model: ColumnModel, most: int) -> None:
+    def __init__(self, model: ColumnModel, most: int, edges: Mapping[str, tuple[float, ...]]) -> None:
+        from tasks.learning.profiled import Profiler
+
         self._model = model
         self._most = most
+        self._profiler = Profiler(model.columns, edges) if {*model.columns} <= {*edges} else None
         self._at = model.columns.index(model.target) if model.target in model.columns else None
         self._squares = 0.0
 
@@ -107,6 +118,11 @@ class Predictor:
     def squares(self) -> float | None:
         """The sum of the squared errors so far; None where the model's target is not among the columns."""
         return None if self._at is None else self._squares
+
+    @property
+    def profile(self) -> ProfileSums | None:
+        """What the columns hold so far; None where no profile is taken, or there were no rows."""
+        return self._profiler.sums() if self._profiler else None
 
     def predict(self, numbers: NDArray[Any]) -> list[float]:
         """Return a prediction for each of [rows, columns]."""
@@ -116,6 +132,8 @@ class Predictor:
             return []  # of lines that are all empty, or bad
         rows = torch.from_numpy(numbers)
         predictions = torch.cat([self._model.predict(some) for some in torch.split(rows, self._most)])
+        if self._profiler:
+            self._profiler.add(rows)
         if self._at is not None:
             self._squares += float(((rows[:, self._at : self._at + 1] - predictions) ** 2).sum())
         return predictions.flatten().tolist()
@@ -130,3 +148,12 @@ def measure_error(written: Iterable[Written]) -> float | None:
         rows += each.rows
         squares.append(each.squares)
     return math.sqrt(math.fsum(squares) / rows)
+
+
+def join_profiles(written: Iterable[Written]) -> DataProfile | None:
+    """Return the profile of all shards together, the same in any order of them; None where none was taken."""
+    from tasks.learning.profiled import merge_sums
+
+    parts = [each.profile for each in sorted(written, key=lambda each: each.place)]
+    whole = merge_sums([part for part in parts if part])
+    return whole.profile() if whole else None

@@ -1,4 +1,4 @@
-"""The events that `deployments/automations.py` listens to: the data of a training changed, its champion did."""
+"""The events that `deployments/automations.py` listens to: data changed, or drifted; another model is champion."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
 from tasks.errors import TrackingError
+from tasks.learning.drift import Drift
+from tasks.redaction import redact
 from tasks.runs.lifecycle import Run
 from tasks.runs.lineage import FINGERPRINT, KEY
 from tasks.tracking.champions import CHAMPION, ChampionChange
@@ -17,6 +19,7 @@ from tasks.tracking.registry import find_aliased
 from tasks.tracking.views import name_of_model
 
 DATA_CHANGED = "shardline.data.changed"
+DATA_DRIFTED = "shardline.data.drifted"
 CHAMPION_CHANGED = "shardline.champion.changed"
 
 
@@ -32,6 +35,17 @@ def announce_data(tags: Mapping[str, str], last: RecordedRun) -> None:
             "prefect.resource.name": tags["shardline.shards"],
         },
         payload={"fingerprint": now, "before": before, "last_success": last.run_id},
+    )
+
+
+def announce_drift(drift: Drift, shards: str, fingerprint: str, run: Run) -> None:
+    """Emit the event that shards have drifted from what a model was trained on, where they have."""
+    if not drift.drifted:
+        return
+    emit_event(
+        DATA_DRIFTED,
+        resource={"prefect.resource.id": f"shardline.data.{fingerprint[:32]}", "prefect.resource.name": redact(shards)},
+        payload={"verdict": drift.verdict, "columns": list(drift.drifted), "model": drift.model, "run": run.place},
     )
 
 

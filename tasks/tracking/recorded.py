@@ -20,7 +20,7 @@ NO_SUCH_RUN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latt
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedRun:
-    """A run as MLflow has it; `params` are texts, as `client.format_parameter` made them."""
+    """A run as MLflow has it; `params` are texts, as `client.format_parameter` made them, `metrics` the last values."""
 
     run_id: str
     name: str
@@ -28,6 +28,7 @@ class RecordedRun:
     status: str
     tags: Mapping[str, str]
     params: Mapping[str, str]
+    metrics: Mapping[str, float]
 
 
 def find_run(client: Client, run_id: str) -> RecordedRun | None:
@@ -96,4 +97,5 @@ def _describe(run: MlflowRun) -> RecordedRun:
         status=str(run.info.status),
         tags=dict(run.data.tags),
         params=dict(run.data.params),
+        metrics=dict(run.data.metrics),
     )

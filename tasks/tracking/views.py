@@ -7,7 +7,7 @@ import re
 import time
 from typing import Literal, TypeAlias
 
-Kind: TypeAlias = Literal["benchmarks", "predictions", "searches"]
+Kind: TypeAlias = Literal["benchmarks", "monitoring", "predictions", "searches"]
 
 NOTE = "mlflow.note.content"  # the description of an experiment
 SAVED_VIEW = "mlflow.sharedViewState.scores"
@@ -20,6 +20,9 @@ SECTIONS = {
 BESIDE: dict[Kind, str] = {
     "benchmarks": "What the hardware does for training: a run for each benchmark (`python -m flows.benchmarking`), "
     "with its report, plots and `benchmark.json`; `--against RUN_ID` compares with an earlier one.",
+    "monitoring": "Whether data has drifted from what a model was trained on: a run for each time (`python -m "
+    "flows.monitoring`), with the distances of every column, a picture of those that moved most, and the model's error "
+    "where the rows are labelled.",
     "predictions": "Shards that were predicted with a model: a run for each time (`python -m flows.predicting`), with "
     "the data that was read, the model's version, and where the predictions are.",
     "searches": "Searches for good parameters (`python -m flows.searching`): a run for each, with a run within it "

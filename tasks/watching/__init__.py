@@ -1,0 +1,1 @@
+"""The steps that watch data: what shards hold today, beside what a model was trained on."""
