@@ -134,11 +134,14 @@ def register(client: Client, run_id: str, outbox: Path, logged: LoggedModel | No
 
 
 def link_card(outbox: Path, logged: LoggedModel) -> str:
-    """Return Markdown that leads to a model's card on MLflow's pages; empty for models of before there were cards."""
+    """Return Markdown that leads to a model's card on MLflow's pages; empty for models of before there were cards.
+
+    The page of the model's files has an address, and no file of them one of its own.
+    """
     if not (outbox / MODEL / CARD).exists():
         return ""
-    place = f"#/experiments/{logged.experiment_id}/models/{logged.model_id}/artifacts/{CARD}"
-    return f"\n\n[The model's card]({place}), `{CARD}` among its files, has the rest."
+    place = f"#/experiments/{logged.experiment_id}/models/{logged.model_id}/artifacts?workflowType=machine_learning"
+    return f"\n\nThe model's card, `{CARD}` among [its files]({place}), has the rest."
 
 
 def show_version(client: Client, model_id: str, name: str, version: str) -> None:
