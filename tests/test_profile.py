@@ -208,8 +208,9 @@ def pages():
     }
 
 
-@pytest.mark.parametrize("small", [False, True], ids=["whole", "small"])
-@pytest.mark.parametrize("name", ["shapes", "2 columns", "70 columns", "2 rows"])
+@pytest.mark.parametrize(
+    ("name", "small"), [("shapes", False), ("2 columns", True), ("70 columns", True), ("2 rows", False)]
+)
 def test_a_page_of_it_is_drawn_without_a_ground_and_is_kept_to_be_looked_at(name, small):
     image = pytest.importorskip("PIL.Image", reason="figures are drawn by matplotlib, which brings Pillow")
     png = render_profiles(pages()[name], "price", small=small)

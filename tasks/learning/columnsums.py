@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tasks.learning.edges import Grid, choose_unit
 
-AT_ONCE = 2**15  # values that are worked on together: they stay in the processor's cache
+AT_ONCE = 2**15 - 1  # values worked on together: in the processor's cache, and too few for torch to wake threads for
 
 
 @dataclass(frozen=True)
@@ -84,28 +85,33 @@ class Histograms:
         They are [slices, 5, columns] in float64, namely rows, mean, squares, least and most as in `ColumnSums`, and
         [columns, bins] in int64.
         """
-        columns = len(self.edges)
+        columns, at_once = len(self.edges), max(1, AT_ONCE // size)
+        groups = [slice(start, start + at_once) for start in range(0, columns, at_once)]
         sums, cells = [torch.empty(0, 5, columns, dtype=torch.float64)], torch.zeros_like(self._bins)
         for block in cut(part, size):
-            values = torch.empty(columns, *block.shape[:2], dtype=torch.float64)
-            torch.mul(block.permute(2, 0, 1), self._scale, out=values)
-            cells += self._count(values.flatten(start_dim=1)).view_as(cells)
-            sums.append(self._sum_up(values))
+            found = []
+            for group in groups:
+                values = block[:, :, group].permute(2, 0, 1).contiguous() * self._scale[group]
+                cells += self._count(values.flatten(start_dim=1), group).view_as(cells)
+                found.append(self._sum_up(values, group))
+            sums.append(torch.cat(found, dim=2))
         bins = torch.zeros(columns, 1 + max(map(len, self.edges)), dtype=torch.int64)
         return torch.cat(sums), bins.scatter_add_(1, self._bins, cells)
 
-    def _count(self, values: Tensor) -> Tensor:
-        """Return how many of the measured values [columns, rows] are in each cell."""
-        places = values.floor()
+    def _count(self, values: Tensor, group: slice) -> Tensor:
+        """Return how many of the measured values [columns of a group, rows] are in each cell of all columns."""
+        places = torch.empty_like(values)
+        np.floor(values.numpy(), out=places.numpy())  # torch's wakes threads for 2,048 values
         for at, edges in self._searched.items():
-            places[at] = torch.bucketize(values[at], edges, right=True)
-        torch.clamp(places.sub_(self._shift), self._lowest, self._highest, out=places)
+            if group.start <= at < group.stop:
+                places[at - group.start] = torch.bucketize(values[at - group.start], edges, right=True)
+        torch.clamp(places.sub_(self._shift[group]), self._lowest[group], self._highest[group], out=places)
         return torch.bincount(places.flatten().int(), minlength=self._bins.numel())
 
-    def _sum_up(self, values: Tensor) -> Tensor:
+    def _sum_up(self, values: Tensor, group: slice) -> Tensor:
         """Return the sums, [slices, 5, columns], of measured slices [columns, slices, rows], which are overwritten."""
         least, most = values.amin(dim=2), values.amax(dim=2)
-        mean = values.sub_(self._origin).mean(dim=2, keepdim=True)
+        mean = values.sub_(self._origin[group]).mean(dim=2, keepdim=True)
         squares = values.sub_(mean).square_().sum(dim=2)
         rows = torch.full_like(squares, values.size(2))
         return torch.stack([rows, mean[:, :, 0], squares, least, most]).permute(2, 0, 1)
