@@ -217,6 +217,7 @@ def make_job(shards, ranks=1):
     )
 
 
+@pytest.mark.long  # Ray starts twice, sixteen processes that share the cores with all other tests
 def test_a_rank_that_is_killed_is_started_again_and_the_curve_is_that_of_one_process(shards):
     alone = start_trainer(make_job(shards), None)
     expected = [iteration.mse for iteration in train(alone.trainer, alone.batches)]
