@@ -54,7 +54,7 @@ os.environ.update(
     AWS_EC2_METADATA_DISABLED="true",
 )
 if not Path("/dev/nvidiactl").exists():
-    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: its own functions are interpreted too
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported: its own functions are interpreted too
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -58,7 +58,7 @@ def run_tests(
     """Run the tests with these marks, without the plugins and options that a development machine has."""
     options = ("-o", "addopts=", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestConfigWarning", "-q", "-rs")
     command = [*under, sys.executable, "-m", "pytest", *options, "-m", marks, *FILES]
-    given = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **(environment or {})}
+    given = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "TRITON_INTERPRET": "0", **(environment or {})}
     try:
         done = subprocess.run(
             command, cwd=ROOT, env=given, timeout=seconds, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

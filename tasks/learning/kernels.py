@@ -109,20 +109,21 @@ def sum_slices(
     sums = x.new_empty(slices, features + 2)
     if not slices:
         return sums
-    _sum_slice[(slices,)](
-        x,
-        x if y is None else y,
-        theta,
-        torch.zeros(1, dtype=torch.int64, device=x.device) if first is None else first,
-        sums,
-        rows,
-        size,
-        slice_rows,
-        features=features,
-        columns=triton.next_power_of_2(features),
-        block=BLOCK,
-        has_target=y is not None,
-        wraps_once=size <= rows,
-        num_warps=WARPS,
-    )
+    with torch.cuda.device(x.get_device()):  # Triton launches on the current one; the CPU's -1 changes nothing
+        _sum_slice[(slices,)](
+            x,
+            x if y is None else y,
+            theta,
+            torch.zeros(1, dtype=torch.int64, device=x.device) if first is None else first,
+            sums,
+            rows,
+            size,
+            slice_rows,
+            features=features,
+            columns=triton.next_power_of_2(features),
+            block=BLOCK,
+            has_target=y is not None,
+            wraps_once=size <= rows,
+            num_warps=WARPS,
+        )
     return sums

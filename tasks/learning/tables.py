@@ -43,8 +43,9 @@ class Table:
 
     @property
     def bytes(self) -> int:
-        """How many bytes it takes."""
-        return self.rows * sum(part.shape[1] * part.element_size() for part in self._like)
+        """How many bytes it takes; of page-locked memory torch takes powers of two."""
+        sizes = [self.rows * part.shape[1] * part.element_size() for part in self._like]
+        return sum(1 << (size - 1).bit_length() for size in sizes) if self._pinned else sum(sizes)
 
     def allocate(self) -> bool:
         """Take the memory, and return whether it was to be had; where it was not, a warning says so."""
