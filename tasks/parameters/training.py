@@ -230,7 +230,7 @@ class TrainingParameters(Curve, Tracking, Resuming, Ranks, Model, Stream, Source
         description="Say what the run would read and take (requests, bytes, memory, time, disk), and end without "
         "training.",
     )
-    prices: Annotated[str | None, RECORD] = Field(
+    prices: Annotated[str | None, RECORD, OWN] = Field(
         None,
         min_length=1,
         description="YAML or JSON file with currency, per_1000_requests, per_GB (10^9 bytes read), per_cpu_hour and "
