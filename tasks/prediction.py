@@ -117,14 +117,14 @@ def predict_shards(
 
 
 def predict_over_ranks(asked: ToPredict, model: ColumnModel) -> list[Written]:
-    """Let ranks predict the shards; return what they wrote, each shard once."""
+    """Let ranks predict the shards; return what they wrote, each shard once, in the order of the shards."""
     written: dict[int, Written] = {}
     with Group(asked.given, partial(predict_as_rank, asked=asked, carried=carry(model))) as group:
         while True:
             news = group.take()
             written.update((each.place, each) for each in news.told)
             if len(news.ended) == asked.given.ranks:
-                return list(written.values())
+                return [written[place] for place in sorted(written)]
 
 
 @step("report predictions")
