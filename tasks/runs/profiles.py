@@ -28,7 +28,7 @@ DEVIATIONS = 4.0  # from the mean: of a normal distribution, 1 row of 16,000 is 
 
 
 def load_profile(client: Client, uri: str) -> DataProfile | None:
-    """Return what the rows held that the model at models:/… or runs:/… was trained on; None where it does not say.
+    """Return what the rows held that the registered model at models:/… was trained on; None where it does not say.
 
     Raises TrackingError where there is no such model, or no answer.
     """

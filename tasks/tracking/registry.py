@@ -265,7 +265,7 @@ def load_model(client: Client, uri: str) -> ColumnModel:
 
 
 def read_beside_weights(client: Client, uri: str, name: str) -> str | None:
-    """Return the text of a file that stands beside the weights of the model at models:/… or runs:/…; None without one.
+    """Return the text of a file that stands beside the weights of the registered model at models:/…; None without one.
 
     Nothing of the model is loaded. Raises TrackingError where there is no such model, or no answer.
     """
