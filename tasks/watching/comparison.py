@@ -38,10 +38,12 @@ def compare_with_champion(job: TrainingJob, evaluation: Evaluation) -> Drift | N
     from tasks.tracking.client import connect
 
     found = evaluation.train_profile
+    if found is None or evaluation.promotion.against is None:  # a store that is away is not waited for once more
+        return None
     try:
         client = connect()
         champion = find_aliased(client, name_of_model(job.parameters.experiment), "champion")
-        if champion is None or found is None:
+        if champion is None:
             return None
         reference = find_reference(client, f"models:/{champion.name}/{champion.version}", champion.run_id)
         return _compare(job.run_id, reference, found, job.data.train.known, Drifting()) if reference else None
