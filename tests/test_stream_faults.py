@@ -122,7 +122,9 @@ LASTING = {
     "500 for ever": (Refuse(500, "InternalError"), TransferError, "500 InternalError", 8),
     "reset for ever": (BreakOff(0, "reset"), TransferError, "gave up after", 8),
     "stall for ever": (BreakOff(0, "stall"), TransferError, "gave up after", 6),
-    "trickle for ever": (BreakOff(100, "trickle"), TransferError, "(bytes a second came|the deadline passed)", 6),
+    "trickle for ever": (
+        BreakOff(100, "trickle"), TransferError, "(bytes a second came|the deadline passed|Read timeout)", 6,
+    ),
     "no byte more": (Shorten(0), TransferError, "early", 8),
     "flipped bit": (FlipBit(654_321), ShardChangedError, "the content's MD5 is .*, its ETag", 1),
     "another range": (
