@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tasks.streaming import Manifest, ObjectStorageDataset
     from tasks.streaming.foreseeing import Expected
 
-LEARNING_BATCHES = 4  # of the prepared kind, beside the stream's: features, scaled, in use, and sums of their products
+LEARNING_BATCHES = 6  # of the prepared kind: features, scaled, in use, and what their sums and profile take
 MOMENT = 25  # characters of a number in a checkpoint's JSON
 
 
