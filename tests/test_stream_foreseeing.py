@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader
 
-from tasks.streaming import CacheSettings, ObjectStorageDataset, Placement, locate, splitting
+from tasks.streaming import CacheSettings, ObjectStorageDataset, Placement, foreseeing, locate, splitting
 from tasks.streaming.objects.traffic import Traffic, count, read_traffic
 from tests.faults import FaultProxy, Noting, Refuse
 from tests.servers import BUCKET, serve_moto, upload
@@ -83,6 +83,27 @@ def test_requests_and_bytes_are_as_foreseen(case, held, counting, tmp_path, monk
     expected = dataset.expect()
     assert (foreseen(expected),) * 2 == measured(dataset, counting)
     assert expected.requests >= 2 and not expected.stored
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_of_very_many_batches_the_rest_ask_as_the_last_ones_do_that_are_gone_through(cached, tmp_path, monkeypatch):
+    write_shards(tmp_path, COUNTS)
+    cache = CacheSettings(enabled=cached, folder=tmp_path / "cache")
+    monkeypatch.setattr("tasks.streaming.dataset.HELD", 9000)
+
+    def expect(most):
+        monkeypatch.setattr(foreseeing, "MOST_BATCHES", most)
+        monkeypatch.setattr(foreseeing, "HALFWAY", most // 2)
+        return ObjectStorageDataset(
+            f"{tmp_path}/part*.csv", batch_size=250, prefetch=1, stop=7000, cache=cache
+        ).expect()
+
+    every, some = expect(7000), expect(1400)
+    assert some.memory == every.memory and some.stored == every.stored
+    assert some.requests == pytest.approx(every.requests, rel=0.02) and some.bytes == pytest.approx(
+        every.bytes, rel=0.02
+    )
+    assert (some.requests == every.requests == len(COUNTS)) == cached
 
 
 @pytest.mark.parametrize("limit", [None, 0], ids=["enough", "none"])

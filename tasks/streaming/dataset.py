@@ -288,7 +288,8 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         lookaheads = (self._look_ahead(first + number, step) for number in range(step))
         loading, shards = self._loading(self._open_cache()), self.manifest.shards
         bound = partial(bound_memory, self.batch_size * loading.row_bytes, self.prefetch, shuffle=self.shuffle)
-        return foresee(lookaheads, loading, shards, earlier, partial(bound, loaders=min(LOADERS, len(shards))))
+        bound, batches = partial(bound, loaders=min(LOADERS, len(shards))), -(-len(self) // step)
+        return foresee(lookaheads, loading, shards, earlier, bound, batches)
 
     def _pipeline(self, first: int, step: int) -> Pipeline:
         loading, lookahead = self._loading(self._open_cache()), self._look_ahead(first, step)

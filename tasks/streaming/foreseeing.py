@@ -6,11 +6,15 @@ cache that cannot hold all, which shards come first, and which go for another da
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from tasks.streaming.loading import Loading
 from tasks.streaming.lookahead import Lookahead
 from tasks.streaming.manifest import Shard
 from tasks.streaming.splitting import LARGE
+
+MOST_BATCHES = 10_000  # that are gone through one by one, in about a second
+HALFWAY = MOST_BATCHES // 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +57,19 @@ def foresee(
     shards: Sequence[Shard],
     earlier: frozenset[str],
     bound: Callable[..., int],
+    batches: int,
 ) -> Expected:
     """Return what streams take that load what the lookaheads say, each in a process of its own.
 
     earlier: names of files that the cache will have by then
     bound: `bound_memory` of such a stream
+    batches: of each stream; of more than MOST_BATCHES the rest ask as the last ones do that are gone through
     """
-    loads, rows = order_loads(lookaheads)
-    expected = expect_loads([shards[index] for index in loads], loading, shards, earlier)
+    first, later, rows = order_loads(lookaheads)
+    expected = expect_loads([shards[index] for index in first + later], loading, shards, earlier)
+    if batches > MOST_BATCHES:
+        begun = expect_loads([shards[index] for index in first], loading, shards, earlier)
+        expected = prolong(begun, expected, (batches - MOST_BATCHES) / (MOST_BATCHES - HALFWAY))
     in_cache = loading.cache is not None and expected.written == expected.wanted
     held = 0 if in_cache else rows * loading.row_bytes
     return replace(
@@ -70,18 +79,36 @@ def foresee(
     )
 
 
-def order_loads(lookaheads: Iterable[Lookahead]) -> tuple[list[int], int]:
+def prolong(begun: Expected, expected: Expected, times: float) -> Expected:
+    """Return what is asked for where the way from `begun` to `expected` is gone so many times more."""
+    return replace(
+        expected,
+        requests=expected.requests + round(times * (expected.requests - begun.requests)),
+        bytes=expected.bytes + round(times * (expected.bytes - begun.bytes)),
+        rows=expected.rows + round(times * (expected.rows - begun.rows)),
+    )
+
+
+def order_loads(lookaheads: Iterable[Lookahead]) -> tuple[list[int], list[int], int]:
     """Return the shards that are loaded, in order, again where they are loaded again, and most rows held at a time.
 
-    What is held is the most of any of the lookaheads, whose loads follow one another.
+    Apart are those of the second half of MOST_BATCHES, after which nobody looks. What is held is the most of any of the
+    lookaheads, whose loads follow one another.
     """
-    loads: list[int] = []
+    first: list[int] = []
+    later: list[int] = []
     held = 0
     for lookahead in lookaheads:
-        for plan in lookahead.plans(loads.append):
+        loads: list[int] = []
+        halfway = None
+        for number, plan in enumerate(islice(lookahead.plans(loads.append), MOST_BATCHES)):
+            if number == HALFWAY:
+                halfway = len(loads)
             held = max(held, lookahead.rows)
             lookahead.release(plan)
-    return loads, held
+        first += loads[:halfway]
+        later += [] if halfway is None else loads[halfway:]
+    return first, later, held
 
 
 def expect_loads(
