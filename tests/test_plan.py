@@ -87,11 +87,11 @@ def test_a_plan_leaves_nothing_in_mlflow_and_the_run_asks_for_what_it_said(more,
     (run,) = find_runs()
     metrics = run.data.metrics
     verified = 1  # the listing by which the credentials are verified is not the stream's
-    assert metrics["usage_requests"] == metrics["forecast_requests"] == len(sent) - asked - verified
+    assert metrics["usage_requests"] == metrics["usage_requests_foreseen"] == len(sent) - asked - verified
     assert count_in(table, "all requests") == metrics["usage_requests"]
-    assert metrics["usage_bytes"] == metrics["forecast_bytes"]
+    assert metrics["usage_bytes"] == metrics["usage_bytes_foreseen"]
     assert metrics["usage_cost"] == metrics["usage_requests"]
-    assert 0 < metrics["usage_peak_memory"] <= metrics["forecast_memory"] <= 1.5 * metrics["usage_peak_memory"]
+    assert 0 < metrics["usage_peak_memory"] <= metrics["usage_memory_foreseen"] <= 1.5 * metrics["usage_peak_memory"]
     assert metrics["usage_cpu_seconds"] > 0 and metrics["usage_seconds"] > 0
     report = read_artifact("report", done)
     assert count_in(report, "requests") == metrics["usage_requests"]

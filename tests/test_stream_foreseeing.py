@@ -69,7 +69,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("held", [9000, 2**27], ids=["some", "all"])
+@pytest.mark.parametrize("held", [pytest.param(9000, id="some"), pytest.param(2**27, marks=pytest.mark.long, id="all")])
 @pytest.mark.parametrize("case", CASES)
 def test_requests_and_bytes_are_as_foreseen(case, held, counting, tmp_path, monkeypatch):
     """Whether loading goes ahead a little, some, or as far as it may."""

@@ -130,7 +130,7 @@ def test_cost_is_by_the_prices_and_none_without():
     assert account.metrics["usage_cost"] == account.cost
     assert Account(forecast=FORECAST, usage=USAGE).cost is None
     assert "usage_cost" not in Account(forecast=FORECAST, usage=USAGE).metrics
-    assert account.metrics["forecast_requests"] == account.metrics["usage_requests"] == 18
+    assert account.metrics["usage_requests_foreseen"] == account.metrics["usage_requests"] == 18
 
 
 @pytest.mark.parametrize(

@@ -98,12 +98,12 @@ def test_a_run_asks_for_what_it_foresaw_and_takes_no_more_memory(case, bucket, p
         metrics, printed = run(tmp_path, proxy.url, prefect_api, kind, given)
     requests, memory = metrics["usage_requests"], metrics["usage_peak_memory"]
     print(
-        f"{case}: requests {requests:.0f} of {metrics['forecast_requests']:.0f}, memory {memory / MIB:.0f} of "
-        f"{metrics['forecast_memory'] / MIB:.0f} MiB, {metrics['usage_seconds']:.0f} of "
-        f"{metrics.get('forecast_seconds', 0):.0f} s"
+        f"{case}: requests {requests:.0f} of {metrics['usage_requests_foreseen']:.0f}, memory {memory / MIB:.0f} of "
+        f"{metrics['usage_memory_foreseen'] / MIB:.0f} MiB, {metrics['usage_seconds']:.0f} of "
+        f"{metrics.get('usage_seconds_foreseen', 0):.0f} s"
     )
     verified = 2 if "test_shards" in given else 1  # listings that are not the stream's
-    assert requests == metrics["forecast_requests"] == len(noting.sent) - verified
-    assert metrics["usage_bytes"] == metrics["forecast_bytes"]
-    assert memory <= metrics["forecast_memory"] <= 1.5 * memory
+    assert requests == metrics["usage_requests_foreseen"] == len(noting.sent) - verified
+    assert metrics["usage_bytes"] == metrics["usage_bytes_foreseen"]
+    assert memory <= metrics["usage_memory_foreseen"] <= 1.5 * memory
     assert re.search(rf"To read: .*: {requests:,.0f} requests", printed)

@@ -39,15 +39,15 @@ class Account:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Metrics for the record, by name."""
+        """Metrics for the record, by name; MLflow draws metrics in the order of their names, the loss before these."""
         used = {f"usage_{name}": float(value) for name, value in asdict(self.usage).items()}
         expected = {
-            "forecast_requests": float(self.forecast.requests),
-            "forecast_bytes": float(self.forecast.bytes),
-            "forecast_memory": float(self.forecast.memory.bytes),
+            "usage_requests_foreseen": float(self.forecast.requests),
+            "usage_bytes_foreseen": float(self.forecast.bytes),
+            "usage_memory_foreseen": float(self.forecast.memory.bytes),
         }
         if self.forecast.seconds is not None:
-            expected["forecast_seconds"] = self.forecast.seconds
+            expected["usage_seconds_foreseen"] = self.forecast.seconds
         return used | expected | ({} if self.cost is None else {"usage_cost": self.cost})
 
 
