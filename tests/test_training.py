@@ -303,7 +303,8 @@ def test_prefect_shows_the_artifacts_in_reading_order(default_run):
             )
         )
     keys = [artifact.key for artifact in sorted(found, key=attrgetter("created"))]
-    assert keys == ["identity", "training-shards", "test-shards", "preview", "hardware", "progress", "slices", "report"]
+    before = ["identity", "training-shards", "test-shards", "preview", "hardware", "forecast"]
+    assert keys == [*before, "progress", "profile", "slices", "report"]
 
 
 def test_a_run_can_be_repeated_by_its_id(default_run, aws):
