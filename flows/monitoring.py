@@ -6,7 +6,6 @@ The flow's parameters are those of `tasks.parameters.MonitoringParameters`. A ru
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from prefect import flow
@@ -18,11 +17,11 @@ from flows.commandline import parameters, run
 from flows.names import name_place, unless_named
 from tasks.credentials import verify_sources
 from tasks.data import locate_shards
-from tasks.parameters import Checked, Listing, MonitoringParameters, Source
+from tasks.parameters import MonitoringParameters
 from tasks.runs.events import announce_drift
 from tasks.runs.lifecycle import note_data, tracked
-from tasks.runs.lineage import FINGERPRINT, tag_contract
-from tasks.sources import Sources, check_contract, resolve_sources
+from tasks.runs.lineage import tag_data
+from tasks.sources import check_contract, resolve_shards
 from tasks.tracking.views import experiment_beside
 from tasks.watching.comparison import compare_data
 from tasks.watching.observation import observe_shards
@@ -33,7 +32,7 @@ from tasks.watching.report import report_drift
 def name_run() -> str:
     """Return a name that says what is compared with what: `champion of shardline · csv/dev`."""
     given = MonitoringParameters(**flow_run.parameters)
-    return f"{given.model or 'champion of ' + given.experiment} · {name_place(find_shards(given).shards)}"
+    return f"{given.model or 'champion of ' + given.experiment} · {name_place(resolve_shards(given).shards)}"
 
 
 @flow(name="monitoring", flow_run_name=unless_named(name_run))
@@ -41,18 +40,12 @@ def name_run() -> str:
 def monitor(**parameters: Any) -> State[str]:
     """Say whether shards have drifted from what the champion, or another model from MLflow, was trained on."""
     given = MonitoringParameters(**parameters)
-    sources, identity = verify_sources(find_shards(given), given)
+    sources, identity = verify_sources(resolve_shards(given), given)
     manifest = locate_shards(sources, given, role="input").manifest
     reference = choose_reference(given)
     places = {"shards": sources.shards, "contract": sources.contract}
     settings = given.model_dump() | places | {"model": reference.model}
-    tags = {
-        "aws.account": identity.account or "none",
-        "shardline.flow": "monitoring",
-        "shardline.shards": sources.shards,
-        FINGERPRINT: manifest.fingerprint,
-        **tag_contract(manifest),
-    }
+    tags = tag_data("monitoring", identity.account, sources.shards, manifest)
     with tracked(experiment_beside(given.experiment, "monitoring"), settings, tags) as mlflow_run:
         note_data(mlflow_run.run_id, {"monitor": (sources.shards, manifest)})
         observed = observe_shards(manifest, sources, given, reference)
@@ -63,15 +56,9 @@ def monitor(**parameters: Any) -> State[str]:
     return Completed(name="Drifted" if drift.drifted else "Completed", message=verdict, data=said)
 
 
-def find_shards(given: MonitoringParameters) -> Sources:
-    """Return the shards to read; raises ConfigurationError where there are none."""
-    shared = {*Listing.model_fields, *Checked.model_fields}
-    return replace(resolve_sources(Source(**given.model_dump(include=shared))), test_shards=None)
-
-
 def check_parameters(given: MonitoringParameters) -> None:
     """Raise ConfigurationError for what can be known to fail before anything is started."""
-    check_contract(find_shards(given))
+    check_contract(resolve_shards(given))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ beside those that were read, or to `output`.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from prefect import flow
@@ -18,13 +17,13 @@ from flows.commandline import parameters, run
 from flows.names import name_place, unless_named
 from tasks.credentials import verify_sources
 from tasks.data import locate_shards
-from tasks.parameters import Checked, Listing, PredictionParameters, Source
+from tasks.parameters import PredictionParameters
 from tasks.prediction import choose_model, predict_shards, report_predictions, resolve_output
 from tasks.ranks.cluster import check_ranks
 from tasks.runs.events import announce_drift
 from tasks.runs.lifecycle import note_data, tracked
-from tasks.runs.lineage import FINGERPRINT, tag_contract
-from tasks.sources import Sources, check_contract, resolve_sources
+from tasks.runs.lineage import tag_data
+from tasks.sources import Sources, check_contract, resolve_shards
 from tasks.tracking.views import experiment_beside
 from tasks.watching.comparison import compare_data
 
@@ -47,13 +46,7 @@ def predict(**parameters: Any) -> State[str]:
     manifest = manifest.choose([name for name in manifest.columns if name in (*model.inputs, model.target)])
     places = {"shards": sources.shards, "contract": sources.contract, "output": output}
     settings = given.model_dump() | places | {"model": model.uri}
-    tags = {
-        "aws.account": identity.account or "none",
-        "shardline.flow": "predicting",
-        "shardline.shards": sources.shards,
-        FINGERPRINT: manifest.fingerprint,
-        **tag_contract(manifest),
-    }
+    tags = tag_data("predicting", identity.account, sources.shards, manifest)
     with tracked(experiment_beside(given.experiment, "predictions"), settings, tags) as mlflow_run:
         note_data(mlflow_run.run_id, {"predict": (sources.shards, manifest)})
         predicted = predict_shards(manifest, sources, given, model, output, mlflow_run.run_id)
@@ -70,9 +63,8 @@ def predict(**parameters: Any) -> State[str]:
 
 def find_places(given: PredictionParameters) -> tuple[Sources, str]:
     """Return the shards to read and the folder to write to; raises ConfigurationError where there is none."""
-    shared = {*Listing.model_fields, *Checked.model_fields}
-    sources = resolve_sources(Source(**given.model_dump(include=shared)))
-    return replace(sources, test_shards=None), resolve_output(given, sources.shards)
+    sources = resolve_shards(given)
+    return sources, resolve_output(given, sources.shards)
 
 
 def check_parameters(given: PredictionParameters) -> None:

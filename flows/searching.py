@@ -25,11 +25,10 @@ from tasks.errors import ConfigurationError
 from tasks.facts import SearchJob
 from tasks.parameters import SearchParameters
 from tasks.policy import untracked
-from tasks.redaction import redact
 from tasks.reporting import report_search
 from tasks.runs.history import find_unfinished_search
 from tasks.runs.lifecycle import note_data, tracked
-from tasks.runs.lineage import FINGERPRINT, KEY, digest_settings, settle_contract
+from tasks.runs.lineage import KEY, digest_settings, settle_contract, tag_data
 from tasks.sources import resolve_sources
 from tasks.tracking.client import connect
 from tasks.tracking.recorded import find_runs
@@ -61,13 +60,7 @@ def search(**parameters: Any) -> State[str]:
     features = choose_all_features(data.train.columns, given)
     places = {"shards": sources.shards, "test_shards": sources.test_shards, "contract": sources.contract}
     recorded = given.model_dump() | places | settle_contract(given, data.train)
-    tags = {
-        "aws.account": identity.account or "none",
-        "shardline.flow": "searching",
-        "shardline.shards": redact(sources.shards),
-        FINGERPRINT: data.train.fingerprint,
-        KEY: digest_search(recorded),
-    }
+    tags = tag_data("searching", identity.account, sources.shards, data.train) | {KEY: digest_search(recorded)}
     beside = experiment_beside(given.experiment, "searches")
     find = partial(find_unfinished_search, experiment=beside, resume=given.resume, tags=tags)
     with tracked(beside, recorded, tags, find) as mlflow_run:

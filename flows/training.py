@@ -40,7 +40,7 @@ from tasks.runs.checkpoints import check_checkpoint_url, checkpoint_folder, disc
 from tasks.runs.events import announce_champion
 from tasks.runs.history import compare_with_last_success, find_unfinished, repeat_parameters, require_same_data
 from tasks.runs.lifecycle import Run, note_data, tracked
-from tasks.runs.lineage import FINGERPRINT, KEY, digest_settings, settle_contract, tag_contract, tags_of_work
+from tasks.runs.lineage import KEY, digest_settings, settle_contract, tag_data, tags_of_work
 from tasks.runs.profiles import choose_edges
 from tasks.sources import Sources, check_contract, resolve_sources
 from tasks.streaming.manifest import Manifest
@@ -176,15 +176,8 @@ def record_settings(given: TrainingParameters, sources: Sources, features: Featu
 
 def make_tags(identity: Identity, data: TrainingData, settings: Mapping[str, JsonValue]) -> dict[str, str]:
     """Return the tags that a run is found by: account, shards, their fingerprints, settings and code."""
-    return {
-        "aws.account": identity.account or "none",
-        "shardline.flow": "training",
-        "shardline.shards": redact(str(settings["shards"])),
-        FINGERPRINT: data.train.fingerprint,
-        KEY: digest_settings(settings),
-        **tag_contract(data.train),
-        **tags_of_work(data.test),
-    }
+    shared = tag_data("training", identity.account, str(settings["shards"]), data.train)
+    return shared | {KEY: digest_settings(settings), **tags_of_work(data.test)}
 
 
 def check_parameters(given: TrainingParameters) -> None:

@@ -10,13 +10,23 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from tasks.errors import ConfigurationError
 from tasks.learning.features import Features
-from tasks.parameters import MOST_ROWS, Reading, Rows, Shards, Source
+from tasks.parameters import (
+    MOST_ROWS,
+    Checked,
+    Listing,
+    MonitoringParameters,
+    PredictionParameters,
+    Reading,
+    Rows,
+    Shards,
+    Source,
+)
 from tasks.redaction import is_well_formed, is_withheld, redact, reveal, without_user_info
 from tasks.state import STATE
 
@@ -97,6 +107,12 @@ def resolve_sources(given: Source) -> Sources:
     )
 
 
+def resolve_shards(given: PredictionParameters | MonitoringParameters) -> Sources:
+    """Find the shards of a flow that reads one glob alone; raises as `resolve_sources` does."""
+    shared = {*Listing.model_fields, *Checked.model_fields}
+    return replace(resolve_sources(Source(**given.model_dump(include=shared))), test_shards=None)
+
+
 def configured_bucket_id() -> str | None:
     """Return BUCKET_ID of the environment, else of the file in the working directory, else None."""
     text, origin = os.environ.get("BUCKET_ID", "").strip(), "the environment variable BUCKET_ID"
@@ -152,9 +168,7 @@ def open_dataset(
         "batch_size": given.batch_size or MOST_ROWS,
         "on_bad_rows": given.on_bad_rows,
         "prefetch": given.prefetch,
-        "cache": CacheSettings(
-            enabled=given.cache, folder=given.cache_dir or STATE / "cache", limit_bytes=given.cache_bytes
-        ),
+        "cache": CacheSettings(enabled=given.cache, folder=cache_folder(given), limit_bytes=given.cache_bytes),
         "storage_options": sources.storage_options(manifest.shards[0].uri),
     }
     return ObjectStorageDataset.from_manifest(manifest, **(chosen | options))
@@ -177,9 +191,14 @@ def open_shards(manifest: Manifest, sources: Sources, given: Rows) -> ObjectStor
     return ObjectStorageDataset.from_manifest(
         manifest,
         on_bad_rows=given.on_bad_rows,
-        cache=CacheSettings(enabled=False, folder=given.cache_dir or STATE / "cache"),
+        cache=CacheSettings(enabled=False, folder=cache_folder(given)),
         storage_options=sources.storage_options(manifest.shards[0].uri),
     )
+
+
+def cache_folder(given: Rows) -> Path:
+    """Return the folder of decoded shards, and of the lists of bad rows."""
+    return Path(given.cache_dir or STATE / "cache").expanduser()
 
 
 def read_only_used(manifest: Manifest, given: Shards, derive: Sequence[str]) -> Manifest:

@@ -1,8 +1,8 @@
 """Fixtures that several test modules share: real servers on loopback, in an environment that is the tests' alone.
 
 `standin` and `aws` are the stand-in for AWS, `prefect_api` a Prefect server, `site` all that `make up` starts, `dctaxi`
-298 rows, generated and real. Servers are started when a test first asks for them, once a session, and imported no
-sooner: tests that need none run where none is installed.
+298 rows, generated and real, `workplace` a working directory for a module. Servers are started when a test first asks
+for them, once a session, and imported no sooner: tests that need none run where none is installed.
 """
 
 import contextlib
@@ -140,6 +140,15 @@ def aws(standin: "StandIn", monkeypatch: pytest.MonkeyPatch) -> "StandIn":
     for name, value in standin.environment.items():
         monkeypatch.setenv(name, value)
     return standin
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A working directory of the module's own, where the default MLflow store is made once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("workplace"))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield Path.cwd()
 
 
 @pytest.fixture(scope="session", params=["generated", "real"])

@@ -22,9 +22,8 @@ from tasks.training import exact
 from tasks.training.exact import pass_alone
 from tasks.training.foreseeing import foresee_parts
 from tasks.training.start import start_trainer
-from tests.faults import FaultProxy, Noting
-from tests.servers import BUCKET, serve_moto, upload
-from tests.shards import write_kinds
+from tests.counting import note_answers, serve_kinds
+from tests.servers import BUCKET
 
 COUNTS = (400, 400, 400, 300, 250)
 
@@ -32,10 +31,7 @@ COUNTS = (400, 400, 400, 300, 250)
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """The URL of a server with shards of each kind."""
-    folder = tmp_path_factory.mktemp("shards")
-    write_kinds(folder, COUNTS)
-    with serve_moto() as url:
-        upload(url, folder)
+    with serve_kinds(tmp_path_factory.mktemp("shards"), COUNTS) as url:
         yield url
 
 
@@ -43,12 +39,8 @@ def server(tmp_path_factory):
 def sent(server, monkeypatch, tmp_path):
     """The bytes of each answer of the server, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
-    for name, value in (("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "secret"), ("DEFAULT_REGION", "us-east-1")):
-        monkeypatch.setenv(f"AWS_{name}", value)
-    noting = Noting()
-    with FaultProxy(server, noting, key="") as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        yield noting.sent
+    with note_answers(server, monkeypatch) as sent:
+        yield sent
 
 
 @dataclass(frozen=True)

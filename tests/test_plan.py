@@ -12,10 +12,9 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 
 from flows.training import train
 from tasks.tracking import client as record
-from tests.faults import FaultProxy, Noting
+from tests.counting import note_answers, serve_kinds
 from tests.flowruns import ended
-from tests.servers import BUCKET, serve_moto, upload
-from tests.shards import write_kinds
+from tests.servers import BUCKET
 
 COUNTS = (400, 400, 400, 300)
 
@@ -23,10 +22,7 @@ COUNTS = (400, 400, 400, 300)
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """The URL of a server with shards of each kind."""
-    folder = tmp_path_factory.mktemp("shards")
-    write_kinds(folder, COUNTS)
-    with serve_moto() as url:
-        upload(url, folder)
+    with serve_kinds(tmp_path_factory.mktemp("shards"), COUNTS) as url:
         yield url
 
 
@@ -35,12 +31,8 @@ def sent(server, prefect_api, monkeypatch, tmp_path):
     """The bytes of each answer of the server, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    for name, value in (("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "secret"), ("DEFAULT_REGION", "us-east-1")):
-        monkeypatch.setenv(f"AWS_{name}", value)
-    noting = Noting()
-    with FaultProxy(server, noting, key="") as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        yield noting.sent
+    with note_answers(server, monkeypatch) as sent:
+        yield sent
 
 
 GIVEN = {"shards": f"s3://{BUCKET}/csv/part*.csv", "verify_identity": False, "batch_size": 200, "iterations": 12}

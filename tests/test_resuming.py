@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -23,8 +21,6 @@ from tasks.learning.loop import Settings, Trainer
 from tasks.learning.scaling import Scaling
 from tasks.tracking.outbox import held
 from tasks.tracking.processes import is_gone, this_process
-from tasks.training.gradient import Saver
-from tasks.training.start import find_device
 
 ROOT = Path(__file__).parents[1]
 ITERATIONS = 400
@@ -180,57 +176,6 @@ def test_a_restored_trainer_goes_on_to_the_last_bit(optimizer, checkpoints):
     second.restore(checkpoints.latest())
     assert part + [second.step(batch).item() for _ in range(13)] == curve
     assert torch.equal(second.w, undisturbed.w)
-
-
-@pytest.mark.parametrize(
-    ("asked", "began", "has_cuda", "device", "said"),
-    [
-        ("auto", None, True, "cuda", ""),
-        ("auto", None, False, "cpu", ""),
-        ("auto", "cuda", True, "cuda", ""),
-        ("auto", "cuda", False, "cpu", "began on a CUDA device, and torch finds none here"),
-        ("auto", "cpu", True, "cpu", "began on the CPU and goes on there; resume=never starts anew, on CUDA"),
-        ("auto", "cpu", False, "cpu", ""),
-        ("cuda", "cpu", True, "cuda", ""),
-        ("cpu", "cuda", True, "cpu", ""),
-    ],
-)
-def test_a_run_goes_on_on_the_device_that_it_began_on_or_says_so(
-    asked, began, has_cuda, device, said, monkeypatch, caplog
-):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
-    facts = {} if began is None else {"device": began}
-    assert find_device(asked, Checkpoint(1, {}, facts)).type == device
-    assert (said in caplog.text) if said else not caplog.text
-
-
-def test_a_trainers_state_says_which_device_it_is_on():
-    settings = Settings(iterations=1, learning_rate=0.01, gradient_norm=0, seed=0)
-    trainer = Trainer(Features.choose(["y", "a"]), Scaling.none(1), settings, torch.device("cpu"))
-    assert trainer.state().facts["device"] == "cpu"
-
-
-def test_a_device_that_gives_no_state_any_more_hides_nothing_of_what_stopped_the_training(checkpoints):
-    from prefect.logging.loggers import disable_run_logger
-
-    def fail():
-        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCompile with …")
-
-    trainer = SimpleNamespace(iteration=0, is_whole=True, state=fail, device=torch.device("cuda"))
-    given = SimpleNamespace(resume="never", checkpoint_every="1", seed=0, model_dump=lambda mode: {})
-    train = SimpleNamespace(etags={}, fingerprint="f")
-    job: Any = SimpleNamespace(run_id="run", parameters=given, data=SimpleNamespace(train=train))
-    started: Any = SimpleNamespace(trainer=trainer, first_pass=None)
-
-    def stop():
-        with disable_run_logger(), Saver(checkpoints, job, started) as saver:
-            trainer.iteration = 1
-            saver.save(0)
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        stop()
-    assert checkpoints.latest() is None
 
 
 # What follows runs `python -m flows.training` in a process of its own, and stops it.

@@ -86,12 +86,9 @@ def test_where_no_former_champion_is_known_the_error_names_the_versions_that_are
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory):
+def client(workplace):
     """A client of the local store in a working directory of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("workplace"))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield record.connect()
+    return record.connect()
 
 
 def aliases(client: MlflowClient, name: str) -> dict[str, str]:

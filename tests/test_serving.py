@@ -31,15 +31,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning") 
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    """A working directory of its own, with its default MLflow store."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("workplace"))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield Path.cwd()
-
-
-@pytest.fixture(scope="module")
 def learn(prefect_api, client, generated):
     """A function that runs the flow on the generated shards, judged on the test shards; the MLflow run that it left."""
 

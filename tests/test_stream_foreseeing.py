@@ -9,9 +9,10 @@ from torch.utils.data import DataLoader
 
 from tasks.streaming import CacheSettings, ObjectStorageDataset, Placement, foreseeing, locate, splitting
 from tasks.streaming.objects.traffic import Traffic, count, read_traffic
-from tests.faults import FaultProxy, Noting, Refuse
-from tests.servers import BUCKET, serve_moto, upload
-from tests.shards import write_kinds, write_shards
+from tests.counting import note_answers, serve_kinds
+from tests.faults import FaultProxy, Refuse
+from tests.servers import BUCKET
+from tests.shards import write_shards
 
 COUNTS = (400, 400, 400, 300, 250)
 
@@ -19,22 +20,15 @@ COUNTS = (400, 400, 400, 300, 250)
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """The URL of a server with shards of each kind below `csv`, `gzip`, `parquet` and `bad`."""
-    folder = tmp_path_factory.mktemp("shards")
-    write_kinds(folder, COUNTS)
-    with serve_moto() as url:
-        upload(url, folder)
+    with serve_kinds(tmp_path_factory.mktemp("shards"), COUNTS) as url:
         yield url
 
 
 @pytest.fixture
 def counting(server, monkeypatch):
     """A proxy before the server, which all that is opened in the test asks, and the bytes of its answers."""
-    for name, value in (("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "secret"), ("DEFAULT_REGION", "us-east-1")):
-        monkeypatch.setenv(f"AWS_{name}", value)
-    noting = Noting()
-    with FaultProxy(server, noting, key="") as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        yield noting.sent
+    with note_answers(server, monkeypatch) as sent:
+        yield sent
 
 
 def located(kind="csv", **given):

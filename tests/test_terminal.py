@@ -103,7 +103,7 @@ def test_ctrl_c_is_two_lines_and_a_second_one_ends_it_at_once(tmp_path, shards, 
     running.read_until("Iteration: ")
     before = running.press(CTRL_C)
     flow_run = found(RUN_IN_PREFECT, before)
-    assert running.end() == 130
+    assert running.end() == 130, running.raw
     assert re.fullmatch(
         r"\^C(\rIteration: [^\n]*)?\n"
         r"Stopped after iteration \d+; its checkpoint is kept\.\nThe same command goes on from there\.\n",

@@ -64,15 +64,6 @@ pytestmark = pytest.mark.usefixtures("prefect_api", "workplace")
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    """A working directory of its own, where the default MLflow store is made once for this module."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("workplace"))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield Path.cwd()
-
-
-@pytest.fixture(scope="module")
 def small_shards(dctaxi, tmp_path_factory):
     """298 rows as shards in the order train, valid, test."""
     folder = tmp_path_factory.mktemp("dctaxi")

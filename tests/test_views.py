@@ -22,12 +22,9 @@ from tasks.training.outcome import keep_weights
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory):
+def client(workplace):
     """A client of the local store in a working directory of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("workplace"))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield record.connect()
+    return record.connect()
 
 
 def tags_of(client: MlflowClient, name: str) -> dict[str, str]:

@@ -12,8 +12,7 @@ from tasks.learning.profiles import PROFILE, ColumnProfile, DataProfile
 from tasks.streaming.formats.terms import write_number
 from tasks.tracking.client import connect
 from tasks.tracking.recorded import read_artifact
-from tasks.tracking.registry import find_aliased
-from tasks.tracking.views import name_of_model
+from tasks.tracking.registry import find_champion_version
 
 
 def find_profile(experiment: str, run_id: str | None) -> tuple[str, DataProfile]:
@@ -23,7 +22,7 @@ def find_profile(experiment: str, run_id: str | None) -> tuple[str, DataProfile]
     """
     client = connect()
     if run_id is None:
-        champion = find_aliased(client, name_of_model(experiment), "champion")
+        champion = find_champion_version(client, experiment)
         if champion is None:
             raise ConfigurationError(f"experiment {experiment} has no champion: name a run with --run")
         run_id = champion.run_id

@@ -12,11 +12,10 @@ from tasks.learning.drift import Drift
 from tasks.redaction import redact
 from tasks.runs.lifecycle import Run
 from tasks.runs.lineage import FINGERPRINT, KEY
-from tasks.tracking.champions import CHAMPION, ChampionChange
+from tasks.tracking.champions import ChampionChange
 from tasks.tracking.client import connect
 from tasks.tracking.recorded import RecordedRun
-from tasks.tracking.registry import find_aliased
-from tasks.tracking.views import name_of_model
+from tasks.tracking.registry import find_champion_version
 
 DATA_CHANGED = "shardline.data.changed"
 DATA_DRIFTED = "shardline.data.drifted"
@@ -51,16 +50,15 @@ def announce_drift(drift: Drift, shards: str, fingerprint: str, run: Run) -> Non
 
 def announce_champion(experiment: str, run: Run) -> None:
     """Emit the event that a finished run's model is the champion now, where it is."""
-    name = name_of_model(experiment)
     try:
-        champion = find_aliased(connect(), name, CHAMPION)
+        champion = find_champion_version(connect(), experiment)
     except TrackingError:
         return  # nobody to ask: the run itself is complete
     if champion is None or champion.run_id != run.run_id:
         return
     verdict = champion.description.partition("\n")[0]  # what follows leads to the card, on MLflow's pages alone
     payload = {"version": champion.version, "run": run.place, "description": verdict}
-    _emit_champion(name, payload)
+    _emit_champion(champion.name, payload)
 
 
 def announce_change(change: ChampionChange, place: str) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from tasks.parameters import ADDRESSES, Rows, TrainingParameters
-from tasks.redaction import identify
+from tasks.redaction import identify, redact
 
 if TYPE_CHECKING:
     from tasks.streaming.manifest import Manifest
@@ -35,6 +35,17 @@ def digest_settings(recorded: Mapping[str, JsonValue]) -> str:
         for name, value in TrainingParameters.telling(recorded).items()
     }
     return hashlib.sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()
+
+
+def tag_data(flow: str, account: str | None, shards: str, manifest: Manifest) -> dict[str, str]:
+    """Return the tags that tell which flow a run is of, and on whose shards, what they hold, by which contract."""
+    return {
+        "aws.account": account or "none",
+        "shardline.flow": flow,
+        "shardline.shards": redact(shards),
+        FINGERPRINT: manifest.fingerprint,
+        **tag_contract(manifest),
+    }
 
 
 def tag_contract(manifest: Manifest) -> dict[str, str]:

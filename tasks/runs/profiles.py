@@ -16,8 +16,7 @@ from tasks.learning.profiles import PROFILE, DataProfile
 from tasks.naming import write_code
 from tasks.streaming.listing.statistics import ColumnStatistics
 from tasks.tracking.client import connect
-from tasks.tracking.registry import find_aliased, read_beside_weights
-from tasks.tracking.views import name_of_model
+from tasks.tracking.registry import find_champion_version, read_beside_weights
 
 if TYPE_CHECKING:
     from tasks.tracking.client import Client
@@ -44,7 +43,7 @@ def choose_edges(experiment: str, stated: Mapping[str, ColumnStatistics]) -> dic
     edges = {name: edges_of(statistics) for name, statistics in stated.items()}
     try:
         client = connect()
-        if champion := find_aliased(client, name_of_model(experiment), "champion"):
+        if champion := find_champion_version(client, experiment):
             profile = load_profile(client, f"models:/{champion.name}/{champion.version}")
             edges |= profile.edges if profile else {}
     except ShardlineError as error:

@@ -12,10 +12,9 @@ from tasks.errors import ShardlineError
 from tasks.facts import ROWS_OF, Promotion, RowsOf
 from tasks.learning.scores import Score
 from tasks.naming import join_names
-from tasks.tracking.champions import BECOMES, CHAMPION
+from tasks.tracking.champions import BECOMES
 from tasks.tracking.client import connect
-from tasks.tracking.registry import ColumnModel, find_aliased, load_model
-from tasks.tracking.views import name_of_model
+from tasks.tracking.registry import ColumnModel, find_champion_version, load_model
 
 APART = "models of other data are kept apart by an experiment of their own (the parameter experiment)"
 
@@ -37,7 +36,7 @@ def find_champion(experiment: str, target: str, columns: Sequence[str]) -> Champ
     version = None
     try:
         client = connect()
-        registered = find_aliased(client, name_of_model(experiment), CHAMPION)
+        registered = find_champion_version(client, experiment)
         if registered is None:
             return Champion()
         version = registered.version

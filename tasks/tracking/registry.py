@@ -20,7 +20,7 @@ from tasks.tracking.champions import CHAMPION, GATE, WITHDRAWN, RegisteredVersio
 from tasks.tracking.client import show_uri, translated
 from tasks.tracking.outbox import MODEL, REGISTRATION, MetricRow, read_part, write_part
 from tasks.tracking.scratch import ScratchFolder
-from tasks.tracking.views import describe_model
+from tasks.tracking.views import describe_model, name_of_model
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -168,13 +168,14 @@ def ensure_registered(client: Client, name: str) -> None:
             client.update_registered_model(name, text)
 
 
-def find_aliased(client: Client, name: str, alias: str) -> RegisteredVersion | None:
-    """Return the version that has an alias, or None where none has; raise TrackingError without an answer."""
+def find_champion_version(client: Client, experiment: str) -> RegisteredVersion | None:
+    """Return the version that is an experiment's champion, None without one; raise TrackingError without an answer."""
     from mlflow.exceptions import MlflowException
 
+    name = name_of_model(experiment)
     with translated("the model registry does not answer"):
         try:
-            version = client.get_registered_model(name).aliases.get(alias)
+            version = client.get_registered_model(name).aliases.get(CHAMPION)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise

@@ -18,11 +18,9 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
 
 from tasks.facts import FirstRead, Preview, TrainingJob
-from tasks.parameters import TrainingParameters
 from tasks.policy import step
 from tasks.runs.checkpoints import checkpoint_folder
-from tasks.sources import open_beginning, open_dataset
-from tasks.state import STATE
+from tasks.sources import cache_folder, open_beginning, open_dataset
 from tasks.streaming.objects.traffic import Traffic
 from tasks.training.opening import ITEM_BYTES, open_training, place, stays
 from tasks.training.start import find_device
@@ -183,9 +181,10 @@ def foresee_judging(job: TrainingJob, stored: frozenset[str]) -> Part:
     from tasks.streaming.quarantine import is_surveyed
 
     given, judged = job.parameters, job.data.judged
-    if given.on_bad_rows == "quarantine" and not is_surveyed(judged, find_cache(given) / "quarantine"):
+    if given.on_bad_rows == "quarantine" and not is_surveyed(judged, cache_folder(given) / "quarantine"):
         dataset = open_dataset(judged, job.sources, given, epochs=1, on_bad_rows="error", cache=NO_CACHE)
-        expected = dataset.expect() + dataset.expect()  # the pass that looks for bad rows, and the one that judges
+        expected = dataset.expect()
+        expected += expected  # the pass that looks for bad rows, and the one that judges
     else:
         dataset = open_dataset(judged, job.sources, given, epochs=1)
         expected = dataset.expect(earlier=stored)
@@ -227,7 +226,7 @@ def need_disk(job: TrainingJob, parts: list[Part]) -> Iterator[Need]:
     if given.cache:
         yield Need(
             name="cache",
-            place=str(find_cache(given)),
+            place=str(cache_folder(given)),
             bytes=sum(part.expected.wanted for part in parts),
             free=max(part.expected.room for part in parts),
             remedy="what does not fit is fetched again in each pass: give a larger --cache-bytes, or a --cache-dir on "
@@ -251,11 +250,6 @@ def need_disk(job: TrainingJob, parts: list[Part]) -> Iterator[Need]:
             free=shutil.disk_usage(find_existing(folder)).free,
             remedy="give a --checkpoint-url with more room",
         )
-
-
-def find_cache(given: TrainingParameters) -> Path:
-    """Return the folder of decoded shards."""
-    return Path(given.cache_dir or STATE / "cache").expanduser()
 
 
 def count_checkpoints(manifest: Manifest, features: int) -> int:

@@ -14,8 +14,7 @@ from tasks.learning.profiles import DataProfile
 from tasks.parameters import Drifting
 from tasks.policy import step
 from tasks.runs.reference import find_reference
-from tasks.tracking.registry import find_aliased
-from tasks.tracking.views import name_of_model
+from tasks.tracking.registry import find_champion_version
 
 
 @step("compare with the training data")
@@ -42,7 +41,7 @@ def compare_with_champion(job: TrainingJob, evaluation: Evaluation) -> Drift | N
         return None
     try:
         client = connect()
-        champion = find_aliased(client, name_of_model(job.parameters.experiment), "champion")
+        champion = find_champion_version(client, job.parameters.experiment)
         if champion is None:
             return None
         reference = find_reference(client, f"models:/{champion.name}/{champion.version}", champion.run_id)
