@@ -65,15 +65,15 @@ constraints: .venv/.installed-test  ## write constraints.txt anew: the newest ve
 		--custom-compile-command 'make constraints' pyproject.toml -o constraints.txt
 
 clean:  ## remove .venv and caches; .shardline, with all runs and generated data, stays
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build $(basename $(KERNEL)).*.so
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build $(KERNELS:.c=.*.so)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-KERNEL := tasks/streaming/formats/kernel.c
+KERNELS := tasks/streaming/formats/kernel.c tasks/learning/tally.c
 
-.venv/.installed-local: pyproject.toml constraints.txt $(wildcard $(KERNEL))
+.venv/.installed-local: pyproject.toml constraints.txt $(wildcard $(KERNELS))
 	@$(call install,local)
 
-.venv/.installed-test: pyproject.toml constraints.txt $(wildcard $(KERNEL))
+.venv/.installed-test: pyproject.toml constraints.txt $(wildcard $(KERNELS))
 	@$(call install,local$(comma)test)
 	@touch .venv/.installed-local
 

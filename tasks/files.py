@@ -3,6 +3,7 @@
 import os
 import shutil
 from contextlib import suppress
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 UNFINISHED = ".unfinished"  # how the names of files end that are not whole yet
@@ -50,3 +51,9 @@ def _synchronise(path: Path) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
+
+
+def find_built(stem: Path) -> Path | None:
+    """Return the library that pip built from `stem`.c, beside it; None where there was no C compiler."""
+    found = (stem.with_name(f"{stem.name}{suffix}") for suffix in EXTENSION_SUFFIXES)
+    return next((path for path in found if path.exists()), None)

@@ -4,6 +4,10 @@ import functools
 import io
 import json
 import math
+import os
+import shutil
+import subprocess
+import sys
 from fractions import Fraction
 from itertools import permutations
 from pathlib import Path
@@ -13,11 +17,13 @@ import pytest
 import torch
 
 from tasks.errors import TrainingError
+from tasks.learning import columnsums
 from tasks.learning.columnsums import ColumnSums, Histograms
 from tasks.learning.edges import MOST_BINS, MOST_CELLS, Grid, lay_edges
 from tasks.learning.multiples import Frame, draw_column, find_bars, find_filled, render_profiles, shorten
 from tasks.learning.profiled import suggest_edges, take_profile
 from tasks.learning.profiles import DataProfile
+from tasks.learning.tallying import find_function
 from tests.profiles import assert_is_numpys
 
 OUTPUT = Path(__file__).parent / "output"
@@ -43,6 +49,20 @@ SHAPES = {
 TABLE = torch.from_numpy(np.column_stack(list(SHAPES.values())))
 
 
+@pytest.fixture(params=["C", "torch"])
+def adder(request, monkeypatch):
+    """Who adds columns up: what was built from tally.c, or torch where that was not built."""
+    if request.param == "torch":
+        monkeypatch.setattr(columnsums, "find_function", lambda: None)
+    elif not find_function():
+        pytest.skip("tally.c was not built, for want of a C compiler")
+    return request.param
+
+
+by_both = pytest.mark.usefixtures("adder")
+
+
+@by_both
 @pytest.mark.parametrize("size", [1, 700, 2048, 5000, ROWS])
 def test_every_column_holds_what_numpy_finds(size):
     batches = TABLE[: 700 if size == 1 else ROWS].split(size)
@@ -52,6 +72,7 @@ def test_every_column_holds_what_numpy_finds(size):
         assert_is_numpys(column, SHAPES[column.name][: profile.rows])
 
 
+@by_both
 def test_deviations_far_from_zero_lose_no_digits():
     values = 1e9 + DRAW.normal(size=ROWS)
     exact = [Fraction(value) for value in values]
@@ -62,6 +83,7 @@ def test_deviations_far_from_zero_lose_no_digits():
     assert found.mean == pytest.approx(float(mean), rel=1e-15)
 
 
+@by_both
 @pytest.mark.parametrize("columns", [1, 2, 40])
 def test_one_row_is_a_profile_and_none_is_none(columns):
     names = [str(at) for at in range(columns)]
@@ -73,12 +95,14 @@ def test_one_row_is_a_profile_and_none_is_none(columns):
         take_profile([row[:0]], names)
 
 
+@by_both
 def test_batches_of_float32_count_as_the_numbers_that_they_are():
     values = TABLE[:, [0, 1, 5]].float()
     for column, each in zip(take_profile(values.split(999), ["a", "b", "c"]).columns, values.T, strict=True):
         assert_is_numpys(column, each.double().numpy())
 
 
+@by_both
 def test_batches_stay_as_they_are():
     for batch in (TABLE.clone(), TABLE[:, :1].clone()):
         before = batch.clone()
@@ -86,6 +110,7 @@ def test_batches_stay_as_they_are():
         assert batch.equal(before)
 
 
+@by_both
 def test_edges_that_are_given_are_kept_and_what_is_beyond_them_is_counted_there():
     """Also those that lie on no grid: they are searched."""
     given = {"hour": (-0.5, 5.5, 11.5), "normal": (-0.1, 0.2, 0.3, 1.1), "huge": (0.0, 1e300), "flag": (2.0,)}
@@ -97,6 +122,7 @@ def test_edges_that_are_given_are_kept_and_what_is_beyond_them_is_counted_there(
     assert [column.counts for column in again.columns] == [column.counts for column in profile.columns]
 
 
+@by_both
 def test_a_value_on_an_edge_is_in_the_bin_that_begins_there_and_the_one_before_it_is_not():
     edges = lay_edges(0.0, 10.0, whole=False)
     values = np.array([each for edge in edges for each in (np.nextafter(edge, -np.inf), edge)])
@@ -104,6 +130,7 @@ def test_a_value_on_an_edge_is_in_the_bin_that_begins_there_and_the_one_before_i
     assert found.counts == (1, *[2] * (len(edges) - 1), 1)
 
 
+@by_both
 def test_parts_are_merged_in_any_order_to_the_same_counts_and_ends_and_sums_to_1e_12():
     edges = [column.edges for column in take_profile([TABLE], list(SHAPES)).columns]
     histograms = Histograms(edges)
@@ -124,6 +151,54 @@ def test_parts_are_merged_in_any_order_to_the_same_counts_and_ends_and_sums_to_1
             torch.allclose(other.squares, whole.squares, rtol=1e-12, atol=0)
             or ((other.squares - whole.squares).abs() <= 1e-12 * ROWS * reach**2).all()
         )
+
+
+@pytest.mark.parametrize("columns", [1, 3, 15, 200])
+@pytest.mark.parametrize("size", [1, 7, 320, 6000])
+@pytest.mark.parametrize("adder", ["C"], indirect=True)
+def test_what_is_added_up_in_c_is_what_torch_adds_up(columns, size, adder, monkeypatch):
+    table = TABLE[: 60 if size == 1 else ROWS - 5].repeat(1, 14)[:, :columns]
+    edges = [suggest_edges(column) for column in table.T]
+    sums, counts = Histograms(edges).measure(table.contiguous(), size)
+    for other in (table, table.flip(1).flip(1).T.contiguous().T):
+        assert all(map(torch.equal, Histograms(edges).measure(other, size), (sums, counts)))
+    monkeypatch.setattr(columnsums, "find_function", lambda: None)
+    expected, expected_counts = Histograms(edges).measure(table, size)
+    assert counts.equal(expected_counts) and int(counts.sum()) == table.numel()
+    (rows, mean, squares, *ends), (_, mean_of_torch, squares_of_torch, *ends_of_torch) = (
+        sums.unbind(1),
+        expected.unbind(1),
+    )
+    assert rows.equal(expected[:, 0]) and all(map(torch.equal, ends, ends_of_torch))
+    reach = (table.abs().amax(0) / Histograms(edges).unit).clamp(min=1)
+    assert ((mean - mean_of_torch).abs() <= 1e-13 * reach).all()
+    assert ((squares - squares_of_torch).abs() <= 1e-13 * (rows * reach**2 + squares)).all()
+
+
+@pytest.mark.long
+def test_sanitizers_find_nothing_in_what_is_written_in_c(tmp_path):
+    checked, compiler = tmp_path / "tally.so", shutil.which("gcc") or shutil.which("cc")
+    if not compiler:
+        pytest.skip("no C compiler is here")
+    switches = [
+        "-std=c99",
+        "-O1",
+        "-g",
+        "-fPIC",
+        "-shared",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+    ]
+    source = Path(columnsums.__file__).with_name("tally.c")
+    done = subprocess.run([compiler, *switches, "-o", checked, source], capture_output=True, text=True)
+    library = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    if done.returncode or not Path(library).is_absolute():
+        pytest.skip(f"the compiler has no sanitizers: {done.stderr}")
+    environment = os.environ | {"LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"}
+    command = [sys.executable, "-m", "tests.fuzz_tallying", "10", str(checked)]
+    done = subprocess.run(command, env=environment, cwd=OUTPUT.parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 100
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tasks.learning.edges import Grid, choose_unit
+from tasks.learning.tallying import Tally, find_function
 
 AT_ONCE = 2**15 - 1  # values worked on together: in the processor's cache, and too few for torch to wake threads for
 
@@ -78,6 +79,8 @@ class Histograms:
         last = torch.tensor([len(each) - 1.0 for each in places], dtype=torch.float64)[:, None]
         self._shift, self._lowest, self._highest = first - start, start, start + last
         self._bins = torch.tensor([[*each, *[0] * (self._stride - len(each))] for each in places])
+        function, known = find_function(), [grid for grid in grids if grid]
+        self._tally = Tally(function, known, self._origin.flatten()) if function and len(known) == len(grids) else None
 
     def measure(self, part: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Return the sums of the slices of `size` rows of a [rows, columns] part, and all rows counted.
@@ -85,18 +88,27 @@ class Histograms:
         They are [slices, 5, columns] in float64, namely rows, mean, squares, least and most as in `ColumnSums`, and
         [columns, bins] in int64.
         """
-        columns, at_once = len(self.edges), max(1, AT_ONCE // size)
-        groups = [slice(start, start + at_once) for start in range(0, columns, at_once)]
+        columns = len(self.edges)
         sums, cells = [torch.empty(0, 5, columns, dtype=torch.float64)], torch.zeros_like(self._bins)
-        for block in cut(part, size):
-            found = []
-            for group in groups:
-                values = block[:, :, group].permute(2, 0, 1).contiguous() * self._scale[group]
-                cells += self._count(values.flatten(start_dim=1), group).view_as(cells)
-                found.append(self._sum_up(values, group))
-            sums.append(torch.cat(found, dim=2))
+        if self._tally and part.is_contiguous() and part.dtype == torch.float64:
+            sums.append(self._tally.add_up(part, size, cells))
+        elif self._tally:
+            sums += [self._tally.add_up(block.double().flatten(end_dim=1), size, cells) for block in cut(part, size)]
+        else:
+            sums += [self._add_up(block, cells) for block in cut(part, size)]
         bins = torch.zeros(columns, 1 + max(map(len, self.edges)), dtype=torch.int64)
         return torch.cat(sums), bins.scatter_add_(1, self._bins, cells)
+
+    def _add_up(self, block: Tensor, cells: Tensor) -> Tensor:
+        """Return the sums, [slices, 5, columns], of slices [slices, rows, columns], and count all values in `cells`."""
+        at_once = max(1, AT_ONCE // block.size(1))
+        found = []
+        for start in range(0, len(self.edges), at_once):
+            group = slice(start, start + at_once)
+            values = block[:, :, group].permute(2, 0, 1).contiguous() * self._scale[group]
+            cells += self._count(values.flatten(start_dim=1), group).view_as(cells)
+            found.append(self._sum_up(values, group))
+        return torch.cat(found, dim=2)
 
     def _count(self, values: Tensor, group: slice) -> Tensor:
         """Return how many of the measured values [columns of a group, rows] are in each cell of all columns."""

@@ -8,10 +8,10 @@ import ctypes
 import functools
 import zlib
 from collections.abc import Callable
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.files import find_built
 from tasks.streaming.formats.rows import Rows
 
 if TYPE_CHECKING:
@@ -122,14 +122,13 @@ def decode_natively(
 
 @functools.cache
 def _look_for_kernel() -> tuple[Kernel | None, str]:
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"kernel{suffix}")
-        if path.exists():
-            try:
-                return Kernel(path), ""
-            except KernelError as error:
-                return None, f"slower: {error}"
-    return None, "slower: kernel.c was not built, for want of a C compiler"
+    path = find_built(Path(__file__).with_name("kernel"))
+    if path is None:
+        return None, "slower: kernel.c was not built, for want of a C compiler"
+    try:
+        return Kernel(path), ""
+    except KernelError as error:
+        return None, f"slower: {error}"
 
 
 def _declare(function: Any) -> Callable[..., int]:
