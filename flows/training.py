@@ -30,6 +30,7 @@ from tasks.data import locate_data, preview_batch
 from tasks.evaluation import evaluate_model
 from tasks.facts import Evaluation, Fit, TrainingData, TrainingJob
 from tasks.learning.features import Features
+from tasks.learning.importing import begin_importing
 from tasks.parameters import MODEL_PARAMETERS, BenchmarkParameters, TrainingParameters
 from tasks.policy import untracked
 from tasks.ranks.cluster import check_ranks
@@ -84,6 +85,8 @@ def train(**parameters: Any) -> State[str]:
     tags = make_tags(identity, data, settings)
     if unchanged := compare_with_last_success(given.experiment, untracked(tags), skip=given.skip_unchanged):
         return Completed(name="Unchanged", message=unchanged, data=unchanged)
+    if given.solver == "gradient":
+        begin_importing()  # while the preview waits for its shards
     given = given.sized(data.train.rows)
     recorded = settings | {"batch_size": given.batch_size}
     preview = preview_batch(data, untracked(sources), given)

@@ -8,11 +8,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from tasks.learning.importing import begin_importing
+
 
 def make_optimizer(
     weights: list[Tensor], name: str, learning_rate: float | None, options: Mapping[str, float]
 ) -> torch.optim.Optimizer:
     """Return torch's optimiser of that name; what is not given is torch's own, but beta1 and beta2 are its `betas`."""
+    begin_importing().join()
     make = getattr(torch.optim, name)
     own = make(weights).defaults
     chosen: dict[str, object] = {key: value for key, value in options.items() if key in own}
