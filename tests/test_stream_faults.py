@@ -123,7 +123,7 @@ LASTING = {
     "reset for ever": (BreakOff(0, "reset"), TransferError, "gave up after", 8),
     "stall for ever": (BreakOff(0, "stall"), TransferError, "gave up after", 6),
     "trickle for ever": (
-        BreakOff(100, "trickle"), TransferError, "(bytes a second came|the deadline passed|Read timeout)", 6,
+        BreakOff(100, "trickle"), TransferError, "(bytes a second came|the deadline passed|Read time(out|d out))", 6,
     ),
     "no byte more": (Shorten(0), TransferError, "early", 8),
     "flipped bit": (FlipBit(654_321), ShardChangedError, "the content's MD5 is .*, its ETag", 1),
