@@ -39,9 +39,20 @@ def mlflow_page(site: Site, mlflow_run: dict[str, Any]) -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def monitoring(site: Site, trained: dict[str, Any]) -> str:
-    """The id of a run that watches what was trained on: it goes on while other pages are looked at."""
-    return site.start("monitoring/before-training")
+def monitoring(site: Site, mlflow_run: dict[str, Any]) -> str:
+    """The id of a run that watches what was trained on: it goes on while other pages are looked at.
+
+    It names that training's model: where data drifted in tests before these, one of that data is champion.
+    """
+    version = version_of(site, mlflow_run)
+    return site.start("monitoring/before-training", model=f"models:/shardline/{version['version']}")
+
+
+def version_of(site: Site, mlflow_run: dict[str, Any]) -> dict[str, Any]:
+    """The registered version of a run's model."""
+    filtered = f"filter=run_id%3D'{mlflow_run['info']['run_id']}'"
+    (version,) = ask(f"{site.pages.mlflow}/api/2.0/mlflow/model-versions/search?{filtered}")["model_versions"]
+    return version
 
 
 def look(browser: Chrome, url: str, *texts: str, picture: str) -> str:
@@ -173,8 +184,7 @@ def test_mlflow_shows_the_model_its_scores_and_its_version(browser, site, mlflow
     (model_id,) = (each["info"]["model_id"] for each in found if each["info"]["source_run_id"] == run_id)
     registered = ask(f"{api}/registered-models/get?name=shardline")["registered_model"]
     aliases = {each["alias"]: each["version"] for each in registered["aliases"]}
-    (version,) = ask(f"{api}/model-versions/search?filter=run_id%3D'{run_id}'")["model_versions"]
-    number = version["version"]
+    number = version_of(site, mlflow_run)["version"]
     page = f"{site.pages.mlflow}/#/experiments/{experiment}/models/{model_id}?{kind}"
     look(browser, page, "test_r2", "Ready", "This model explains", f"v{number}", picture="mlflow-model")
     page = f"{site.pages.mlflow}/#/models/shardline/versions/{number}?{kind}"
@@ -184,10 +194,8 @@ def test_mlflow_shows_the_model_its_scores_and_its_version(browser, site, mlflow
 
 
 def test_mlflow_shows_the_models_card_where_its_description_leads(browser, site, mlflow_run):
-    run_id = mlflow_run["info"]["run_id"]
-    found = ask(f"{site.pages.mlflow}/api/2.0/mlflow/model-versions/search?filter=run_id%3D'{run_id}'")
-    (version,) = found["model_versions"]
-    page = f"{site.pages.mlflow}/#/models/shardline/versions/{version['version']}?workflowType=machine_learning"
+    version = version_of(site, mlflow_run)["version"]
+    page = f"{site.pages.mlflow}/#/models/shardline/versions/{version}?workflowType=machine_learning"
     look(browser, page, "The model's card", picture="mlflow-description")
     place = browser.find_element(By.LINK_TEXT, "its files").get_attribute("href")
     look(browser, place, "README.md", picture="mlflow-files")

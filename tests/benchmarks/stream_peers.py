@@ -27,7 +27,7 @@ MODULE = "tests.benchmarks.stream_peers_candidates"
 # without obstore, which refuses a server without TLS: LitData then fetches by boto3
 OVER_OURS = ("litdata==0.2.76", "lightning-utilities==0.15.3", "tifffile==2026.3.3")
 CONNECTOR = ("s3torchconnector==1.5.0", "s3torchconnectorclient==1.5.0")
-MOSAIC = ("mosaicml-streaming==0.13.0", "pandas")  # which fixes versions that ours exclude
+MOSAIC = ("mosaicml-streaming==0.13.0", "pandas", "torch==2.13.0")  # with versions that ours exclude
 
 
 def convert(name: str, python: Path) -> float:
