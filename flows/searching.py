@@ -35,7 +35,7 @@ from tasks.tracking.recorded import find_runs
 from tasks.tracking.views import experiment_beside
 from tasks.training.ridge import trace_ridge
 from tasks.training.search import search_models
-from tasks.training.space import choose_all_features
+from tasks.training.space import check_batch_sizes, choose_all_features
 from tasks.training.study import require_optuna
 
 
@@ -92,6 +92,7 @@ def check_parameters(given: SearchParameters) -> None:
     if given.like or given.skip_unchanged:
         name = "like" if given.like else "skip_unchanged"
         raise ConfigurationError(f"{name} is of a training: give it to python -m flows.training")
+    check_batch_sizes(given)
     check_training(given)
 
 

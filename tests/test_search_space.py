@@ -11,7 +11,7 @@ from tasks.learning.features import Features
 from tasks.parameters import CONSTANTS, Searchable, SearchParameters, TrainingParameters
 from tasks.reporting import write_find, write_ridge
 from tasks.streaming.manifest import Manifest, Shard
-from tasks.training.space import choose_parameters
+from tasks.training.space import check_batch_sizes, choose_parameters
 
 FEATURES = Features.choose(["y", "a", "b", "hour_integer"], derive=["hour_sine", "hour_cosine"])
 
@@ -29,6 +29,11 @@ FEATURES = Features.choose(["y", "a", "b", "hour_integer"], derive=["hour_sine",
         ({"solver": "exact"}, "solver is exact"),
         ({"search": ["seed"]}, "search names seed"),
         ({"search": ["features"], "on_bad_rows": "quarantine"}, "search names features while bad rows are set aside"),
+        ({"search": ["batch_size"]}, "search names batch_size, of which multiples are tried: give batch_size too"),
+        ({"search": ["batch_size=200|300"], "batch_size": 200}, "a batch_size of 300, which is no multiple of batch_"),
+        ({"search": ["batch_size=1.5|2"], "batch_size": 1}, "a batch_size of 1.5, which is no multiple"),
+        ({"search": ["batch_size=0"], "batch_size": 1}, "a batch_size of 0, which is no multiple"),
+        ({"search": ["batch_size=1..8"], "batch_size": 1}, "a batch_size of 1..8, which is no multiple"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(given, message):
@@ -43,11 +48,32 @@ def test_ranges_and_choices_can_be_given():
     assert searched["l2"] == TrainingParameters.searchable()["l2"]
 
 
+@pytest.mark.parametrize(
+    ("tried", "multiples"), [("l2", (1,)), ("batch_size", (1, 2, 4, 8)), ("batch_size=900|300|900", (1, 3))]
+)
+def test_batch_sizes_are_multiples_of_the_searchs_own(tried, multiples):
+    given = SearchParameters(search=[tried], batch_size=300)
+    assert given.multiples == multiples
+    if tried != "l2":
+        sizes = given.searched()["batch_size"].choices
+        assert {given.multiple_of(size) for size in sizes if isinstance(size, int)} == set(multiples)
+
+
+@pytest.mark.parametrize(("size", "shuffle"), [(2**17, True), (2**20, False)])
+def test_batch_sizes_that_see_the_same_rows_are_taken(size, shuffle):
+    check_batch_sizes(SearchParameters(search=[f"batch_size={size}"], batch_size=2**16, shuffle=shuffle))
+
+
+def test_shuffled_batches_whose_order_follows_from_their_size_are_refused():
+    with pytest.raises(ConfigurationError, match="batches of up to 262,144 rows are tried while rows are shuffled"):
+        check_batch_sizes(SearchParameters(search=["batch_size=262144"], batch_size=2**16, shuffle=True))
+
+
 def test_whatever_is_chosen_can_be_trained_and_all_of_it_is_chosen_sometimes():
     names = [name for name in TrainingParameters.searchable() if name != "seed"]
-    given = SearchParameters(search=names)
+    given = SearchParameters(search=names, batch_size=100)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    optimizers, raw = set(), set()
+    optimizers, raw, sizes = set(), set(), set()
     for _ in range(60):
         chosen = choose_parameters(study.ask(), given, FEATURES)
         if not chosen["features"]:
@@ -55,9 +81,11 @@ def test_whatever_is_chosen_can_be_trained_and_all_of_it_is_chosen_sometimes():
         training = given.training(chosen)
         assert set(training.options) == set(CONSTANTS[training.optimizer])
         optimizers.add(training.optimizer)
+        sizes.add(training.batch_size)
         raw.add(tuple(training.features or ()))
     assert optimizers == set(CONSTANTS)
     assert len(raw) == 7
+    assert sizes == {100, 200, 400, 800}
 
 
 def of_shards(*rows):

@@ -32,12 +32,13 @@ def trips():
     return torch.from_numpy(np.column_stack([fare, *places, *when]).astype(np.float64))
 
 
-def endless(rows, first=0):
-    for start in itertools.count(first * BATCH, BATCH):
-        yield rows[torch.arange(start, start + BATCH) % len(rows)]
+def endless(rows, first=0, multiple=1):
+    size = BATCH * multiple
+    for start in itertools.count(first * size, size):
+        yield rows[torch.arange(start, start + size) % len(rows)]
 
 
-def draw_trial(seed, rows):
+def draw_trial(seed, rows, multiples=(1,)):
     """A trial whose every parameter is drawn at random; raw features diverge by large steps, so they get small ones."""
     draw = random.Random(seed)
     raw = draw.sample(TAXI[1:], draw.randint(1, 8))
@@ -61,11 +62,13 @@ def draw_trial(seed, rows):
         schedule=draw.choice(["constant", "linear", "cosine"]),
         l2=draw.choice([0.0, 1e-3, 0.1]),
     )
-    x = features.of(rows[:BATCH])
+    multiple = draw.choice(multiples)
+    x = features.of(next(endless(rows, multiple=multiple)))
     return Trial(
         features=features,
         scaling=Scaling.of(x) if standardise else Scaling.none(len(features.names)),
         settings=settings,
+        multiple=multiple,
     )
 
 
@@ -74,7 +77,8 @@ def alone(trial, rows):
     preparation = Preparation(
         features=trial.features, scaling=trial.scaling, dtype=torch.float64, device=torch.device("cpu")
     )
-    return [each.mse for each in train(trainer, preparation.stream(endless(rows)))], trainer.model()
+    iterations = train(trainer, preparation.stream(endless(rows, multiple=trial.multiple)))
+    return [each.mse for each in iterations], trainer.model()
 
 
 def stream(rows, **options):
@@ -87,19 +91,19 @@ def together(trials, grams):
     running = Trials(trials, grams.units)
     curves: list[list[float]] = [[] for _ in trials]
     models: dict[int, LinearModel] = {}
-    for gram in grams:
-        for number, mse in zip(running.alive, running.step(gram).tolist(), strict=True):
-            curves[number].append(mse)
+    streams = {multiple: grams.by(multiple) for multiple in running.multiples}
+    while running.alive:
+        mse = running.step({multiple: next(streams[multiple]) for multiple in running.multiples})
+        for number, value in zip(running.alive, mse.tolist(), strict=True):
+            curves[number].append(value)
         ended = [k for k in running.alive if trials[k].settings.iterations == running.iteration]
         models |= {number: running.model(number) for number in ended}
         running.drop([number for number in running.alive if number not in ended])
-        if not running.alive:
-            return curves, models, running
-    raise AssertionError("the stream ended first")
+    return curves, models, running
 
 
 def test_each_trial_equals_a_run_of_its_own(trips):
-    trials = [draw_trial(seed, trips) for seed in range(30)]
+    trials = [draw_trial(seed, trips, multiples=(1, 1, 2, 7)) for seed in range(30)]  # 7 batches are more than all rows
     curves, models, running = together(trials, stream(trips))
     for number, trial in enumerate(trials):
         expected, model = alone(trial, trips)
@@ -107,6 +111,7 @@ def test_each_trial_equals_a_run_of_its_own(trips):
         predicted = models[number].predict(trips)
         assert torch.allclose(predicted, model.predict(trips), rtol=1e-9, atol=1e-9)
     assert {trial.rule for trial in trials} == {PRECONDITIONED, *CONSTANTS}
+    assert {trial.multiple for trial in trials} == {1, 2, 7}
     assert running.lost.max() < MOST_LOST
 
 
@@ -152,6 +157,25 @@ def test_a_batch_is_streamed_once_where_its_matrix_can_be_kept(most_bytes, trips
     )
 
 
+@pytest.mark.parametrize("most_bytes", [2**30, 5 * 8 * 13**2, 0])
+def test_batches_of_every_size_are_made_of_the_same_ones(most_bytes, trips):
+    opened = []
+
+    def open_stream(first):
+        opened.append(first)
+        yield from endless(trips, first)
+
+    units = Units.of(ALL, trips[:BATCH])
+    grams = GramStream(units, open_stream, find_period(ROWS, BATCH), most_bytes=most_bytes)
+    together = zip(grams.by(7), grams.by(2), grams, strict=True)
+    for at, (seven, two, one) in enumerate(itertools.islice(together, 6)):
+        for multiple, gram in ((7, seven), (2, two), (1, one)):
+            expected = units.measure(next(endless(trips, at, multiple)))
+            assert gram.rows == expected.rows == multiple * BATCH
+            assert torch.allclose(gram.products, expected.products, rtol=1e-12, atol=1e-9)
+    assert opened == {2**30: [0], 5 * 8 * 13**2: [0, 5, 5], 0: [0, 0, 0]}[most_bytes]
+
+
 def test_a_stream_that_never_repeats_goes_on_where_its_matrices_end(trips):
     opened = []
 
@@ -182,7 +206,7 @@ def test_a_loss_that_is_left_over_from_far_larger_terms_is_told_apart(trips):
     trial = Trial(features=features, scaling=Scaling.of(features.of(rows[:BATCH])), settings=settings)
     running = Trials([trial], Units.of(features, rows[:BATCH]))
     for gram in itertools.islice(GramStream(running.units, lambda first: endless(rows, first), None), 30):
-        running.step(gram)
+        running.step({1: gram})
     assert running.lost[0] > MOST_LOST
 
 
@@ -191,5 +215,5 @@ def test_a_trial_that_diverges_leaves_the_others_as_they_are(trips):
     bad = replace(bad, settings=replace(good.settings, optimizer="SGD", options={}, learning_rate=1e9, gradient_norm=0))
     running, only = Trials([good, bad], stream(trips).units), Trials([good], stream(trips).units)
     for gram in itertools.islice(stream(trips), 3):
-        assert running.step(gram)[0].item() == pytest.approx(only.step(gram)[0].item(), rel=1e-14)
+        assert running.step({1: gram})[0].item() == pytest.approx(only.step({1: gram})[0].item(), rel=1e-14)
     assert running.measure(gram)[1] > 1e12

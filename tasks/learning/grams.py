@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import reduce
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -97,6 +99,12 @@ class GramStream:
         self._open, self._reduction = open_stream, reduction
         self._most = most_bytes // (8 * (len(units.mean) + 2) ** 2)
         self._kept: list[Gram] = []
+
+    def by(self, multiple: int) -> Iterator[Gram]:
+        """Yield the matrices of batches that are so many times as large, from the first one on."""
+        batches = iter(self)
+        while parts := list(islice(batches, multiple)):
+            yield reduce(Gram.add, parts)
 
     @property
     def streamed(self) -> int:

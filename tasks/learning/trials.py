@@ -1,14 +1,16 @@
 """Many linear models trained at once, each as `tasks.learning.loop.Trainer` would train it alone.
 
-They see the same batches, of which a matrix says all that their losses depend on (`tasks.learning.grams`): what differs
-are the columns of small tensors, one a model. Each equals the run of its own but for rounding.
+They see the same batches, or several of them as one, of which a matrix says all that their losses depend on
+(`tasks.learning.grams`): what differs are the columns of small tensors, one a model. Each equals the run of its own but
+for rounding.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -27,11 +29,15 @@ MOST_LOST = 1e-12 / torch.finfo(torch.float64).eps  # times the sum that is left
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One model to train: its features, how they are scaled, and its settings, in float64."""
+    """One model to train: its features, how they are scaled, and its settings, in float64.
+
+    multiple: of so many consecutive batches each of its own is made
+    """
 
     features: Features
     scaling: Scaling
     settings: Settings
+    multiple: int = 1
 
     @property
     def rule(self) -> str:
@@ -43,15 +49,17 @@ class Trial:
 class Trials:
     """Models in training on the same batches: column k of each tensor is trial `alive[k]`'s.
 
+    alive: numbers of trials, those of one `multiple` side by side
     weights: [features + 1, trials], the bias last; a feature that a trial does not have stays 0
     lost: how many times larger than its loss the terms were, at worst, from which each trial's loss was left over
     """
 
     def __init__(self, trials: Sequence[Trial], units: Units) -> None:
         self.trials, self.units = list(trials), units
-        self.alive = list(range(len(trials)))
+        self.alive = sorted(range(len(trials)), key=lambda number: trials[number].multiple)
         self.iteration = 0
         self.lost = torch.ones(len(trials), dtype=torch.float64)
+        trials = [trials[number] for number in self.alive]
         each = [_begin(trial, units) for trial in trials]
         self.weights, self._mask, self._stretch, self._offset = (torch.stack(parts, 1) for parts in zip(*each))  # noqa: B905
         settings = [trial.settings for trial in trials]
@@ -62,13 +70,22 @@ class Trials:
         self._rules = {name: _RULES[name]([t for t in trials if t.rule == name], len(self.weights)) for name in names}
         self._columns = {name: [k for k, trial in enumerate(trials) if trial.rule == name] for name in names}
 
-    def step(self, gram: Gram) -> Tensor:
-        """Take one iteration of every trial; return their mean squared errors before it, [alive trials]."""
-        mse, gradient = self._differentiate(gram)
+    @property
+    def multiples(self) -> list[int]:
+        """Those of the trials that are alive, the largest first."""
+        return sorted({self.trials[number].multiple for number in self.alive}, reverse=True)
+
+    def step(self, grams: Mapping[int, Gram]) -> Tensor:
+        """Take one iteration of every trial; return their mean squared errors before it, [alive trials].
+
+        grams: of the next batch of the trials of each of the `multiples`
+        """
+        seen = _Seen([grams[self.trials[number].multiple] for number in self.alive])
+        mse, gradient = self._differentiate(seen)
         gradient[:-1] += 2 * self._l2 * self.weights[:-1]
         norm = gradient.square().sum(dim=0).sqrt()
         gradient *= (self._clip / (norm + 1e-6)).clamp(max=1.0)
-        self._turn(gradient, gram)
+        self._turn(gradient, seen)
         share = self._share_of_step()
         for name, columns in self._columns.items():
             if columns:
@@ -79,7 +96,7 @@ class Trials:
 
     def measure(self, gram: Gram) -> Tensor:
         """Return the mean squared errors over a batch's rows, [alive trials]; infinite where one is not a number."""
-        return self._differentiate(gram)[0].nan_to_num(nan=math.inf)
+        return self._differentiate(_Seen([gram] * len(self.alive)))[0].nan_to_num(nan=math.inf)
 
     def drop(self, keep: Sequence[int]) -> None:
         """Go on with these trials alone, of those in `alive`."""
@@ -109,30 +126,31 @@ class Trials:
             [self._stretch * weights[:-1], (self._offset * weights[:-1]).sum(0, keepdim=True) + weights[-1:]]
         )
 
-    def _differentiate(self, gram: Gram) -> tuple[Tensor, Tensor]:
-        """Return each trial's mean squared error over a batch, and its gradient [features + 1, trials]."""
+    def _differentiate(self, seen: _Seen) -> tuple[Tensor, Tensor]:
+        """Return each trial's mean squared error over its batch, and its gradient [features + 1, trials]."""
         measured = self._measured(self.weights)
         measured[-1] -= self.units.target_mean
         with_target = torch.cat([measured, measured.new_full((1, measured.size(1)), -1.0)])
-        along = gram.products @ with_target
+        along = seen.multiply(with_target)
         sums = (with_target * along).sum(dim=0)
-        terms = (with_target.abs() * (gram.products.abs() @ with_target.abs())).sum(dim=0)
+        terms = (with_target.abs() * seen.multiply(with_target.abs(), magnitudes=True)).sum(dim=0)
         self.lost[self.alive] = torch.maximum(self.lost[self.alive], (terms / sums.abs()).nan_to_num(nan=1.0))
-        by_bias = along[-2:-1] * (2 / gram.rows)
-        by_weights = self._stretch * along[:-2] * (2 / gram.rows) + self._offset * by_bias
-        return sums / gram.rows, torch.cat([by_weights, by_bias]) * self._mask
+        by_bias = along[-2:-1] * (2 / seen.rows)
+        by_weights = self._stretch * along[:-2] * (2 / seen.rows) + self._offset * by_bias
+        return sums / seen.rows, torch.cat([by_weights, by_bias]) * self._mask
 
-    def _turn(self, gradient: Tensor, gram: Gram) -> None:
+    def _turn(self, gradient: Tensor, seen: _Seen) -> None:
         """Make the gradients of preconditioned trials steps, as `Preconditioner.turn` does."""
         columns = self._columns.get(PRECONDITIONED)
         if not columns:
             return
         if self._inverse is None:
-            self._inverse = torch.stack([self._invert(number, gram) for number in self.alive])
+            each = zip(self.alive, seen.grams, strict=True)
+            self._inverse = torch.stack([self._invert(number, gram) for number, gram in each])
         step = torch.zeros_like(gradient)
         step[:, columns] = torch.einsum("kij,jk->ik", self._inverse[columns], gradient[:, columns])
         measured = self._measured(step)
-        curvature = 2 / gram.rows * (measured * (gram.products[:-1, :-1] @ measured)).sum(dim=0)
+        curvature = 2 / seen.rows * (measured * seen.multiply(measured)).sum(dim=0)
         curvature += 2 * self._l2 * step[:-1].square().sum(dim=0)
         slope = (gradient * step).sum(dim=0)
         step *= torch.where(curvature > 0, slope / curvature, 0).clamp(0, 1)
@@ -157,6 +175,26 @@ class Trials:
         """Return what `share_of_step` says, of each trial that is alive."""
         alive = (self.trials[number].settings for number in self.alive)
         return _row([share_of_step(each.schedule, self.iteration, each.iterations) for each in alive])
+
+
+class _Seen:
+    """The batch that each trial sees in one iteration, as its matrix; neighbours that see the same one share the work.
+
+    rows: of the batches, [trials]
+    """
+
+    def __init__(self, grams: Sequence[Gram]) -> None:
+        self.grams = grams
+        self.rows = _row([gram.rows for gram in grams])
+        runs = [list(run) for _, run in groupby(grams, key=id)]
+        self._products, self._counts = [run[0].products for run in runs], [len(run) for run in runs]
+
+    def multiply(self, columns: Tensor, *, magnitudes: bool = False) -> Tensor:
+        """Return each trial's products, of those of its first columns, times its column of `columns` [size, trials]."""
+        size, parts = columns.size(0), torch.split(columns, self._counts, dim=1)
+        own = [products[:size, :size] for products in self._products]
+        own = [products.abs() for products in own] if magnitudes else own
+        return torch.cat([products @ part for products, part in zip(own, parts, strict=True)], dim=1)
 
 
 class _Rule:

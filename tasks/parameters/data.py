@@ -152,7 +152,7 @@ class Rows(Parameters):
 
     group: ClassVar[str] = "Stream"
 
-    batch_size: Annotated[int | None, CURVE, Formerly(MOST_ROWS)] = Field(
+    batch_size: Annotated[int | None, CURVE, Formerly(MOST_ROWS), Searchable(multiples=(1, 2, 4, 8))] = Field(
         None,
         ge=1,
         description="Rows in a batch, over all ranks together; empty: all rows, at most 2^20 (the notebook's preset: "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, ClassVar
 
@@ -36,6 +36,7 @@ class Searchable:
     """What a search tries of a parameter: numbers from `low` to `high`, evenly or `log`; or `choices`; or subsets.
 
     subsets: the parameter is a list, and each of its members is tried and left out
+    multiples: its choices are so many times what the search itself is given
     nothing of all that: what is tried depends on other parameters, as an optimiser's constants do
     """
 
@@ -44,6 +45,11 @@ class Searchable:
     log: bool = False
     choices: tuple[JsonValue, ...] = ()
     subsets: bool = False
+    multiples: tuple[int, ...] = ()
+
+    def times(self, given: int) -> Searchable:
+        """Return the same with the multiples of what the search is given as its choices."""
+        return replace(self, choices=tuple(given * multiple for multiple in self.multiples))
 
 
 FIRST = (

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self, cast
 
 from pydantic import Field, JsonValue, model_validator
 
 from tasks.naming import join_names
+from tasks.parameters.data import MOST_ROWS
 from tasks.parameters.marks import CURVE, RECORD, Searchable
 from tasks.parameters.training import TrainingParameters
 
@@ -23,9 +24,9 @@ class SearchParameters(TrainingParameters):
     search: Annotated[list[str], CURVE] = Field(
         ["learning_rate", "schedule", "optimizer", "optimizer_options", "gradient_norm", "l2"],
         min_length=1,
-        description="The parameters that are tried: those, features, derive, standardise, iterations, and seed with "
-        "the notebook's preset; each in its own range, or in another, as learning_rate=0.001..0.1 or "
-        "optimizer=SGD|Adam.",
+        description="The parameters that are tried: those, features, derive, standardise, iterations, multiples of "
+        "batch_size, and seed with the notebook's preset; each in its own range, or in another, as "
+        "learning_rate=0.001..0.1 or optimizer=SGD|Adam.",
     )
     generation: Annotated[int, CURVE] = Field(
         10, ge=1, description="So many models are chosen at once, by what the generations before have shown."
@@ -56,6 +57,12 @@ class SearchParameters(TrainingParameters):
                 "search names features while bad rows are set aside: other features would train on other rows; use "
                 "on_bad_rows=error, or leave features out"
             )
+        for size in searched["batch_size"].choices if "batch_size" in searched else ():
+            if type(size) is not int or size < 1 or size % (self.batch_size or 1):
+                raise ValueError(
+                    f"search tries a batch_size of {size}, which is no multiple of batch_size={self.batch_size}: all "
+                    "trials learn from the same batches, of which a larger one is several"
+                )
         return self
 
     def searched(self) -> dict[str, Searchable]:
@@ -67,8 +74,25 @@ class SearchParameters(TrainingParameters):
                 raise ValueError(f"search names {name!r}: what can be tried is {join_names(known)}")
             if name in found:
                 raise ValueError(f"search names {name} twice: leave one out")
-            found[name] = read_bounds(text, known[name], bounds) if sign else known[name]
+            own = self._multiply(name, known[name]) if known[name].multiples else known[name]
+            found[name] = read_bounds(text, own, bounds) if sign else own
         return found
+
+    def _multiply(self, name: str, tried: Searchable) -> Searchable:
+        given: int | None = getattr(self, name)
+        if not given:
+            raise ValueError(f"search names {name}, of which multiples are tried: give {name} too, the smallest one")
+        return tried.times(given)
+
+    @property
+    def multiples(self) -> tuple[int, ...]:
+        """Of how many of the search's batches a trial's may be made."""
+        tried = self.searched().get("batch_size")
+        return tuple(sorted({self.multiple_of(cast(int, size)) for size in tried.choices})) if tried else (1,)
+
+    def multiple_of(self, batch_size: int | None) -> int:
+        """Return of how many of the search's batches one of this size is made."""
+        return (batch_size or MOST_ROWS) // (self.batch_size or MOST_ROWS)
 
     def training(self, changed: Mapping[str, JsonValue]) -> TrainingParameters:
         """Return the parameters of one training, as these say but for what is changed.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy import int64
     from numpy.typing import NDArray
 
+SMALLEST_WINDOW = 2**18  # rows
 SHARD_ORDER = 2**32  # where a window's number would stand in the seed, for the order of an epoch's shards
 
 
@@ -96,6 +97,11 @@ def _cut_at_epochs(rows: int, first: int, last: int) -> Iterator[Span]:
 def shard_order(count: int, seed: int, epoch: int) -> list[int]:
     """Return the order in which epoch `epoch` of a shuffled stream goes through `count` shards."""
     return [int(index) for index in _permutation(count, (seed, epoch, SHARD_ORDER))]
+
+
+def find_window(batch_size: int) -> int:
+    """Return how many rows a shuffle window has, where batches have so many."""
+    return max(2 * batch_size, SMALLEST_WINDOW)
 
 
 def window_permutation(rows: int, seed: int, epoch: int, window: int) -> "NDArray[int64]":

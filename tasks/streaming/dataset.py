@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from tasks.errors import ConfigurationError
-from tasks.streaming.arithmetic import Sequencing, count_batches
+from tasks.streaming.arithmetic import Sequencing, count_batches, find_window
 from tasks.streaming.batches import Batch, Times, share
 from tasks.streaming.cache import NO_CACHE, Cache, CacheSettings
 from tasks.streaming.foreseeing import Expected, foresee
@@ -38,7 +38,6 @@ from tasks.streaming.staging import MakePages, PagePool
 
 NUMPY_NAMES = {torch.float64: "float64", torch.float32: "float32"}
 IN_MEMORY = 2**26  # bytes of decoded rows; a larger shard is staged in a temporary file
-SMALLEST_WINDOW = 2**18
 LOADERS = 2 * CORES  # one fetches while another decodes
 
 
@@ -314,7 +313,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         return Lookahead(plans, self.manifest.counts, ahead=self.prefetch, held_rows=held_rows)
 
     def _sequencing(self) -> Sequencing:
-        window = max(2 * self.batch_size, SMALLEST_WINDOW) if self.shuffle else None
+        window = find_window(self.batch_size) if self.shuffle else None
         return Sequencing(self.manifest.counts, window=window, seed=self.seed)
 
     def _open_cache(self) -> Cache | None:

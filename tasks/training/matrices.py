@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import reduce
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from tasks.facts import SearchJob
@@ -22,24 +23,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchData:
-    """What all trials learn from and are judged by: matrices of the batches and of the validation rows."""
+    """What all trials learn from and are judged by: matrices of the batches and of the validation rows.
+
+    scalings: of all features, by the first batch of those trials that see so many of the search's batches as one
+    """
 
     grams: GramStream
     validation: Gram
-    scaling: Scaling
+    scalings: Mapping[int, Scaling]
 
     @classmethod
     def open(cls, job: SearchJob) -> SearchData:
-        """Stream the first batch and the validation rows; the other batches follow when a trial asks for them."""
+        """Stream the first batches and the validation rows; the other batches follow when a trial asks for them."""
+        import torch
+
         from tasks.learning.grams import GramStream, Units, find_period
         from tasks.learning.scaling import Scaling
 
         given = job.parameters
         assert job.data.validation, "the flow sets shards aside"
         stream = open_batches(job, 0)
-        first = next(stream)
-        job.features.refuse_overflow(first)
-        units, begun = Units.of(job.features, first), [put_back(first, stream)]
+        first = list(islice(stream, max(given.multiples)))
+        job.features.refuse_overflow(first[0])
+        units = Units.of(job.features, first[0])
+        x = torch.cat([job.features.of(batch) for batch in first])
+        size = len(first[0])
+        scalings = {multiple: Scaling.of(x[: size * multiple]) for multiple in given.multiples}
+        begun = [put_back(first, stream)]
         rows = job.data.train.rows
         return cls(
             grams=GramStream(
@@ -48,14 +58,15 @@ class SearchData:
                 None if given.shuffle else find_period(rows, given.batch_size or rows),
             ),
             validation=measure_rows(job.data.validation, job, units),
-            scaling=Scaling.of(job.features.of(first)),
+            scalings=scalings,
         )
 
 
-def put_back(first: Tensor, stream: Iterator[Tensor]) -> Iterator[Tensor]:
-    """Yield a batch that was taken, then the rest of the stream, which is closed with this."""
+def put_back(first: list[Tensor], stream: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Yield the batches that were taken, then the rest of the stream, which is closed with this."""
     with closing(stream):  # type: ignore[type-var]
-        yield first
+        while first:
+            yield first.pop(0)
         yield from stream
 
 
@@ -69,9 +80,10 @@ def open_batches(job: SearchJob, first: int) -> Iterator[Tensor]:
 
 
 def longest(job: SearchJob) -> int:
-    """Return how many iterations a trial may have."""
-    tried = job.parameters.searched().get("iterations")
-    return int(tried.high) if tried else job.parameters.resolved().iterations
+    """Return how many batches a trial may see."""
+    given = job.parameters
+    tried = given.searched().get("iterations")
+    return max(given.multiples) * (int(tried.high) if tried else given.resolved().iterations)
 
 
 def measure_rows(manifest: Manifest, job: SearchJob, units: Units) -> Gram:

@@ -88,7 +88,9 @@ def try_generation(study: Study, data: SearchData, job: SearchJob, count: int) -
             chosen = choose_parameters(asked, given, job.features)
             outcomes[asked.number] = outcome = Outcome(asked=asked, parameters=chosen)
             try:
-                trials[asked.number] = make_trial(given.training(chosen), job.features, data.scaling)
+                training = given.training(chosen)
+                multiple = given.multiple_of(training.batch_size)
+                trials[asked.number] = make_trial(training, job.features, data.scalings[multiple], multiple)
             except (ValidationError, ConfigurationError) as error:
                 outcome.fault = str(error)
     if trials:
@@ -114,8 +116,10 @@ class Generation:
     def run(self) -> None:
         """Train until each trial has ended, was dropped, or has a loss that is not finite."""
         running = self.running
-        for gram in self.data.grams:
-            mse = running.step(gram)
+        # the largest batches first: of them the others find the matrices at hand
+        streams = {multiple: self.data.grams.by(multiple) for multiple in running.multiples}
+        while running.alive:
+            mse = running.step({multiple: next(streams[multiple]) for multiple in running.multiples})
             at = running.iteration - 1
             if at % self.every == 0 or running.iteration in self.ends:
                 for outcome, value in zip(self._alive(), mse.tolist(), strict=True):
@@ -124,8 +128,6 @@ class Generation:
                 self._fail(~mse.isfinite(), f"its loss at iteration {at} is not finite")
             if running.alive and running.iteration in self.rungs | self.ends:
                 self._judge()
-            if not running.alive:
-                return
 
     def _alive(self) -> list[Outcome]:
         return [self.outcomes[self.numbers[at]] for at in self.running.alive]

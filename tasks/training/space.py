@@ -10,7 +10,8 @@ from pydantic import JsonValue
 
 from tasks.errors import ConfigurationError
 from tasks.learning.features import DERIVATIONS, Features
-from tasks.parameters import CONSTANTS, Searchable, SearchParameters, TrainingParameters
+from tasks.parameters import CONSTANTS, MOST_ROWS, Searchable, SearchParameters, TrainingParameters
+from tasks.streaming.arithmetic import SMALLEST_WINDOW, find_window
 from tasks.training.start import make_settings
 
 if TYPE_CHECKING:
@@ -18,6 +19,17 @@ if TYPE_CHECKING:
 
     from tasks.learning.scaling import Scaling
     from tasks.learning.trials import Trial
+
+
+def check_batch_sizes(given: SearchParameters) -> None:
+    """Raise ConfigurationError where a larger batch would not be several of the search's own."""
+    sizes = [(given.batch_size or MOST_ROWS) * multiple for multiple in (1, *given.multiples)]
+    if given.shuffle and len(set(map(find_window, sizes))) > 1:
+        raise ConfigurationError(
+            f"batches of up to {max(sizes):,} rows are tried while rows are shuffled: with more than "
+            f"{SMALLEST_WINDOW // 2:,} rows in a batch their order follows from its size, so that no two sizes see the "
+            "same rows; try smaller ones, or give shuffle=false"
+        )
 
 
 def choose_all_features(columns: tuple[str, ...], given: SearchParameters) -> Features:
@@ -73,10 +85,13 @@ def _choose_options(asked: Asked, given: SearchParameters, chosen: Mapping[str, 
     ]
 
 
-def make_trial(parameters: TrainingParameters, all_features: Features, scaling: Scaling) -> Trial:
+def make_trial(parameters: TrainingParameters, all_features: Features, scaling: Scaling, multiple: int = 1) -> Trial:
     """Return the model that a training with these parameters would train.
 
-    scaling: of all features, by the first batch. Raises ConfigurationError where no raw feature is left.
+    scaling: of all features, by its first batch
+    multiple: of how many of the search's batches one of its own is made
+
+    Raises ConfigurationError where no raw feature is left.
     """
     from tasks.learning.scaling import Scaling
     from tasks.learning.trials import Trial
@@ -87,4 +102,4 @@ def make_trial(parameters: TrainingParameters, all_features: Features, scaling: 
     features = replace(all_features, raw=tuple(parameters.features), derived=resolved.derive)
     at = [all_features.names.index(name) for name in features.names]
     own = Scaling(scaling.mean[at], scaling.scale[at]) if resolved.standardise else Scaling.none(len(at))
-    return Trial(features=features, scaling=own, settings=make_settings(parameters))
+    return Trial(features=features, scaling=own, settings=make_settings(parameters), multiple=multiple)

@@ -85,7 +85,7 @@ def search_apart(job: SearchJob, count: int) -> None:
     for _ in range(count):
         asked = study.ask()
         chosen = given.training(choose_parameters(asked, given, job.features))
-        make_trial(chosen, job.features, data.scaling)
+        make_trial(chosen, job.features, data.scalings[1])
         run_alone(job, chosen)
         measure_rows(job.data.validation, job, data.grams.units)
         study.tell(asked, 0.0)
