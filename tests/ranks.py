@@ -1,40 +1,50 @@
-"""Ranks of torch.distributed as processes of this machine, all of which train the same jobs."""
+"""Ranks of torch.distributed as processes of this machine, all of which do the same jobs."""
 
 import json
 import multiprocessing
 import os
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 
+import optuna
 import torch
 from torch.multiprocessing.spawn import start_processes
 
-from tasks.facts import TrainingJob
+from tasks.facts import SearchJob, TrainingJob
 from tasks.learning.linear import LinearModel
 from tasks.learning.scoring import Moments
 from tasks.learning.sums import MomentSums
 from tasks.ranks.judging import Judged, judge_rank
 from tasks.ranks.parts import Tally
 from tasks.ranks.passing import pass_rank
+from tasks.training.matrices import SearchData
+from tasks.training.measuring import Measured, Progress, measure_batches, measure_folds
 from tasks.training.ranks import train_rank
+from tasks.training.search import try_generation
 
 ALONE = 0
 Result = dict[str, list[str]]
 
 
-def run_ranks(sizes: list[int], jobs: list[TrainingJob], folder: Path) -> dict[int, list[list[Result]]]:
-    """Train the jobs alone and on 1, 2, … ranks; what each rank got from each job, by number of ranks (ALONE: none)."""
+Jobs = Sequence[TrainingJob | SearchJob]
+
+
+def run_ranks(sizes: list[int], jobs: Jobs, folder: Path) -> dict[int, list[list[Result]]]:
+    """Do the jobs alone and on 1, 2, … ranks; what each rank got from each job, by number of ranks (ALONE: none)."""
     multiprocessing.set_forkserver_preload(
         [__name__]
     )  # torch and Prefect are imported once, by what the ranks fork from
-    start_processes(train_as, (sizes, jobs, folder), nprocs=max(sizes), start_method="forkserver")
+    start_processes(work_as, (sizes, jobs, folder), nprocs=max(sizes), start_method="forkserver")
     return {
         size: [json.loads((folder / f"{size}-{rank}.json").read_text()) for rank in range(max(size, 1))]
         for size in (ALONE, *sizes)
     }
 
 
-def train_as(number: int, sizes: list[int], jobs: list[TrainingJob], folder: Path) -> None:
+def work_as(number: int, sizes: list[int], jobs: Jobs, folder: Path) -> None:
     """Be a rank wherever this process's number is one."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
@@ -44,7 +54,7 @@ def train_as(number: int, sizes: list[int], jobs: list[TrainingJob], folder: Pat
         if size != ALONE:
             meeting = f"file://{folder}/meeting-{size}"
             torch.distributed.init_process_group("gloo", init_method=meeting, rank=number, world_size=size)
-        results = [train_job(job) for job in jobs]
+        results = [search_job(job) if isinstance(job, SearchJob) else train_job(job) for job in jobs]
         (folder / f"{size}-{number}.json").write_text(json.dumps(results))
         if size != ALONE:
             torch.distributed.destroy_process_group()
@@ -84,6 +94,21 @@ def judge_model(model: LinearModel, passed: MomentSums, job: TrainingJob) -> lis
     found = judge_rank(judged)
     plain = found.scores.to_dict(), asdict(found.scores.density), found.profile and asdict(found.profile)
     return list(map(json.dumps, plain))  # numbers are written to the last bit
+
+
+def search_job(job: SearchJob) -> Result:
+    """Return what became of a generation's trials, a few matrices gone on with, and the folds', to the last bit."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    with closing(SearchData.open(job)) as data:
+        outcomes = try_generation(study, data, job, job.parameters.trials).values()
+        again = Progress(begun=data.begun, number=data.grams.streamed - 2)
+        kept = [gram.products.tolist() for gram in islice(data.grams, again.number, data.grams.streamed)]
+    rest = [each.products for each in measure_batches(job, again, Tally(0)) if isinstance(each, Measured)]
+    assert rest[:2] == kept
+    return {
+        "trials": [json.dumps([each.state, each.value, each.curve]) for each in outcomes],
+        "folds": [json.dumps(asdict(measure_folds(job)))],
+    }
 
 
 def write_sums(sums: MomentSums | None) -> list[str]:

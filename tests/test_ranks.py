@@ -1,16 +1,19 @@
-"""A training over ranks: the same curve, weights and scores, to the last bit, for every number of them."""
+"""Trainings and searches over ranks: the same curves, weights and scores, to the last bit, for every number of them."""
 
+import json
 from typing import Any
 
 import pytest
 
 from deployments.generator import write_data
 from flows.training import choose_features
-from tasks.facts import TrainingData, TrainingJob
+from tasks.data import set_aside
+from tasks.facts import SearchJob, TrainingData, TrainingJob
 from tasks.learning.reduction import slice_rows
-from tasks.parameters import TrainingParameters
+from tasks.parameters import SearchParameters, TrainingParameters
 from tasks.sources import resolve_sources
 from tasks.streaming import ObjectStorageDataset, Placement, locate
+from tasks.training.space import choose_all_features
 from tests.awsproxy import AwsProxy
 from tests.ranks import ALONE, run_ranks
 from tests.servers import BUCKET, serve_rclone
@@ -50,8 +53,22 @@ def found(tmp_path_factory, request):
             )
         )
     assert manifest.rows == ROWS
+    jobs.append(make_search(shards, data))
     sizes = [*SIZES, *MORE] if request.config.getoption("--long") else SIZES
     return run_ranks(sizes, jobs, tmp_path_factory.mktemp("ranks"))
+
+
+def make_search(shards, data):
+    """A search whose largest batches are more than all rows, with one that is a slice alone to compare trials on."""
+    tried = ["batch_size=2999|5998", "learning_rate=0.001..0.1", "optimizer", "features", "iterations=4..8"]
+    given = SearchParameters(shards=shards, search=tried, batch_size=2999, trials=6, device="cpu")
+    return SearchJob(
+        parameters=given,
+        sources=resolve_sources(given),
+        data=set_aside(data, 0),
+        features=choose_all_features(data.train.columns, given),
+        run_id="none",
+    )
 
 
 @pytest.mark.parametrize("size", [*SIZES, *(pytest.param(size, marks=pytest.mark.long) for size in MORE)])
@@ -63,6 +80,15 @@ def test_every_rank_has_the_curve_the_weights_and_the_scores_of_one_process_to_t
     assert len(set(alone["curve"])) > 2
     assert alone["gone on with"] == alone["on the way"]
     assert [rank[at] for rank in found[size]] == [alone] * size
+
+
+@pytest.mark.parametrize("size", [*SIZES, *(pytest.param(size, marks=pytest.mark.long) for size in MORE)])
+def test_every_rank_has_the_trials_of_a_search_in_one_process_to_the_last_bit(size, found):
+    alone = found[ALONE][0][-1]
+    states, values, _ = zip(*map(json.loads, alone["trials"]), strict=True)
+    assert {"complete", "pruned"} <= set(states)
+    assert len(set(values)) == 6
+    assert [rank[-1] for rank in found[size]] == [alone] * size
 
 
 SHARDS, SHARD_ROWS = 60, 100

@@ -18,12 +18,18 @@ from prefect.logging import disable_run_logger
 
 from deployments.generator import write_data
 from flows.training import choose_features
-from tasks.facts import TrainingData, TrainingJob
+from tasks.data import set_aside
+from tasks.facts import RankTimes, SearchJob, TrainingData, TrainingJob
 from tasks.learning.loop import train
-from tasks.parameters import TrainingParameters
+from tasks.parameters import SearchParameters, TrainingParameters
+from tasks.ranks.parts import Tally
 from tasks.sources import resolve_sources
 from tasks.streaming import locate
+from tasks.tracking.nested import NUMBER
 from tasks.training.following import follow_ranks
+from tasks.training.matrices import follow_ranks as follow_ranks_of_search
+from tasks.training.measuring import Progress, measure_batches
+from tasks.training.space import choose_all_features
 from tasks.training.start import follow_trainer, start_trainer
 from tests.shards import write_shards
 
@@ -234,6 +240,49 @@ def test_a_rank_that_is_killed_is_started_again_and_the_curve_is_that_of_one_pro
     assert started.trainer.w.equal(alone.trainer.w) and started.trainer.b.equal(alone.trainer.b)
     assert killed.pid not in {each.process for each in started.ranks}
     assert ranks_of(psutil.Process()) == []
+
+
+@pytest.mark.long
+def test_a_search_whose_rank_is_killed_goes_on_and_measures_what_one_process_does(shards):
+    given = SearchParameters(shards=shards, iterations=ITERATIONS_HERE, batch_size=3000, ranks=2, shuffle=True)
+    data = set_aside(make_job(shards).data, 0)
+    features = choose_all_features(data.train.columns, given)
+    sources = resolve_sources(given)
+    job = SearchJob(parameters=given, sources=sources, data=data, features=features, run_id="none")
+    times: list[RankTimes] = []
+    found = []
+    with disable_run_logger(), closing(follow_ranks_of_search(job, Progress(), times)) as telling:
+        for told in telling:
+            found.append(told)
+            if len(found) == UNTIL:
+                killed = ranks_of(psutil.Process())[1]
+                killed.kill()
+                killed.wait()
+    assert len(found) == 1 + ITERATIONS_HERE
+    assert found == list(measure_batches(job, Progress(), Tally(0)))
+    assert [each.rank for each in times] == [0, 1]
+    assert killed.pid not in {each.process for each in times}
+
+
+@pytest.mark.long
+def test_the_trials_of_a_search_over_ranks_are_those_of_one_process(command, shards, place):
+    words = ("--trials", "4", "--generation", "2", "--iterations", "20", "--batch-size", "3000")
+    records = []
+    for ranks in ("1", "2"):
+        given = ("--shards", shards, "--experiment", f"searched {ranks}", "--ranks", ranks)
+        finish(command("flows.searching", *given, *words, "--search", "batch_size,learning_rate,features"))
+        client = MlflowClient(tracking_uri=f"sqlite:///{place}/.shardline/mlflow.db")
+        runs = client.search_runs([client.get_experiment_by_name(f"searched {ranks}-searches").experiment_id])
+        trials = {int(run.data.tags[NUMBER]): run for run in runs if NUMBER in run.data.tags}
+        (parent,) = [run for run in runs if NUMBER not in run.data.tags]
+        keys = ("mse", "validation_mse")
+        curves = [client.get_metric_history(trials[at].info.run_id, key) for at in sorted(trials) for key in keys]
+        ridge = Path(client.download_artifacts(parent.info.run_id, "ridge.json")).read_text()
+        records.append(([[(metric.step, metric.value) for metric in curve] for curve in curves], ridge))
+    ranks = json.loads(Path(client.download_artifacts(parent.info.run_id, "ranks.json")).read_text())
+    assert [each["rank"] for each in ranks] == [0, 1]
+    assert len(records[0][0]) == 8 and all(records[0][0])
+    assert records[0] == records[1]
 
 
 @pytest.mark.long

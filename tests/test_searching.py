@@ -45,6 +45,7 @@ def searched(prefect_api, shards, tmp_path_factory):
             "features",
             "derive",
             "iterations=10..40",
+            "batch_size=2000|4000",
         ]
         state = ended(search, **GIVEN, shards=shards, search=tried)
         assert state.is_completed(), state.message

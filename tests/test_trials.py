@@ -83,7 +83,12 @@ def alone(trial, rows):
 
 def stream(rows, **options):
     units = Units.of(ALL, rows[:BATCH])
-    return GramStream(units, lambda first: endless(rows, first), find_period(len(rows), BATCH), **options)
+    return GramStream(units, lambda first: measured(units, rows, first), find_period(len(rows), BATCH), **options)
+
+
+def measured(units, rows, first=0):
+    for batch in endless(rows, first):
+        yield units.measure(batch)
 
 
 def together(trials, grams):
@@ -140,14 +145,14 @@ def test_it_does_after_many_iterations_near_the_least_loss_too(optimizer, trips)
 
 @pytest.mark.parametrize("most_bytes", [2**30, 5 * 8 * 13**2, 0])
 def test_a_batch_is_streamed_once_where_its_matrix_can_be_kept(most_bytes, trips):
-    opened, period = [], find_period(ROWS, BATCH)
+    opened, period, units = [], find_period(ROWS, BATCH), Units.of(ALL, trips[:BATCH])
 
     def open_stream(first):
-        for number, batch in enumerate(endless(trips, first), first):
+        for number, gram in enumerate(measured(units, trips, first), first):
             opened.append(number)
-            yield batch
+            yield gram
 
-    grams = GramStream(Units.of(ALL, trips[:BATCH]), open_stream, period, most_bytes=most_bytes)
+    grams = GramStream(units, open_stream, period, most_bytes=most_bytes)
     first, again = (list(itertools.islice(grams, 2 * period)) for _ in range(2))
     assert all(torch.equal(a.products, b.products) for a, b in zip(first, again, strict=True))
     kept = grams.streamed
@@ -159,13 +164,12 @@ def test_a_batch_is_streamed_once_where_its_matrix_can_be_kept(most_bytes, trips
 
 @pytest.mark.parametrize("most_bytes", [2**30, 5 * 8 * 13**2, 0])
 def test_batches_of_every_size_are_made_of_the_same_ones(most_bytes, trips):
-    opened = []
+    opened, units = [], Units.of(ALL, trips[:BATCH])
 
     def open_stream(first):
         opened.append(first)
-        yield from endless(trips, first)
+        yield from measured(units, trips, first)
 
-    units = Units.of(ALL, trips[:BATCH])
     grams = GramStream(units, open_stream, find_period(ROWS, BATCH), most_bytes=most_bytes)
     together = zip(grams.by(7), grams.by(2), grams, strict=True)
     for at, (seven, two, one) in enumerate(itertools.islice(together, 6)):
@@ -176,17 +180,22 @@ def test_batches_of_every_size_are_made_of_the_same_ones(most_bytes, trips):
     assert opened == {2**30: [0], 5 * 8 * 13**2: [0, 5, 5], 0: [0, 0, 0]}[most_bytes]
 
 
-def test_a_stream_that_never_repeats_goes_on_where_its_matrices_end(trips):
-    opened = []
+def test_a_stream_that_never_repeats_goes_on_where_its_matrices_end_until_it_is_closed(trips):
+    opened, closed, units = [], [], Units.of(ALL, trips[:BATCH])
 
     def open_stream(first):
         opened.append(first)
-        yield from endless(trips, first)
+        try:
+            yield from measured(units, trips, first)
+        finally:
+            closed.append(first)
 
-    grams = GramStream(Units.of(ALL, trips[:BATCH]), open_stream, None)
+    grams = GramStream(units, open_stream, None)
     for length in (4, 9):
         assert len(list(itertools.islice(grams, length))) == length
-    assert opened == [0, 4]
+    assert (opened, closed) == ([0], [])
+    grams.close()
+    assert closed == [0]
 
 
 def test_matrices_of_batches_add_up_to_the_matrix_of_all(trips):
@@ -205,7 +214,7 @@ def test_a_loss_that_is_left_over_from_far_larger_terms_is_told_apart(trips):
     settings = Settings(iterations=30, learning_rate=None, gradient_norm=0, seed=None)
     trial = Trial(features=features, scaling=Scaling.of(features.of(rows[:BATCH])), settings=settings)
     running = Trials([trial], Units.of(features, rows[:BATCH]))
-    for gram in itertools.islice(GramStream(running.units, lambda first: endless(rows, first), None), 30):
+    for gram in itertools.islice(measured(running.units, rows), 30):
         running.step({1: gram})
     assert running.lost[0] > MOST_LOST
 

@@ -7,7 +7,7 @@ are taken, so that raw years and longitudes lose no digits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import reduce
@@ -79,25 +79,31 @@ class Units:
         return float(direction.T @ gram.products @ direction)
 
 
+Stream = Generator[Gram, None, None]
+
+
 class GramStream:
     """The matrices of a stream's batches, in their order, again and again: a batch is streamed once where they fit.
 
-    open_stream: returns the [rows, columns] batches from an iteration on
+    The stream stays open where it was left, until this is closed.
+
+    open_stream: returns the matrices of the batches from an iteration on
     period: after so many iterations the same batches come again; None: never
+    begun: the stream from iteration 0 on, where it is open already
     """
 
     def __init__(
         self,
         units: Units,
-        open_stream: Callable[[int], Iterator[Tensor]],
+        open_stream: Callable[[int], Stream],
         period: int | None,
         *,
-        reduction: Reduction = ALONE,
+        begun: Stream | None = None,
         most_bytes: int = MOST_BYTES,
     ) -> None:
         self.units, self.period = units, period
-        self._open, self._reduction = open_stream, reduction
-        self._most = most_bytes // (8 * (len(units.mean) + 2) ** 2)
+        self._open, self._stream = open_stream, begun
+        self._most = count_kept(len(units.mean), most_bytes)
         self._kept: list[Gram] = []
 
     def by(self, multiple: int) -> Iterator[Gram]:
@@ -114,23 +120,33 @@ class GramStream:
     def __iter__(self) -> Iterator[Gram]:
         """Yield the matrix of iteration 0, 1, …; without end where the stream has none."""
         number = 0
-        while (at := number % (self.period or math.inf)) < len(self._kept):
-            yield self._kept[int(at)]
-            number += 1
-        with closing(self._open(number)) as stream:  # type: ignore[type-var]
-            for batch in stream:
-                gram = self.units.measure(batch, self._reduction)
-                if number == len(self._kept) < self._most:
-                    self._kept.append(gram)
-                yield gram
-                number += 1
-                if len(self._kept) == self.period:
-                    break
-            else:
+        while (at := int(number % (self.period or math.inf))) < self._most:
+            if at == len(self._kept) and not self._keep_next():
                 return
-        while True:
-            yield self._kept[number % len(self._kept)]
+            yield self._kept[at]
             number += 1
+        stream, self._stream = self._stream, None  # it has come as far
+        with closing(stream or self._open(number)) as rest:
+            yield from rest
+
+    def close(self) -> None:
+        """End the stream."""
+        if self._stream:
+            self._stream.close()
+
+    def _keep_next(self) -> bool:
+        """Return whether there was one."""
+        self._stream = self._stream or self._open(len(self._kept))
+        kept = list(islice(self._stream, 1))
+        self._kept += kept
+        if len(self._kept) == self.period:
+            self.close()
+        return bool(kept)
+
+
+def count_kept(features: int, most_bytes: int = MOST_BYTES) -> int:
+    """Return the matrices of how many batches are kept."""
+    return most_bytes // (8 * (features + 2) ** 2)
 
 
 def find_period(rows: int, batch_rows: int) -> int:

@@ -88,7 +88,7 @@ def judge_rank(judged: Judged) -> Found:
 
     models = {name: LinearModel.of(judged.features, *numbers) for name, numbers in judged.models.items()}
     others = {"champion": unpack(judged.champion)} if judged.champion else None
-    parts = list(open_parts(judged))
+    parts = list(open_parts(judged.manifest, judged.sources, judged.given))
     profiling = Profiling(judged)
     scores = score(
         itertools.chain.from_iterable(profiling.watch(*part) for part in parts),
@@ -121,16 +121,21 @@ class Profiling:
         self.sums = profiler.sums()
 
 
-def open_parts(judged: Judged) -> Iterator[tuple[ObjectStorageDataset, Reduction]]:
+def open_parts(
+    manifest: Manifest, sources: Sources, given: Reading
+) -> Iterator[tuple[ObjectStorageDataset, Reduction]]:
     """Yield the whole batches of one pass, then the shorter last one, each with what adds up the ranks' slices of it.
 
-    A batch's slices follow from its rows: those of the last one are others.
+    A batch's slices follow from its rows: those of the last one are others. One process has all of both.
     """
-    from tasks.learning.reduction import find_reduction, slice_rows
+    from tasks.learning.reduction import ALONE, find_reduction, slice_rows
     from tasks.streaming import Placement
 
-    open_epoch = partial(open_dataset, judged.manifest, judged.sources, judged.given, epochs=1)
-    size = judged.given.batch_size or MOST_ROWS
+    open_epoch = partial(open_dataset, manifest, sources, given, epochs=1)
+    size = given.batch_size or MOST_ROWS
+    if find_reduction(size) is ALONE:
+        yield open_epoch(), ALONE
+        return
     dataset = open_epoch(placement=Placement(slice_rows=slice_rows(size)))
     whole, rest = divmod(dataset.manifest.rows, size)
     if whole:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prefect.logging import get_run_logger
 
 from tasks.facts import Ridge, SearchJob
 from tasks.policy import READING, step
-from tasks.sources import open_dataset
-from tasks.training.matrices import measure_rows
+from tasks.ranks.group import Group, are_of_use
+from tasks.training.measuring import Folds, measure_folds, measure_folds_as_rank
 
 if TYPE_CHECKING:
     from tasks.learning.ridge import RidgePath
-
-MOST_FOLDS = 10
 
 
 @step("trace the ridge path", pauses=READING)
@@ -26,20 +25,13 @@ def trace_ridge(job: SearchJob) -> Ridge | None:
     The record gets the path's numbers and pictures.
     """
     from tasks.learning import figures
-    from tasks.learning.grams import Units
     from tasks.learning.ridge import trace_path
     from tasks.tracking.outbox import Outbox
 
-    shards = job.data.train.shards
-    count = min(len(shards), MOST_FOLDS)
-    if count < 2:
+    if len(job.data.train.shards) < 2:
         return None
-    parts = [shards[at * len(shards) // count : (at + 1) * len(shards) // count] for at in range(count)]
-    # the contract's share of bad rows is one of all rows, and was looked at
-    terms = job.data.train.terms and replace(job.data.train.terms, allowed_share=None)
-    manifests = [replace(job.data.train, shards=part, terms=terms) for part in parts]
-    units = Units.of(job.features, next(iter(open_dataset(manifests[0], job.sources, job.parameters, epochs=1))))
-    folds = [measure_rows(manifest, job, units) for manifest in manifests]
+    found = measure_folds_over_ranks(job) if are_of_use(job.parameters, job.data.train.rows) else measure_folds(job)
+    folds, units = [fold.gram() for fold in found.folds], found.measured_in.units(job.features)
     path = trace_path(folds, units, standardise=job.parameters.resolved().standardise)
     outbox, ridge = Outbox(job.run_id), conclude(path)
     outbox.keep("ridge.json", json.dumps(asdict(path), indent=1))
@@ -51,6 +43,12 @@ def trace_ridge(job: SearchJob) -> Ridge | None:
         outbox.keep(f"figures/{name}.png", figures.render(draw, figures.TITLES[name]))
     get_run_logger().info("The penalty of least cross-validated error: l2 = %g, MSE %.6g", ridge.l2, ridge.mse)
     return ridge
+
+
+def measure_folds_over_ranks(job: SearchJob) -> Folds:
+    """Let ranks measure; raises as `Group` does."""
+    with Group(job.parameters, partial(measure_folds_as_rank, job=job)) as group:
+        return group.await_end().ended[0]
 
 
 def conclude(path: RidgePath) -> Ridge:

@@ -10,6 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -20,7 +21,7 @@ from tasks.errors import ConfigurationError, NonFiniteLossError
 from tasks.facts import Searched, SearchJob
 from tasks.policy import STREAMING, step
 from tasks.training.matrices import SearchData
-from tasks.training.outcome import ProgressArtifact
+from tasks.training.outcome import ProgressArtifact, keep_ranks
 from tasks.training.space import choose_parameters, make_trial
 from tasks.training.study import FAULT, draw_study, find_told, open_study, translated
 
@@ -64,16 +65,16 @@ def search_models(job: SearchJob) -> Searched:
     given, client = job.parameters, connect()
     study = open_study(f"{given.experiment} {job.run_id}", given.sampler, given.seed)
     end_unknown(client, job.run_id, [trial.number for trial in find_told(study)])
-    data = SearchData.open(job)
     progress = ProgressArtifact(given.trials)
     began = time.perf_counter()
-    while left := given.trials - len(find_told(study)):
-        outcomes = try_generation(study, data, job, min(left, given.generation))
-        record_nested(client, job.run_id, [name_outcome(number, each) for number, each in outcomes.items()])
-        tell(study, outcomes)
-        progress.show(len(find_told(study)))
-        best = min((each.value for each in outcomes.values() if each.value is not None), default=math.nan)
-        get_run_logger().info("%d trials of %d; best of these: MSE %.6g", len(find_told(study)), given.trials, best)
+    with closing(SearchData.open(job)) as data:
+        while left := given.trials - len(find_told(study)):
+            outcomes = try_generation(study, data, job, min(left, given.generation))
+            record_nested(client, job.run_id, [name_outcome(number, each) for number, each in outcomes.items()])
+            tell(study, outcomes)
+            progress.show(len(find_told(study)))
+            best = min((each.value for each in outcomes.values() if each.value is not None), default=math.nan)
+            get_run_logger().info("%d trials of %d; best of these: MSE %.6g", len(find_told(study)), given.trials, best)
     return conclude(study, data, job, time.perf_counter() - began)
 
 
@@ -90,7 +91,7 @@ def try_generation(study: Study, data: SearchData, job: SearchJob, count: int) -
             try:
                 training = given.training(chosen)
                 multiple = given.multiple_of(training.batch_size)
-                trials[asked.number] = make_trial(training, job.features, data.scalings[multiple], multiple)
+                trials[asked.number] = make_trial(training, job.features, data.begun.scaling(multiple), multiple)
             except (ValidationError, ConfigurationError) as error:
                 outcome.fault = str(error)
     if trials:
@@ -224,6 +225,7 @@ def conclude(study: Study, data: SearchData, job: SearchJob, seconds: float) -> 
     outbox = Outbox(job.run_id)
     for name, picture in draw_study(study).items():
         outbox.keep(f"figures/{name}.png", picture)
+    keep_ranks(outbox, data.ranks)
     return Searched(
         number=best.number,
         best=best.user_attrs[CHOSEN],

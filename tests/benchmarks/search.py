@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +27,8 @@ from tasks.learning.loop import train
 from tasks.parameters import SearchParameters, TrainingParameters
 from tasks.sources import resolve_sources
 from tasks.streaming import locate
-from tasks.training.matrices import SearchData, measure_rows
+from tasks.training.matrices import SearchData
+from tasks.training.measuring import measure_rows
 from tasks.training.search import tell, try_generation
 from tasks.training.space import choose_all_features, choose_parameters, make_trial
 from tasks.training.start import start_trainer
@@ -72,23 +74,23 @@ def train_apart(job: SearchJob, parameters: TrainingParameters, count: int) -> N
 def search_together(job: SearchJob, count: int) -> None:
     """Try so many trials on one pass, in generations."""
     study = open_study("together", "tpe", 0)
-    data = SearchData.open(job)
-    for first in range(0, count, job.parameters.generation):
-        tell(study, try_generation(study, data, job, min(job.parameters.generation, count - first)))
+    with closing(SearchData.open(job)) as data:
+        for first in range(0, count, job.parameters.generation):
+            tell(study, try_generation(study, data, job, min(job.parameters.generation, count - first)))
 
 
 def search_apart(job: SearchJob, count: int) -> None:
     """Let Optuna try as many with a full run each, judged on the validation rows."""
     study, given = open_study("apart", "tpe", 0), job.parameters
-    data = SearchData.open(job)
     assert job.data.validation
-    for _ in range(count):
-        asked = study.ask()
-        chosen = given.training(choose_parameters(asked, given, job.features))
-        make_trial(chosen, job.features, data.scalings[1])
-        run_alone(job, chosen)
-        measure_rows(job.data.validation, job, data.grams.units)
-        study.tell(asked, 0.0)
+    with closing(SearchData.open(job)) as data:
+        for _ in range(count):
+            asked = study.ask()
+            chosen = given.training(choose_parameters(asked, given, job.features))
+            make_trial(chosen, job.features, data.begun.scaling(1))
+            run_alone(job, chosen)
+            measure_rows(job.data.validation, job, data.grams.units)
+            study.tell(asked, 0.0)
 
 
 def timed(call: Callable[[], None]) -> float:
