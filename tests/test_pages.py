@@ -51,6 +51,7 @@ def monitoring(site: Site, mlflow_run: dict[str, Any]) -> str:
 def version_of(site: Site, mlflow_run: dict[str, Any]) -> dict[str, Any]:
     """The registered version of a run's model."""
     filtered = f"filter=run_id%3D'{mlflow_run['info']['run_id']}'"
+    version: dict[str, Any]
     (version,) = ask(f"{site.pages.mlflow}/api/2.0/mlflow/model-versions/search?{filtered}")["model_versions"]
     return version
 
