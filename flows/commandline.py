@@ -19,6 +19,7 @@ from types import NoneType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, cast, get_args, get_origin
 
 from prefect.client.schemas.objects import State
+from prefect.exceptions import Abort
 from prefect.runtime import flow_run
 from prefect.states import Crashed
 from pydantic import Field, GetJsonSchemaHandler, ValidationError
@@ -46,6 +47,9 @@ PATTERNS = {  # in words; a test holds that each pattern of a parameter has them
     "^(models|runs):/.+": "models:/name@alias, models:/name/version or runs:/id/model",
 }
 BOUNDS = {"ge": "at least {}", "gt": "more than {}", "le": "at most {}", "lt": "less than {}"}
+
+
+last_words: list[str] = []  # of a run that Ctrl-C ended
 
 
 def parameters(model: type[Parameters]) -> Callable[[Function], Function]:
@@ -82,7 +86,8 @@ def parameters(model: type[Parameters]) -> Callable[[Function], Function]:
             except KeyboardInterrupt as stop:
                 if flow_run.parent_flow_run_id:
                     raise
-                return Crashed(message=str(stop) or STOPPED)
+                last_words.append(str(stop) or STOPPED)
+                return Crashed(message=last_words[-1])
 
         described = "\n".join(f"    {name}: {field.description}" for name, field in model.model_fields.items())
         flow.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
@@ -218,6 +223,10 @@ def run(
         state = flow(**words, return_state=True)
     except KeyboardInterrupt:  # before the flow began, or after its end
         state = Crashed(message=STOPPED)
+    except Abort:  # the server has this end, but its answer came too late, and it refuses to be told again
+        if not last_words:
+            raise
+        state = Crashed(message=last_words[-1])
     screen.end_line()
     if interrupts.heard and not state.is_completed():
         print(state.message, file=sys.stderr)

@@ -14,7 +14,7 @@ from types import FrameType
 from tasks.errors import ShardlineError
 
 ITERATION = "Iteration: "  # how the log line of one begins
-REPEATED = re.compile(r"Finished in state .*(Failed|Crashed|Cancelled|Completed.*\('.*)|Crash detected!")
+REPEATED = re.compile(r"Finished in state .*(Failed|Crashed|Cancelled|Running|Completed.*\('.*)|Crash detected!")
 INTERRUPTED = 130  # the exit code that shells know Ctrl-C by
 
 
