@@ -90,10 +90,12 @@ class Histograms:
         """
         columns = len(self.edges)
         sums, cells = [torch.empty(0, 5, columns, dtype=torch.float64)], torch.zeros_like(self._bins)
-        if self._tally and part.is_contiguous() and part.dtype == torch.float64:
-            sums.append(self._tally.add_up(part, size, cells))
-        elif self._tally:
-            sums += [self._tally.add_up(block.double().flatten(end_dim=1), size, cells) for block in cut(part, size)]
+        if self._tally:
+            is_ready = (
+                part.is_contiguous() and part.dtype == torch.float64
+            )  # else each block is copied, not all at once
+            blocks = [part] if is_ready else (block.double().flatten(end_dim=1) for block in cut(part, size))
+            sums += [self._tally.add_up(block, size, cells) for block in blocks]
         else:
             sums += [self._add_up(block, cells) for block in cut(part, size)]
         bins = torch.zeros(columns, 1 + max(map(len, self.edges)), dtype=torch.int64)

@@ -63,15 +63,23 @@ INLINE void add_squares(const double *restrict rows, int64_t size, const struct 
     }
 }
 
-/* Takes all rows of the tile together in the first one. */
-INLINE void fold(const struct tile *tile, int64_t columns)
+/* Takes the least and the most of all rows of the tile together in the first one. */
+INLINE void fold_ends(const struct tile *tile, int64_t columns)
 {
-    for (int64_t at = columns; at < tile->size; at++) {
-        int64_t column = at % columns;
-        tile->least[column] = fmin(tile->least[at], tile->least[column]);
-        tile->most[column] = fmax(tile->most[at], tile->most[column]);
-        tile->total[column] += tile->total[at];
-    }
+    for (int64_t start = columns; start < tile->size; start += columns)
+        for (int64_t at = 0; at < columns; at++) {
+            double least = tile->least[start + at], most = tile->most[start + at];
+            tile->least[at] = least < tile->least[at] ? least : tile->least[at];
+            tile->most[at] = most > tile->most[at] ? most : tile->most[at];
+        }
+}
+
+/* Adds up the totals of all rows of the tile in the first one. */
+INLINE void fold_totals(const struct tile *tile, int64_t columns)
+{
+    for (int64_t start = columns; start < tile->size; start += columns)
+        for (int64_t at = 0; at < columns; at++)
+            tile->total[at] += tile->total[start + at];
 }
 
 INLINE void tally(const double *rows, int64_t count, int64_t columns, int64_t size, const struct tile *tile,
@@ -86,20 +94,22 @@ INLINE void tally(const double *rows, int64_t count, int64_t columns, int64_t si
         }
         for (int64_t at = 0; at < numbers; at += tile->size)
             add(rows + at, numbers - at < tile->size ? numbers - at : tile->size, tile, cells);
-        fold(tile, columns);
+        fold_ends(tile, columns);
+        fold_totals(tile, columns);
         for (int64_t at = 0; at < columns; at++) {
             sums[at] = (double)here;
             sums[columns + at] = tile->total[at] / (double)here;
             sums[3 * columns + at] = tile->least[at];
             sums[4 * columns + at] = tile->most[at];
         }
-        for (int64_t at = 0; at < tile->size; at++) {
-            tile->most[at] = sums[columns + at % columns];
-            tile->total[at] = 0;
-        }
+        for (int64_t start = 0; start < tile->size; start += columns)
+            for (int64_t at = 0; at < columns; at++) {
+                tile->most[start + at] = sums[columns + at];
+                tile->total[start + at] = 0;
+            }
         for (int64_t at = 0; at < numbers; at += tile->size)
             add_squares(rows + at, numbers - at < tile->size ? numbers - at : tile->size, tile);
-        fold(tile, columns);
+        fold_totals(tile, columns);
         for (int64_t at = 0; at < columns; at++)
             sums[2 * columns + at] = tile->total[at];
     }
