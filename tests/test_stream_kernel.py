@@ -17,6 +17,7 @@ from tasks.streaming import ObjectStorageDataset
 from tasks.streaming.formats import native
 from tasks.streaming.formats.native import Kernel, KernelError, describe_decoder, find_kernel, place_columns
 from tests.fuzz_decoding import NUMBERS, ODD_CELLS, compare, decode_natively, decode_plainly, fuzz
+from tests.sanitizing import COMPILER, fuzz_with_sanitizers, needs_compiler
 from tests.shards import draw_rows, to_csv
 
 hypothesis = pytest.importorskip("hypothesis")
@@ -25,9 +26,6 @@ given, st = hypothesis.given, hypothesis.strategies
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "tasks" / "streaming" / "formats" / "kernel.c"
 FUZZ_SECONDS = float(os.environ.get("SHARDLINE_FUZZ_SECONDS", "60"))
-COMPILER = shutil.which("cc") or ""
-
-needs_compiler = pytest.mark.skipif(not COMPILER, reason="needs a C compiler (cc)")
 
 
 @pytest.fixture(scope="module")
@@ -230,25 +228,8 @@ class TestItsCrc32:
 @needs_compiler
 @pytest.mark.long
 def test_sanitizers_find_nothing(tmp_path):
-    checked = tmp_path / "kernel.so"
-    switches = [
-        "-std=c99",
-        "-O1",
-        "-g",
-        "-fPIC",
-        "-shared",
-        "-fsanitize=address,undefined",
-        "-fno-sanitize-recover=all",
-    ]
-    done = subprocess.run([COMPILER, *switches, "-o", checked, SOURCE], capture_output=True, text=True)
-    library = subprocess.run([COMPILER, "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
-    if done.returncode or not Path(library).is_absolute():
-        pytest.skip(f"the compiler has no sanitizers: {done.stderr}")
-    environment = os.environ | {"LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"}
-    command = [sys.executable, "-m", "tests.fuzz_decoding", "20", checked]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[-2]) > 1000
+    printed = fuzz_with_sanitizers(SOURCE, "tests.fuzz_decoding", 20, tmp_path)
+    assert int(printed.split()[-2]) > 1000
 
 
 class TestBuilding:
