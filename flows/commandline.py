@@ -48,7 +48,6 @@ PATTERNS = {  # in words; a test holds that each pattern of a parameter has them
 }
 BOUNDS = {"ge": "at least {}", "gt": "more than {}", "le": "at most {}", "lt": "less than {}"}
 
-
 last_words: list[str] = []  # of a run that Ctrl-C ended
 
 

@@ -21,6 +21,7 @@ from flows import STOPPED_EARLY
 from tests.sites import ENVIRONMENT, ask
 from tests.test_pages import look
 
+ROOT = Path(__file__).parents[1]
 ENDLESS = ("--iterations", "1000000", "--batch-size", "500", "--checkpoint-every", "1000")
 ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 RUN_IN_MLFLOW = re.compile(r"(http://127\.0\.0\.1:\d+)/#/experiments/\d+/runs/([0-9a-f]{32})[\w?=]*")
@@ -124,6 +125,36 @@ def test_ctrl_c_is_two_lines_and_a_second_one_ends_it_at_once(tmp_path, shards, 
     assert again.end() in (130, -signal.SIGINT)
     assert time.monotonic() - began < 5
     assert "Traceback" not in again.raw
+
+
+LATE = """
+import os, signal, time
+from prefect import flow
+from prefect.runtime import flow_run
+from flows.commandline import parameters, run
+from tasks.parameters import ReplayParameters
+from tests.sites import ask
+
+@flow
+@parameters(ReplayParameters)
+def stopped(**given):
+    # what a last request does whose answer comes too late: the server knows this end when it is told again
+    url = f"{os.environ['PREFECT_API_URL']}/flow_runs/{flow_run.id}/set_state"
+    ask(url, {"state": {"type": "CRASHED", "name": "Crashed"}, "force": True})
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+
+run(stopped, ReplayParameters, "stopped", lambda given: None, [])
+"""
+
+
+def test_ctrl_c_is_two_lines_where_the_server_knows_of_the_end_before_it_is_told(tmp_path, environment):
+    (tmp_path / "late.py").write_text(LATE)
+    command, environment = [sys.executable, tmp_path / "late.py"], environment | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.endswith("Stopped by Ctrl-C.\nThe same command takes it up again.\n")
+    assert "Traceback" not in done.stderr and "Running()" not in done.stderr
 
 
 FLOWS = ("training", "predicting", "monitoring", "benchmarking", "replaying", "searching")
