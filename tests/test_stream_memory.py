@@ -28,4 +28,4 @@ def environment():
 def test_memory_is_bounded_by_the_formula_and_does_not_grow_with_the_data(options, environment):
     base, one, ten = find_peaks(options, environment)
     assert max(one, ten) <= base + bound(options)
-    assert ten == pytest.approx(one, rel=0.2)  # peaks differ by a tenth with what threads meet; 0.2 is 2 % of the data
+    assert ten == pytest.approx(one, rel=0.1)
