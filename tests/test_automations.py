@@ -28,7 +28,10 @@ def emit(*events):
 
 @pytest.fixture(scope="module")
 def impatient(prefect_api):
-    """The automation for dead runs, with ten seconds in the place of ninety."""
+    """The automation for dead runs, with ten seconds in the place of ninety, until this module's tests have ended.
+
+    The server is the session's: left there, it would crash any later run that beats only every thirty seconds.
+    """
     automation = zombie()
     trigger = automation.trigger.model_copy(update={"within": SHORT})
 
@@ -36,7 +39,14 @@ def impatient(prefect_api):
         async with get_client() as client:
             await put_in_place(client, automation.model_copy(update={"trigger": trigger}))
 
+    async def remove():
+        async with get_client() as client:
+            for each in await client.read_automations_by_name(automation.name):
+                await client.delete_automation(each.id)
+
     asyncio.run(put())
+    yield
+    asyncio.run(remove())
 
 
 def make_run(*states):
