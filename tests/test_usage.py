@@ -237,6 +237,9 @@ def test_the_bound_of_a_streams_memory_is_the_readmes_formula():
     assert bound_memory(MIB, 2, loaders=4, shuffle=True) == 4 * 25 * MIB + 128 * MIB + 8 * MIB
     assert bound_memory(batch, 2, loaders=4, large=True, held=0) == 4 * 32 * MIB + 4 * batch
     assert bound_memory(batch, 2, loaders=4, held=MIB) == 4 * 25 * MIB + MIB + 4 * batch
+    assert bound_memory(MIB, 2, loaders=2, parquet=3 * MIB) == 2 * (25 + 6) * MIB + 128 * MIB + 4 * MIB
+    assert bound_memory(batch, 2, loaders=4, held=0, batches=1) == 4 * 25 * MIB + batch
+    assert bound_memory(batch, 2, loaders=4, held=0, batches=1, shuffle=True) == 4 * 25 * MIB + 2 * batch
 
 
 @pytest.mark.parametrize("rows", [7, 12, 298, 1000])

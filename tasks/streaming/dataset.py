@@ -287,8 +287,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
         lookaheads = (self._look_ahead(first + number, step) for number in range(step))
         loading, shards = self._loading(self._open_cache()), self.manifest.shards
         bound = partial(bound_memory, self.batch_size * loading.row_bytes, self.prefetch, shuffle=self.shuffle)
-        bound, batches = partial(bound, loaders=min(LOADERS, len(shards))), -(-len(self) // step)
-        return foresee(lookaheads, loading, shards, earlier, bound, batches)
+        return foresee(lookaheads, loading, shards, earlier, bound, threads=LOADERS, batches=-(-len(self) // step))
 
     def _pipeline(self, first: int, step: int) -> Pipeline:
         loading, lookahead = self._loading(self._open_cache()), self._look_ahead(first, step)
@@ -308,8 +307,7 @@ class ObjectStorageDataset(IterableDataset[torch.Tensor]):
             epoch=self._position.epoch,
             slice_rows=self.slice_rows,
         )
-        held_rows = HELD // self._loading(None).row_bytes
-        plans = plan_batches(self._sequencing(), request)
+        plans, held_rows = plan_batches(self._sequencing(), request), HELD // self._loading(None).row_bytes
         return Lookahead(plans, self.manifest.counts, ahead=self.prefetch, held_rows=held_rows)
 
     def _sequencing(self) -> Sequencing:

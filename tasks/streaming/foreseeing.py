@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
+from tasks.streaming.formats.parquet import IN_MEMORY, is_parquet
 from tasks.streaming.loading import Loading
 from tasks.streaming.lookahead import Lookahead
 from tasks.streaming.manifest import Shard
@@ -57,12 +58,15 @@ def foresee(
     shards: Sequence[Shard],
     earlier: frozenset[str],
     bound: Callable[..., int],
+    *,
+    threads: int,
     batches: int,
 ) -> Expected:
     """Return what streams take that load what the lookaheads say, each in a process of its own.
 
     earlier: names of files that the cache will have by then
     bound: `bound_memory` of such a stream
+    threads: that load, all of them where a shard is large, else one for each shard at most
     batches: of each stream; of more than MOST_BATCHES the rest ask as the last ones do that are gone through
     """
     first, later, rows = order_loads(lookaheads)
@@ -72,11 +76,18 @@ def foresee(
         expected = prolong(begun, expected, (batches - MOST_BATCHES) / (MOST_BATCHES - HALFWAY))
     in_cache = loading.cache is not None and expected.written == expected.wanted
     held = 0 if in_cache else rows * loading.row_bytes
+    large, parquet = any(shard.size >= LARGE for shard in shards), count_parquet(shards)
+    loaders = threads if large else min(threads, len(shards))
     return replace(
         expected,
-        memory=bound(held=held, large=any(shard.size >= LARGE for shard in shards)),
+        memory=bound(loaders=loaders, held=held, large=large, parquet=parquet, batches=batches),
         staged=held if any(shard.rows * loading.row_bytes > loading.large for shard in shards) else 0,
     )
+
+
+def count_parquet(shards: Iterable[Shard]) -> int:
+    """Return the most bytes of any Parquet file that are in memory while it is decoded."""
+    return max((min(shard.size, IN_MEMORY) for shard in shards if is_parquet(shard.uri)), default=0)
 
 
 def prolong(begun: Expected, expected: Expected, times: float) -> Expected:

@@ -199,8 +199,9 @@ def make_part(name: str, expected: Expected, rows: int, of: int) -> Part:
 
 
 def need_memory(job: TrainingJob, parts: list[Part], *, on_device: bool) -> Need:
-    """Return the most memory that the run's processes take together; each rank and worker is taken to begin as this."""
+    """Return the most memory that the run's processes take together; each rank is taken to begin as this process."""
     from tasks.devices.measurement import read_free_memory
+    from tasks.streaming.memory import A_PROCESS
 
     given, base = job.parameters, read_memory()
     batch = (given.batch_size or 1) * (len(job.features.names) + 1) * 8
@@ -208,7 +209,7 @@ def need_memory(job: TrainingJob, parts: list[Part], *, on_device: bool) -> Need
     resident = 0 if on_device else max(part.resident for part in parts)
     processes = given.ranks * max(1, given.num_workers)
     more = processes * streams + LEARNING_BATCHES * batch + resident
-    others = (given.ranks - 1 + given.ranks * given.num_workers) * base
+    others = (given.ranks - 1) * base + given.ranks * given.num_workers * A_PROCESS
     return Need(
         name="memory",
         place="this machine",
