@@ -5,6 +5,8 @@ one of these variables to something else is obeyed. While a flow's command line 
 seconds, Ctrl-C ends it in one sentence.
 """
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -21,6 +23,8 @@ os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "tasks")
 for name, value in QUIET.items():
     os.environ.setdefault(name, value)
 
+# else the interpreter, as it ends, looks through all that torch, MLflow and Prefect hold for cycles: two seconds
+atexit.register(gc.freeze)
 
 STOPPED_EARLY = "Stopped by Ctrl-C before anything had begun."
 
