@@ -96,6 +96,7 @@ def test_a_run_stopped_before_goes_on_to_the_curve_that_it_would_have_had(name, 
     assert all(each.timestamp == kept["mse", each.step] for each in curve[:STOPPED_AT])  # they were not made again
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("prefect_api", "aws", "shards")
 def test_a_notebook_run_that_nothing_stops_has_the_curve_that_it_had_before(place):
     """The default preset's has changed since: it starts at zero."""

@@ -67,6 +67,7 @@ def test_what_breaks_it_ends_a_run_before_anything_is_trained(case, place):
     assert find_runs(record.connect(), "shardline") == []
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("prefect_api")
 def test_a_run_by_a_contract_in_s3_leaves_bad_rows_out_and_by_another_one_it_is_another_run(place, aws):
     uri, settings = f"s3://{aws.bucket}/contract.yaml", set()

@@ -186,6 +186,7 @@ def test_a_version_becomes_champion_by_a_form_and_the_former_one_by_the_same_wit
     assert f"| before | {number} |" in site.artifacts(run["id"])["champion"]["data"]
 
 
+@pytest.mark.long
 def test_a_run_name_that_was_typed_is_kept(site):
     form = {"name": "before-the-change", "parameters": {"shards": "/nowhere/part*.csv"}}
     assert site.wait(site.submit("training/notebook", form))["name"] == "before-the-change"

@@ -96,6 +96,7 @@ def test_unconfigured_it_says_so_and_the_command_finds_a_stand_in(tmp_path):
     assert not answers(f"{seen['AWS_ENDPOINT_URL']}/moto-api/data.json")
 
 
+@pytest.mark.long
 def test_the_next_time_the_generated_rows_are_used_again(tmp_path):
     first, second = (run(local(*python("pass")), tmp_path).stderr for _ in range(2))
     assert re.search(r"Stand-in: 2,000 rows, generated in [\d.]+ s, uploaded to s3://dc-taxi-", first)
@@ -189,7 +190,10 @@ def test_no_command_is_exit_code_2(tmp_path, words):
     assert "no command" in done.stderr or "no such command: 'no-such-command'" in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(other, marks=pytest.mark.long) for other in (signal.SIGINT, signal.SIGHUP))],
+)
 def test_signals_reach_the_command_and_the_stand_in_outlives_it(tmp_path, number):
     with start(local(*python(WAIT_FOR_SIGNAL)), tmp_path) as process:
         endpoint = line_of(process)

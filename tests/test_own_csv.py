@@ -73,6 +73,7 @@ def test_a_column_of_text_that_is_asked_for_is_named_and_so_is_what_to_give(plac
     )
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("prefect_api")
 def test_a_model_of_fewer_columns_is_compared_with_a_champion_of_more(place):
     write_houses(place)
@@ -106,6 +107,7 @@ NASTY = ("price", "a|b", "`c`", "<script>alert(1)</script>", "![d](http://127.0.
 NAMED = "x|<b>`y`"
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("prefect_api")
 def test_what_others_named_is_shown_letter_by_letter_and_is_no_table_code_link_or_tag(place):
     from markdown_it import MarkdownIt

@@ -75,6 +75,7 @@ def look(browser: Chrome, url: str, *texts: str, picture: str) -> str:
     return says()
 
 
+@pytest.mark.long
 def test_prefect_lists_the_run(browser, site, trained):
     look(browser, f"{site.prefect}/runs", trained["name"], "Completed", picture="prefect-runs")
 
@@ -105,6 +106,7 @@ def test_prefect_shows_what_an_artifact_says(browser, site, trained, key, texts)
     look(browser, f"{site.prefect}/artifacts/artifact/{artifact}", *texts, picture=f"prefect-{key}")
 
 
+@pytest.mark.long
 def test_the_link_to_mlflow_is_an_artifact_of_the_run_and_opens_its_page(browser, site, trained, mlflow_run):
     artifact = site.artifacts(trained["id"])["mlflow"]
     found = re.search(r"\(http://127\.0\.0\.1:\d+(/[^)]*)\)", artifact["data"])  # the port it has is another tomorrow
@@ -132,6 +134,7 @@ def test_prefect_shows_odd_names_letter_by_letter(browser, site, odd_names):
     assert said.count(ODD[0]) == 3
 
 
+@pytest.mark.long
 def test_mlflow_shows_odd_names_letter_by_letter(browser, site, mlflow_run, odd_names):
     experiment = mlflow_run["info"]["experiment_id"]
     tags = [{"key": "mlflow.note.content", "value": odd_names}]
@@ -163,6 +166,7 @@ def test_mlflow_has_a_view_of_the_runs_scores(browser, site, mlflow_run):
     look(browser, url, "Scores", "Metrics", "test_r2", mlflow_run["info"]["run_name"], picture="mlflow-scores")
 
 
+@pytest.mark.long
 def test_mlflows_view_draws_single_values_apart_from_curves(browser, site, mlflow_run):
     experiment = mlflow_run["info"]["experiment_id"]
     runs = f"{site.pages.mlflow}/#/experiments/{experiment}/runs?workflowType=machine_learning"
@@ -194,6 +198,7 @@ def test_mlflow_shows_the_model_its_scores_and_its_version(browser, site, mlflow
     look(browser, page, "challenger", "Inputs (8)", picture="mlflow-challenger")
 
 
+@pytest.mark.long
 def test_mlflow_shows_the_models_card_where_its_description_leads(browser, site, mlflow_run):
     version = version_of(site, mlflow_run)["version"]
     page = f"{site.pages.mlflow}/#/models/shardline/versions/{version}?workflowType=machine_learning"
@@ -208,12 +213,14 @@ def test_mlflow_shows_the_models_card_where_its_description_leads(browser, site,
     assert "## " not in page.text
 
 
+@pytest.mark.long
 def test_mlflow_lists_the_run(browser, site, mlflow_run):
     experiment = mlflow_run["info"]["experiment_id"]
     url = f"{site.pages.mlflow}/#/experiments/{experiment}/runs?workflowType=machine_learning"
     look(browser, url, mlflow_run["info"]["run_name"], picture="mlflow-runs")
 
 
+@pytest.mark.long
 def test_mlflow_shows_parameters_metrics_and_the_way_back(browser, trained, mlflow_page):
     texts = ("mse", "seconds_per_iteration", "batch_size", "2048", trained["id"])
     look(browser, f"{mlflow_page}?workflowType=machine_learning", *texts, picture="mlflow-run")

@@ -90,6 +90,7 @@ def test_a_record_is_whole_and_its_outbox_gone(server):
     assert not outbox.path.exists()
 
 
+@pytest.mark.long
 def test_a_server_that_stops_for_a_while_loses_nothing(server):
     client, outbox = begin()
 

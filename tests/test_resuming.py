@@ -23,7 +23,7 @@ from tasks.tracking.outbox import held
 from tasks.tracking.processes import is_gone, this_process
 
 ROOT = Path(__file__).parents[1]
-ITERATIONS = 400
+ITERATIONS = 160
 
 
 def state(iteration, value=1.0):

@@ -178,6 +178,7 @@ def learn(prefect_api, client, tmp_path_factory):
     return run
 
 
+@pytest.mark.long
 def test_a_champion_of_worse_data_is_rolled_back_and_the_next_model_is_held_against_the_former_one(
     learn, client, prefect_api
 ):

@@ -193,7 +193,8 @@ def silent():
         yield listening.getsockname()[1]
 
 
-@pytest.mark.parametrize("scheme", ["postgresql", pytest.param("http", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("scheme", ["postgresql", "http"])
 def test_a_store_that_takes_connections_and_says_nothing_is_told_within_half_a_minute(scheme, silent, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{scheme}://user:{ENCODED}@127.0.0.1:{silent}/db")
     began = time.monotonic()

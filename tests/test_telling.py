@@ -120,6 +120,7 @@ def test_a_run_that_goes_on_elsewhere_reads_what_was_kept_and_keeps_it(thin_mse,
     assert steps(client, outbox.run_id, "mse") == (TOLD if thin_mse else list(range(ITERATIONS)))
 
 
+@pytest.mark.long
 def test_a_flow_with_thinned_mse_goes_on_elsewhere_to_the_same_curve(prefect_api, generated, tmp_path, monkeypatch):
     shards, iterations = f"{generated}/csv/dev/part*.csv", 620
     given = {"shards": shards, "batch_size": 50, "iterations": iterations, "preset": "notebook", "thin_mse": True}

@@ -82,7 +82,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"{provide_data(tmp_path_factory.mktemp('generated'), 2_000)[0]}/csv/dev/part*.csv"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def environment(prefect_api: str) -> dict[str, str]:
     """One that names the tests' Prefect server."""
     return ENVIRONMENT | {"PREFECT_API_URL": prefect_api}
@@ -161,7 +161,7 @@ FLOWS = ("training", "predicting", "monitoring", "benchmarking", "replaying", "s
 MODULES = [*(f"flows.{name}" for name in FLOWS), "deployments.local"]
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", [MODULES[0], *(pytest.param(name, marks=pytest.mark.long) for name in MODULES[1:])])
 def test_ctrl_c_while_a_command_is_being_imported_is_one_sentence(tmp_path, module):
     running = Terminal([sys.executable, "-m", module], tmp_path, dict(ENVIRONMENT))
     process = Path(f"/proc/{running.pid}")
@@ -185,29 +185,33 @@ def test_ctrl_c_while_make_train_starts_what_it_needs_is_one_sentence_and_waits_
     assert running.lines[-2].endswith(STOPPED_EARLY) and running.raw.count(STOPPED_EARLY) == 1
 
 
-def test_iterations_are_one_line_that_counts_and_all_of_them_are_in_the_log(tmp_path, shards, environment, prefect_api):
-    running = Terminal(training(shards, "--iterations", "12", "--batch-size", "300"), tmp_path, environment)
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory, shards, environment):
+    """A training of twelve iterations that has ended well, in a new folder."""
+    command = training(shards, "--iterations", "12", "--batch-size", "300")
+    running = Terminal(command, tmp_path_factory.mktemp("new"), environment)
     assert running.end() == 0, running.raw
-    counting = [line for line in running.lines if "Iteration: 000" in line]
+    return running
+
+
+def test_iterations_are_one_line_that_counts_and_all_of_them_are_in_the_log(ended, prefect_api):
+    counting = [line for line in ended.lines if "Iteration: 000" in line]
     assert len(counting) == 1 and counting[0].count("\rIteration: ") == 12
-    flow_run = found(RUN_IN_PREFECT, running.raw)[2]
+    flow_run = found(RUN_IN_PREFECT, ended.raw)[2]
     logs = ask(f"{prefect_api}/logs/filter", {"logs": {"flow_run_id": {"any_": [flow_run]}}, "limit": 200})
     assert sum(each["message"].startswith("Iteration: ") for each in logs) == 12
     assert ask(f"{prefect_api}/flow_runs/{flow_run}")["state"]["message"].startswith("This model explains ")
 
 
-def test_the_last_block_says_what_it_is_worth_and_what_to_do_next(tmp_path, shards, environment):
-    command = training(shards, "--iterations", "12", "--batch-size", "300")
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    worth, champion, _, look, prefect, predict, serve = done.stdout.strip().splitlines()
+def test_the_last_block_says_what_it_is_worth_and_what_to_do_next(ended):
+    worth, champion, _, look, prefect, predict, serve, _ = ended.lines[-8:]
     assert worth.startswith("This model explains ")
     assert champion.startswith("The model becomes champion, for it beats ")
     assert re.fullmatch(r"  Look     run [0-9a-f]{32}; `make ui` shows it", look)
     assert found(RUN_IN_PREFECT, prefect)
     assert predict.startswith("  Predict  python -m flows.predicting ")
     assert "mlflow models serve -m models:/shardline@champion" in serve
-    assert "http://127.0.0.1:5000" not in done.stderr + done.stdout  # no server shows it, so no link leads to one
+    assert "http://127.0.0.1:5000" not in ended.raw  # no server shows it, so no link leads to one
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,8 @@ def assert_is_the_reference(mse, reference):
     assert {step: f"{mse[step]:.10e}" for step in reference} == reference
 
 
-@pytest.mark.parametrize("batch_size", [64, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("batch_size", [64, 1000])
 def test_the_notebooks_curve_on_298_rows_as_local_files(batch_size, small_shards, reference):
     state, client, run = run_flow(shards=f"file://{small_shards}/part*.csv", preset="notebook", batch_size=batch_size)
     assert state.is_completed(), state.message
@@ -136,7 +137,7 @@ def test_the_plain_loop_has_the_figures_of_kaen(batch_size, tmp_path):
     )
 
 
-@pytest.mark.parametrize("batch_size", [64, 1000])
+@pytest.mark.parametrize("batch_size", [64, pytest.param(1000, marks=pytest.mark.long)])
 def test_the_notebooks_curve_on_generated_rows(batch_size, tmp_path):
     write_data(tmp_path, 2000)
     state, client, run = run_flow(shards=f"{tmp_path}/csv/dev/part*.csv", preset="notebook", batch_size=batch_size)

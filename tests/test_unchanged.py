@@ -52,7 +52,9 @@ def test_what_does_not_change_the_result_does_not_make_it_run(workplace):
     assert run(workplace, prefetch=3, verify_identity=False).name == "Unchanged"
 
 
-@pytest.mark.parametrize("given", [{"skip_unchanged": False}, {"iterations": 3}], ids=str)
+@pytest.mark.parametrize(
+    "given", [{"iterations": 3}, pytest.param({"skip_unchanged": False}, marks=pytest.mark.long)], ids=str
+)
 def test_other_parameters_make_it_run(workplace, given):
     assert run(workplace, **given).name == "Completed"
 
@@ -71,6 +73,7 @@ def flow_run_of(state):
     return str(state.state_details.flow_run_id)
 
 
+@pytest.mark.long
 def test_other_code_makes_it_run(workplace, monkeypatch):
     monkeypatch.setattr(lineage, "digest_code", lambda: "other")
     assert run(workplace, iterations=4).name == "Completed"

@@ -41,6 +41,7 @@ def test_the_files_of_a_run_have_addresses_that_hold_without_the_server(site, tr
     assert (kept / "report.md").is_file()
 
 
+@pytest.mark.long
 def test_stopped_and_started_again_on_other_ports_nothing_is_lost(site, trained):
     recorded, artifacts = site.in_mlflow(trained["id"]), site.artifacts(trained["id"])
     site.stop()
