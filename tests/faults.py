@@ -187,6 +187,7 @@ class FaultProxy(contextlib.AbstractContextManager["FaultProxy"]):
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # of more than the usual five that connect at once, some wait for a second
     tls: ssl.SSLContext | None = None
 
     def get_request(self) -> tuple[socket.socket, object]:
@@ -203,6 +204,7 @@ class _Server(ThreadingHTTPServer):
 def _make_handler(proxy: FaultProxy) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # else a body may wait until the client has acknowledged the headers
 
         def handle_request(self) -> None:
             fault = proxy.choose_fault(self.path)

@@ -43,7 +43,7 @@ given, settings, st = hypothesis.given, hypothesis.settings, hypothesis.strategi
 ROWS = 3000
 KEY = "part-00000.csv"
 URI = f"s3://{BUCKET}/{KEY}"
-PATIENT, DEADLINE, AT_ONCE = 8.0, 3.0, 2.0  # seconds: where all is to end well, where it is to pass, where none counts
+PATIENT, DEADLINE, AT_ONCE = 8.0, 5.0, 2.0  # seconds: where all is to end well, where it is to pass, where none counts
 
 
 class Memory:

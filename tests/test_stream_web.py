@@ -16,7 +16,7 @@ from tests.shards import draw_rows, hash_rows, write_shards
 
 COUNTS = (2000, 30_000, 2000)
 KEY = "part-00001.csv"
-PATIENT, DEADLINE, SLACK = 8.0, 3.0, 2.5  # seconds: where all is to end well, where the deadline is to pass
+PATIENT, DEADLINE, SLACK = 8.0, 5.0, 2.5  # seconds: where all is to end well, where the deadline is to pass
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,7 @@ class Server(ThreadingHTTPServer):
     """Says nothing of connections that a client breaks off."""
 
     daemon_threads = True
+    request_queue_size = 128  # of more than the usual five that connect at once, some wait for a second
 
     def handle_error(self, request: object, client_address: object) -> None:
         pass
