@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -172,30 +172,12 @@ def polars(threads: str = "4") -> Callable[[], float]:
 
 
 def kaen(copies: str = "fresh", glob: str = GLOB, batches: str = "") -> Callable[[], float]:
-    """kaen 1.0.1.31; it is endless: as many whole batches as the rows make.
-
-    It reads through local copies of whole shards: "kept" from pass to pass, or fetched anew ("fresh").
-    """
-    import logging
-
-    from fsspec.implementations.cached import WholeFileCacheFileSystem
-    from kaen.torch import ObjectStorageDataset
-
-    logging.disable()
-
+    """kaen 1.0.1.31; it is endless: as many whole batches as the rows make. copies: "kept" from pass to pass, or not"""
     rows = 4_000_000 if glob == GLOB else 1_000_000
     count = int(batches) if batches else rows // BATCH
-    metadata = glob.replace("part-*.csv", ".meta/shards/part-00000.csv")
-    arguments = {
-        "partitions_glob": metadata,
-        "batch_size": rows // count if batches else BATCH,
-        "storage_options": {"anon": False},
-    }
 
     def run() -> float:
-        if copies == "fresh":
-            WholeFileCacheFileSystem.clear_instance_cache()
-        stream = iter(ObjectStorageDataset(glob, **arguments))
+        stream = open_kaen(rows // count if batches else BATCH, glob, copies)
         began = time.perf_counter()
         found = sum(len(next(stream)) for _ in range(count))
         seconds = time.perf_counter() - began
@@ -204,12 +186,35 @@ def kaen(copies: str = "fresh", glob: str = GLOB, batches: str = "") -> Callable
     return run
 
 
-def main() -> None:
+def open_kaen(batch_rows: int, glob: str = GLOB, copies: str = "kept") -> Iterator[Any]:
+    """kaen's endless stream of tensors [batch_rows, columns] in float64, from the first row on.
+
+    It reads through local copies of whole shards: "kept" from an earlier stream of this process, or fetched anew
+    ("fresh").
+    """
+    import logging
+
+    from fsspec.implementations.cached import WholeFileCacheFileSystem
+    from kaen.torch import ObjectStorageDataset
+
+    logging.disable()
+    if copies == "fresh":
+        WholeFileCacheFileSystem.clear_instance_cache()
+    metadata = glob.replace("part-*.csv", ".meta/shards/part-00000.csv")
+    dataset = ObjectStorageDataset(
+        glob, partitions_glob=metadata, batch_size=batch_rows, storage_options={"anon": False}
+    )
+    stream: Iterator[Any] = iter(dataset)
+    return stream
+
+
+def answer(makes: Mapping[str, Any]) -> None:
+    """Measure the candidate that the command line names once for every line on standard input."""
     import pyarrow.csv  # noqa: F401
     import torch  # noqa: F401
 
     name, *arguments = sys.argv[1:]
-    make, fresh = globals()[name], "BENCHMARK_FRESH" in os.environ
+    make, fresh = makes[name], "BENCHMARK_FRESH" in os.environ
     run = None if fresh else make(*arguments)
     for _ in sys.stdin:
         began, busy = time.perf_counter(), time.process_time()
@@ -223,4 +228,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    answer(globals())

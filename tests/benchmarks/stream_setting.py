@@ -32,23 +32,32 @@ KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFA
 @contextlib.contextmanager
 def serve_shards() -> Iterator[dict[str, str]]:
     """The environment in which `s3://taxi/csv/` has 16 shards, `one/` a single one of 1 M rows, `large/` of all."""
-    folder = _lay_out_shards()
+    with _serve(_lay_out_shards()) as environment:
+        yield environment
+
+
+@contextlib.contextmanager
+def serve_rows(rows: int) -> Iterator[dict[str, str]]:
+    """The environment in which `s3://taxi/csv/` has the generated shards of so many rows, and nothing stands beside."""
+    folder = HOME / f"s3-{rows}"
+    _lay_out_generated(folder / "taxi" / "csv", rows)
+    with _serve(folder) as environment:
+        yield environment
+
+
+@contextlib.contextmanager
+def _serve(folder: Path) -> Iterator[dict[str, str]]:
     with serve_rclone(folder) as url:
         yield os.environ | KEYS | {"AWS_ENDPOINT_URL": url, "PYTHONPATH": str(ROOT)}
 
 
 def _lay_out_shards() -> Path:
-    """Two buckets' folders below the one returned, without the empty partition that kaen cannot read."""
-    generated, _ = provide_data(ROOT / ".shardline" / "generated", ROWS)
-    full = [path for path in sorted((generated / "csv" / "dev").glob("part-*.csv")) if path.stat().st_size]
-    assert len(full) == SHARDS
+    """Two buckets' folders below the one returned."""
     folder = HOME / "s3"
     many, one = folder / "taxi" / "csv", folder / "taxi" / "one"
+    full = _lay_out_generated(many, ROWS)
+    assert len(full) == SHARDS
     if not one.exists():
-        many.mkdir(parents=True)
-        for number, path in enumerate(full):
-            (many / f"part-{number:05d}.csv").hardlink_to(path)
-        write_metadata(many, dict.fromkeys(range(SHARDS), ROWS // SHARDS))
         one.mkdir()
         _join(full[:4], one / "part-00000.csv")
         write_metadata(one, {0: ROWS // 4})
@@ -58,6 +67,24 @@ def _lay_out_shards() -> Path:
         _join(full, large / "part-00000.csv")
         write_metadata(large, {0: ROWS})
     return folder
+
+
+def _lay_out_generated(folder: Path, rows: int) -> list[Path]:
+    """The generated shards of so many rows, put into a folder without the empty partition that kaen cannot read."""
+    generated, _ = provide_data(ROOT / ".shardline" / "generated", rows)
+    full = [path for path in sorted((generated / "csv" / "dev").glob("part-*.csv")) if path.stat().st_size]
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        for number, path in enumerate(full):
+            (folder / f"part-{number:05d}.csv").hardlink_to(path)
+        write_metadata(folder, dict(enumerate(_read_counts(generated / "csv" / "dev"))))
+    return full
+
+
+def _read_counts(folder: Path) -> list[int]:
+    """How many rows the shards have that are not empty, as `.meta/shards` says."""
+    (path,) = (folder / ".meta" / "shards").glob("part-*.csv")
+    return [int(line.split(",")[1]) for line in path.read_text().splitlines()[1:]]
 
 
 def lay_out_huge(times: int) -> None:
