@@ -6,8 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
-import time
 from contextlib import closing
 from pathlib import Path
 
@@ -31,9 +29,9 @@ from tasks.training.matrices import follow_ranks as follow_ranks_of_search
 from tasks.training.measuring import Progress, measure_batches
 from tasks.training.space import choose_all_features
 from tasks.training.start import follow_trainer, start_trainer
+from tests.rays import ROOT, finish, kill_tree, name, ranks_of, read_until, start_cluster, stop, wait_until
 from tests.shards import write_shards
 
-ROOT = Path(__file__).parents[1]
 ITERATIONS, BATCH = 30, 2**20  # some seconds, so that there is time to kill in; rows enough for few megabytes
 WORDS = ("--iterations", str(ITERATIONS), "--batch-size", str(BATCH), "--checkpoint-every", "3")
 
@@ -83,40 +81,6 @@ def alone(start, place):
     return read_record(*in_mlflow(place, "alone"))
 
 
-def read_until(process, text):
-    printed = []
-    for line in process.stdout:
-        printed.append(line)
-        if text in line:
-            return "".join(printed)
-    raise AssertionError(f"{text!r} was not printed: {''.join(printed)}")
-
-
-def wait_until(found):
-    for _ in range(1200):
-        if found():
-            return
-        time.sleep(0.1)
-    raise AssertionError("it did not come")
-
-
-def finish(process):
-    printed, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, printed
-    return printed
-
-
-def ranks_of(process):
-    return [each for each in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in name(each)]
-
-
-def name(process):
-    try:
-        return " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return ""
-
-
 def in_mlflow(place, experiment):
     client = MlflowClient(tracking_uri=f"sqlite:///{place}/.shardline/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
@@ -155,17 +119,6 @@ def test_ranks_of_which_one_is_killed_leave_the_record_of_one_process(start, pla
     assert "slowest" in run.data.tags["mlflow.note.content"]
     _, left = psutil.wait_procs(kin, timeout=5)
     assert not [name(each) for each in left]
-
-
-def stop(process, number):
-    """Send a signal; how long the process then took to end, and which of its descendants were there 5 s later."""
-    kin = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(number)
-    began = time.monotonic()
-    process.communicate(timeout=60)
-    seconds = time.monotonic() - began
-    _, left = psutil.wait_procs(kin, timeout=5)
-    return seconds, [name(each) for each in left]
 
 
 @pytest.mark.long
@@ -223,23 +176,25 @@ def make_job(shards, ranks=1):
     )
 
 
-@pytest.mark.long  # Ray starts twice, sixteen processes that share the cores with all other tests
-def test_a_rank_that_is_killed_is_started_again_and_the_curve_is_that_of_one_process(shards):
+def test_a_rank_that_is_killed_is_started_again_and_the_curve_is_that_of_one_process(shards, monkeypatch):
+    """On a cluster of two nodes with room for one rank each."""
     alone = start_trainer(make_job(shards), None)
     expected = [iteration.mse for iteration in train(alone.trainer, alone.batches)]
     job = make_job(shards, ranks=2)
     started, found = follow_trainer(job, None), []
-    with disable_run_logger(), closing(follow_ranks(job, started, lambda _: None)) as iterations:
-        for iteration in iterations:
-            found.append(iteration.mse)
-            if len(found) == UNTIL:
-                killed = ranks_of(psutil.Process())[1]
-                killed.kill()
-                killed.wait()
+    with start_cluster(1, 1) as (nodes, variables), monkeypatch.context() as patch, disable_run_logger():
+        for variable, value in variables.items():
+            patch.setenv(variable, value)
+        with closing(follow_ranks(job, started, lambda _: None)) as iterations:
+            for iteration in iterations:
+                found.append(iteration.mse)
+                if len(found) == UNTIL:
+                    ranks = ranks_of(nodes)
+                    assert len({rank.ppid() for rank in ranks}) == 2
+                    ranks[1].kill()
     assert found == expected
     assert started.trainer.w.equal(alone.trainer.w) and started.trainer.b.equal(alone.trainer.b)
-    assert killed.pid not in {each.process for each in started.ranks}
-    assert ranks_of(psutil.Process()) == []
+    assert not {rank.pid for rank in ranks} & {each.process for each in started.ranks}
 
 
 @pytest.mark.long
@@ -332,60 +287,14 @@ def test_predictions_of_ranks_of_which_one_is_killed_are_those_of_one_process(co
     assert alone == ranks
 
 
-CLUSTER = """
-import json, sys
-import ray._private.utils
-from ray.cluster_utils import Cluster
-ray._private.utils.write_ray_address = lambda *_, **__: None  # into a folder that all of a machine's clusters share
-small = {"object_store_memory": 80 * 2**20, "include_dashboard": False, "node_ip_address": "127.0.0.1"}
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": sys.argv[1], **small})
-for _ in range(3):
-    cluster.add_node(num_cpus=1, **small)
-print(cluster.address, flush=True)
-sys.stdin.read()
-cluster.shutdown()
-"""
-
-
-@pytest.fixture
-def cluster(tmp_path):
-    """A process that has a cluster of a head and three nodes of one CPU each, and the environment that leads there."""
-    with tempfile.TemporaryDirectory() as folder:  # Ray's sockets want a short one
-        token = Path(folder) / "token"
-        token.write_text("0123456789abcdef" * 4)
-        variables = {
-            "GLOO_SOCKET_IFNAME": "lo",
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token),
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-            "RAY_USAGE_STATS_ENABLED": "0",
-        }
-        process = subprocess.Popen(
-            [sys.executable, "-c", CLUSTER, folder],
-            env={**os.environ, **variables, "PYTHONPATH": str(ROOT)},
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        try:
-            assert process.stdout
-            yield process, {**variables, "RAY_ADDRESS": process.stdout.readline().strip()}
-        finally:
-            kin = psutil.Process(process.pid).children(recursive=True)
-            process.communicate(timeout=60)
-            for each in psutil.wait_procs(kin, timeout=5)[1]:
-                each.kill()
-
-
 @pytest.mark.long
-def test_a_node_of_a_cluster_that_is_lost_is_done_without(start, place, alone, cluster):
-    nodes, variables = cluster
-    process = start("lost node", "--ranks", "2", **variables)
-    printed = read_until(process, "Iteration: 001")
-    node = ranks_of(nodes)[1].parent()
-    assert "raylet" in name(node)
-    for each in (*node.children(recursive=True), node):
-        each.kill()
-    printed += finish(process)
+def test_a_node_of_a_cluster_that_is_lost_is_done_without(start, place, alone):
+    with start_cluster(0, 1, 1, 1) as (nodes, variables):
+        process = start("lost node", "--ranks", "2", **variables)
+        printed = read_until(process, "Iteration: 001")
+        node = ranks_of(nodes)[1].parent()
+        assert "raylet" in name(node)
+        kill_tree(node)
+        printed += finish(process)
     assert "2 ranks have started, attempt 2\n" in printed
     assert_is_as_alone(place, "lost node", alone)

@@ -71,7 +71,7 @@ class Cluster:
         if not self._address:
             token = self._folder / "token"
             token.touch(mode=0o600)
-            token.write_text(_token(), encoding="ascii")
+            token.write_text(own_token(), encoding="ascii")
             os.environ |= OWN | {"RAY_AUTH_TOKEN_PATH": str(token), "GLOO_SOCKET_IFNAME": _loopback()}
 
     def connect(self) -> None:
@@ -115,8 +115,8 @@ class Cluster:
 
 
 @cache
-def _token() -> str:
-    """Return this process's token: Ray reads it once a process."""
+def own_token() -> str:
+    """Return the token of this process's clusters: Ray reads it once a process."""
     return secrets.token_hex(32)
 
 
