@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,31 +52,43 @@ def load(folder: str) -> Iterator[Any]:
     return iter(litdata.StreamingDataLoader(dataset, batch_size=ITEMS, num_workers=0))
 
 
+def start(columns: int) -> Callable[[Any], None]:
+    """Return what takes a step on a table [rows, columns], whose first column is the target, with all ranks."""
+    import torch
+    from torch.nn.parallel import DistributedDataParallel
+
+    model = DistributedDataParallel(torch.nn.Linear(columns - 1, 1, dtype=torch.float64))
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+
+    def step(table: Any) -> None:
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(model(table[:, 1:]), table[:, :1]).backward()
+        optimizer.step()
+
+    return step
+
+
 def train(rank: str, ranks: str, folder: str) -> None:
     """Go once through all rows; leave in a file what it took."""
     import torch
-    from torch.nn.parallel import DistributedDataParallel
 
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     meeting = f"file://{folder}/meeting-litdata-{ranks}"
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=int(rank), world_size=int(ranks))
     rows, waited = 0, 0.0
+    start(2)(torch.ones(1, 2, dtype=torch.float64))  # so that all is imported and connected
+    step: Callable[[Any], None] | None = None
     with tempfile.TemporaryDirectory() as kept:
         batches = load(kept)
-        model: Any = None
         torch.distributed.barrier()
         began, cpu = time.perf_counter(), time.process_time()
         asked = began
         for batch in batches:
             waited += time.perf_counter() - asked
             table = torch.as_tensor(batch).flatten(0, 1)
-            if model is None:
-                model = DistributedDataParallel(torch.nn.Linear(table.shape[1] - 1, 1, dtype=torch.float64))
-                optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-            optimizer.zero_grad()
-            torch.nn.functional.mse_loss(model(table[:, 1:]), table[:, :1]).backward()
-            optimizer.step()
+            step = step or start(table.shape[1])
+            step(table)
             rows += len(table)
             asked = time.perf_counter()
         spent = {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
