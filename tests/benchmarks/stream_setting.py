@@ -176,8 +176,12 @@ class Candidate:
             _end(self._process)
 
     def _start(self) -> "subprocess.Popen[str]":
+        return self._open(ROOT)
+
+    def _open(self, root: Path) -> "subprocess.Popen[str]":
+        """Start it in a checkout."""
         return subprocess.Popen(
-            self._command, cwd=ROOT, env=self._environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            self._command, cwd=root, env=self._environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
 
