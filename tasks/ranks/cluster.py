@@ -32,6 +32,7 @@ PATIENT = {  # of both kinds of cluster
 }
 OWN = {  # of our own
     "RAY_AUTH_MODE": "token",
+    "RAY_worker_niceness": "0",  # of 15 ranks would wait for whatever else this machine does
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # or 127.0.0.1 is replaced by the address that others reach
 }
 STORE_BYTES = 80 * 2**20  # Ray takes no less; batches never pass through it
