@@ -14,7 +14,9 @@ from types import FrameType
 from tasks.errors import ShardlineError
 
 ITERATION = "Iteration: "  # how the log line of one begins
-REPEATED = re.compile(r"Finished in state .*(Failed|Crashed|Cancelled|Running|Completed.*\('.*)|Crash detected!")
+REPEATED = re.compile(
+    r"Finished in state .*(Failed|Crashed|Cancelled|Running|Completed.*\('.*)|Crash detected!|Still processing items"
+)
 INTERRUPTED = 130  # the exit code that shells know Ctrl-C by
 
 
@@ -46,7 +48,7 @@ class Screen(logging.Filter):
 
 
 def is_repeated(record: logging.LogRecord, text: str) -> bool:
-    """Return whether a record only repeats how the run ends, which `flows.commandline.run` says."""
+    """Return whether a record only says how the run ends, as `flows.commandline.run` does, or that Prefect does."""
     return bool(getattr(record, "told", False) or REPEATED.match(text))
 
 
