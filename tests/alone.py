@@ -10,7 +10,9 @@ import sys
 from collections.abc import Iterable
 from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 NEEDED = ("torch", "numpy", "pyarrow", "safetensors", "psutil")
 
@@ -45,11 +47,10 @@ def find_others(*kept: str) -> set[str]:
         if name not in needed:
             needed.add(name)
             left += _find_required(name)
-    return {
-        module
-        for module, distributions in packages_distributions().items()
-        if not needed & set(map(_normalise, distributions))
-    }
+    own = [place for place in sys.path if Path(place).name != "_vendor"]  # of setuptools, whoever has imported it
+    with patch.object(sys, "path", own):
+        installed = packages_distributions()
+    return {module for module, distributions in installed.items() if not needed & set(map(_normalise, distributions))}
 
 
 def _find_required(name: str) -> list[str]:

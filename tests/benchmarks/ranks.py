@@ -123,7 +123,7 @@ def serve_limited(size: int, bytes_per_second: float, folder: Path, key: str) ->
 def read_cpu() -> float:
     """Return the CPU seconds so far of this process, which has the limits, and of the S3 server that it started."""
     servers = [server.cpu_times() for server in psutil.Process().children()]
-    return time.process_time() + sum(times.user + times.system for times in servers)
+    return time.process_time() + float(sum(times.user + times.system for times in servers))
 
 
 def read_ranks(name: str, size: int, folder: Path) -> list[dict[str, Any]]:
