@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from tasks.ranks.cluster import own_token
+from tasks.ranks.cluster import OWN, PATIENT, own_token
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,17 +24,9 @@ def read_until(process, text):
     raise AssertionError(f"{text!r} was not printed: {''.join(printed)}")
 
 
-def wait_until(found):
-    for _ in range(1200):
-        if found():
-            return
-        time.sleep(0.1)
-    raise AssertionError("it did not come")
-
-
 def finish(process):
     printed, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, printed
+    assert process.returncode == 0, f"exit code {process.returncode}\n{printed}"
     return printed
 
 
@@ -87,14 +79,7 @@ def start_cluster(*cpus):
     with tempfile.TemporaryDirectory() as folder:  # Ray's sockets want a short one
         token = Path(folder) / "token"
         token.write_text(own_token())
-        variables = {
-            "GLOO_SOCKET_IFNAME": "lo",
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token),
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-            "RAY_worker_niceness": "0",
-            "RAY_USAGE_STATS_ENABLED": "0",
-        }
+        variables = PATIENT | OWN | {"RAY_AUTH_TOKEN_PATH": str(token), "GLOO_SOCKET_IFNAME": "lo"}
         process = subprocess.Popen(
             [sys.executable, "-c", CLUSTER, folder, *map(str, cpus)],
             env={**os.environ, **variables, "PYTHONPATH": str(ROOT)},

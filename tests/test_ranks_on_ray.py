@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from prefect.logging import disable_run_logger
 
 from deployments.generator import write_data
+from deployments.processes import wait_until
 from flows.training import choose_features
 from tasks.data import set_aside
 from tasks.facts import RankTimes, SearchJob, TrainingData, TrainingJob
@@ -29,7 +30,7 @@ from tasks.training.matrices import follow_ranks as follow_ranks_of_search
 from tasks.training.measuring import Progress, measure_batches
 from tasks.training.space import choose_all_features
 from tasks.training.start import follow_trainer, start_trainer
-from tests.rays import ROOT, finish, kill_tree, name, ranks_of, read_until, start_cluster, stop, wait_until
+from tests.rays import ROOT, finish, kill_tree, name, ranks_of, read_until, start_cluster, stop
 from tests.shards import write_shards
 
 ITERATIONS, BATCH = 30, 2**20  # some seconds, so that there is time to kill in; rows enough for few megabytes
@@ -183,9 +184,9 @@ def test_a_rank_that_is_killed_is_started_again_and_the_curve_is_that_of_one_pro
     expected = [iteration.mse for iteration in train(alone.trainer, alone.batches)]
     job = make_job(shards, ranks=2)
     started, found = follow_trainer(job, None), []
-    with start_cluster(1, 1) as (nodes, variables), monkeypatch.context() as patch, disable_run_logger():
+    with start_cluster(1, 1) as (nodes, variables), disable_run_logger():
         for variable, value in variables.items():
-            patch.setenv(variable, value)
+            monkeypatch.setenv(variable, value)
         with closing(follow_ranks(job, started, lambda _: None)) as iterations:
             for iteration in iterations:
                 found.append(iteration.mse)
@@ -193,6 +194,7 @@ def test_a_rank_that_is_killed_is_started_again_and_the_curve_is_that_of_one_pro
                     ranks = ranks_of(nodes)
                     assert len({rank.ppid() for rank in ranks}) == 2
                     ranks[1].kill()
+        assert wait_until(lambda: ranks_of(nodes) == [], 30)
     assert found == expected
     assert started.trainer.w.equal(alone.trainer.w) and started.trainer.b.equal(alone.trainer.b)
     assert not {rank.pid for rank in ranks} & {each.process for each in started.ranks}
@@ -278,7 +280,7 @@ def test_predictions_of_ranks_of_which_one_is_killed_are_those_of_one_process(co
     folders = [tmp_path / "alone", tmp_path / "ranks"]
     finish(command(*predicting, "--output", str(folders[0])))
     process = command(*predicting, "--output", str(folders[1]), "--ranks", "2")
-    wait_until(lambda: len(list(folders[1].glob("part*"))) > 3)
+    assert wait_until(lambda: len(list(folders[1].glob("part*"))) > 3, 120)
     assert not (folders[1] / "_SUCCESS").exists()
     ranks_of(process)[1].kill()
     assert "2 ranks have started, attempt 2\n" in finish(process)

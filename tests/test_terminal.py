@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import socket
 import subprocess
@@ -187,31 +188,34 @@ def test_ctrl_c_while_make_train_starts_what_it_needs_is_one_sentence_and_waits_
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory, shards, environment):
-    """A training of twelve iterations that has ended well, in a new folder."""
-    command = training(shards, "--iterations", "12", "--batch-size", "300")
-    running = Terminal(command, tmp_path_factory.mktemp("new"), environment)
+    """A training of twelve iterations that has ended well: its terminal, and what it wrote to standard output."""
+    folder = tmp_path_factory.mktemp("new")
+    command = shlex.join(training(shards, "--iterations", "12", "--batch-size", "300"))
+    running = Terminal(["/bin/sh", "-c", f"exec {command} > block"], folder, environment)
     assert running.end() == 0, running.raw
-    return running
+    return running, (folder / "block").read_text()
 
 
 def test_iterations_are_one_line_that_counts_and_all_of_them_are_in_the_log(ended, prefect_api):
-    counting = [line for line in ended.lines if "Iteration: 000" in line]
+    terminal, _ = ended
+    counting = [line for line in terminal.lines if "Iteration: 000" in line]
     assert len(counting) == 1 and counting[0].count("\rIteration: ") == 12
-    flow_run = found(RUN_IN_PREFECT, ended.raw)[2]
+    flow_run = found(RUN_IN_PREFECT, terminal.raw)[2]
     logs = ask(f"{prefect_api}/logs/filter", {"logs": {"flow_run_id": {"any_": [flow_run]}}, "limit": 200})
     assert sum(each["message"].startswith("Iteration: ") for each in logs) == 12
     assert ask(f"{prefect_api}/flow_runs/{flow_run}")["state"]["message"].startswith("This model explains ")
 
 
 def test_the_last_block_says_what_it_is_worth_and_what_to_do_next(ended):
-    worth, champion, _, look, prefect, predict, serve, _ = ended.lines[-8:]
+    terminal, block = ended
+    worth, champion, _, look, prefect, predict, serve = block.strip().splitlines()
     assert worth.startswith("This model explains ")
     assert champion.startswith("The model becomes champion, for it beats ")
     assert re.fullmatch(r"  Look     run [0-9a-f]{32}; `make ui` shows it", look)
     assert found(RUN_IN_PREFECT, prefect)
     assert predict.startswith("  Predict  python -m flows.predicting ")
     assert "mlflow models serve -m models:/shardline@champion" in serve
-    assert "http://127.0.0.1:5000" not in ended.raw  # no server shows it, so no link leads to one
+    assert "http://127.0.0.1:5000" not in terminal.raw + block  # no server shows it, so no link leads to one
 
 
 @pytest.mark.parametrize(
