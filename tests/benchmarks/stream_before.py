@@ -8,7 +8,6 @@ pass over 16 shards in S3, and later ones from the cache. CPU seconds are the cl
 """
 
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,8 +22,8 @@ class Timed(Candidate):
     """A candidate of a checkout, whose CPU seconds are read as the system counts them."""
 
     def __init__(self, root: Path, cache: str, environment: dict[str, str]) -> None:
-        self._root, self.busy = root, list[float]()
-        super().__init__("ours", cache, environment=environment | {"PYTHONPATH": str(root)})
+        super().__init__("ours", cache, environment=environment | {"PYTHONPATH": str(root)}, root=root)
+        self.busy: list[float] = []
 
     def __call__(self) -> float:
         assert self._process
@@ -33,9 +32,6 @@ class Timed(Candidate):
         seconds = float(super().__call__())
         self.busy.append(sum(process.cpu_times()[:2]) - before)
         return seconds
-
-    def _start(self) -> "subprocess.Popen[str]":
-        return self._open(self._root)
 
 
 def main() -> None:

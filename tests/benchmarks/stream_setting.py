@@ -136,6 +136,7 @@ class Candidate:
     """One candidate in a process of its own; a call measures it once and returns what it printed, as JSON.
 
     fresh: each measurement is in a process that has just started, and has imported torch and pyarrow
+    root: of the checkout whose candidate it is
     cpu_seconds: of the process, for each measurement that told them; what is printed is then the seconds alone
     """
 
@@ -147,8 +148,9 @@ class Candidate:
         python: Path | None = None,
         module: str = "tests.benchmarks.stream_candidates",
         fresh: bool = False,
+        root: Path = ROOT,
     ) -> None:
-        self.name = name
+        self.name, self._root = name, root
         self.cpu_seconds: list[float] = []
         self._command = [str(python or sys.executable), "-m", module, name, *map(str, arguments)]
         self._environment = environment | ({"BENCHMARK_FRESH": "1"} if fresh else {})
@@ -176,12 +178,13 @@ class Candidate:
             _end(self._process)
 
     def _start(self) -> "subprocess.Popen[str]":
-        return self._open(ROOT)
-
-    def _open(self, root: Path) -> "subprocess.Popen[str]":
-        """Start it in a checkout."""
         return subprocess.Popen(
-            self._command, cwd=root, env=self._environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            self._command,
+            cwd=self._root,
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
 
