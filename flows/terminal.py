@@ -14,7 +14,7 @@ from types import FrameType
 from tasks.errors import ShardlineError
 
 ITERATION = "Iteration: "  # how the log line of one begins
-REPEATED = re.compile(
+NEEDLESS = re.compile(
     r"Finished in state .*(Failed|Crashed|Cancelled|Running|Completed.*\('.*)|Crash detected!|Still processing items"
 )
 INTERRUPTED = 130  # the exit code that shells know Ctrl-C by
@@ -31,7 +31,7 @@ class Screen(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether the record gets a line of its own."""
         text = record.getMessage()
-        if is_repeated(record, text):
+        if is_needless(record, text):
             return False
         if self._terminal and text.startswith(ITERATION):
             print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
@@ -47,9 +47,9 @@ class Screen(logging.Filter):
             print(file=sys.stderr, flush=True)
 
 
-def is_repeated(record: logging.LogRecord, text: str) -> bool:
-    """Return whether a record only says how the run ends, as `flows.commandline.run` does, or that Prefect does."""
-    return bool(getattr(record, "told", False) or REPEATED.match(text))
+def is_needless(record: logging.LogRecord, text: str) -> bool:
+    """Return whether a record says again how a run ends (see `flows.commandline.run`), or counts what is to be sent."""
+    return bool(getattr(record, "told", False) or NEEDLESS.match(text))
 
 
 def without_traceback(record: logging.LogRecord) -> bool:

@@ -21,6 +21,7 @@ from tasks.facts import FirstRead, Preview, TrainingJob
 from tasks.policy import step
 from tasks.runs.checkpoints import checkpoint_folder
 from tasks.sources import cache_folder, open_beginning, open_dataset
+from tasks.streaming.memory import A_PROCESS
 from tasks.streaming.objects.traffic import Traffic
 from tasks.training.opening import ITEM_BYTES, open_training, place, stays
 from tasks.training.start import find_device
@@ -201,7 +202,6 @@ def make_part(name: str, expected: Expected, rows: int, of: int) -> Part:
 def need_memory(job: TrainingJob, parts: list[Part], *, on_device: bool) -> Need:
     """Return the most memory that the run's processes take together; each rank is taken to begin as this process."""
     from tasks.devices.measurement import read_free_memory
-    from tasks.streaming.memory import A_PROCESS
 
     given, base = job.parameters, read_memory()
     batch = (given.batch_size or 1) * (len(job.features.names) + 1) * 8
