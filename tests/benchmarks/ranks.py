@@ -1,6 +1,6 @@
 """A training over ranks whose bandwidth to the store is limited each: how much faster N of them are than one.
 
-    python -m tests.benchmarks.ranks                      some three minutes; --help says what can be chosen
+    python -m tests.benchmarks.ranks                      some five minutes; --help says what can be chosen
 
 Each rank is a process that reaches an S3 server (`rclone serve s3` over generated shards) through a proxy of its own,
 which lets so many bytes a second pass; nothing is kept, in no cache and no memory, so that every iteration is streamed.
@@ -222,7 +222,7 @@ def main() -> None:
     """Measure each number of ranks in turn, and print tables."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.ranks", description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--megabytes-per-second", type=float, default=2.0, help="of each rank's server")
+    parser.add_argument("--megabytes-per-second", type=float, default=1.0, help="of each rank's server")
     parser.add_argument("--rows", type=int, default=1_600_000)
     parser.add_argument("--shards", type=int, default=240)
     parser.add_argument("--epochs", type=int, default=1)
