@@ -177,7 +177,7 @@ def make_job(shards, ranks=1):
     )
 
 
-@pytest.mark.long  # three minutes beside other tests
+@pytest.mark.long  # 45 s where nothing runs beside it, minutes where something does
 def test_a_rank_that_is_killed_is_started_again_and_the_curve_is_that_of_one_process(shards, monkeypatch):
     """On a cluster of two nodes with room for one rank each."""
     alone = start_trainer(make_job(shards), None)
