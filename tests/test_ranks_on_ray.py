@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -220,6 +221,18 @@ def test_a_search_whose_rank_is_killed_goes_on_and_measures_what_one_process_doe
     assert found == list(measure_batches(job, Progress(), Tally(0)))
     assert [each.rank for each in times] == [0, 1]
     assert killed.pid not in {each.process for each in times}
+
+
+@pytest.mark.long
+def test_ranks_that_are_left_early_leave_no_process_and_nothing_that_waits_for_them(shards):
+    job = make_job(shards, ranks=2)
+    with disable_run_logger(), closing(follow_ranks(job, follow_trainer(job, None), lambda _: None)) as iterations:
+        next(iterations)
+        kin = psutil.Process().children(recursive=True)
+        assert "ranks" in {thread.name for thread in threading.enumerate()}
+    assert wait_until(lambda: "ranks" not in {thread.name for thread in threading.enumerate()}, 5)
+    _, left = psutil.wait_procs(kin, timeout=5)
+    assert not [name(each) for each in left]
 
 
 @pytest.mark.long

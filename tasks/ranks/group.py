@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 GOES_ON = "another attempt, or the same command, goes on from the last checkpoint where there is one"
 POLL_SECONDS = 0.1
 STARTS_AGAIN = 3  # a group whose ranks are lost
+STOPPING_SECONDS = 10
 STARTING_SECONDS = 300  # that a group may take to start again, all its ranks being silent
 
 
@@ -117,7 +118,8 @@ class Group(Generic[R]):
         self._given, self._work, self._state, self._on_gpus = given, work, state, on_gpus
         self._error: BaseException | None = None
         self._mailbox: Any = None
-        self._left = threading.Event()
+        self._controller: Any = None
+        self._fitted, self._left = threading.Event(), threading.Event()
         self._attempt = 0
         self._thread = threading.Thread(target=self._run, name="ranks", daemon=True)
 
@@ -129,8 +131,18 @@ class Group(Generic[R]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stop()
         self._cluster.close()
         self._left.set()
+
+    def _stop(self) -> None:
+        """End the ranks, and the wait for them: one that outlived the connection would keep a core busy for ever."""
+        import ray
+
+        if self._controller is None:
+            return
+        ray.kill(self._controller)
+        self._fitted.wait(STOPPING_SECONDS)
 
     def take(self) -> News[R]:
         """Return what the ranks told since, after a moment where it is nothing; raises why they cannot go on."""
@@ -155,7 +167,9 @@ class Group(Generic[R]):
         try:
             news: News[R] = ray.get(self._mailbox.take.remote(), timeout=self._given.rank_timeout)
         except ray.exceptions.RayError as error:
+            self._controller = None
             raise RankError(f"the Ray cluster is lost ({_first_line(error)}); {GOES_ON}") from error
+        self._controller = news.controller
         if news.attempt > self._attempt:
             self._attempt = news.attempt
             get_run_logger().info(
@@ -181,18 +195,25 @@ class Group(Generic[R]):
             self._fit()
         except BaseException as error:
             self._error = error
+        self._fitted.set()
         self._left.wait()
 
     def _fit(self) -> None:
         import ray
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.v2._internal.execution.callback import ControllerCallback
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         given = self._given
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox)
-        self._mailbox = actor.remote(given.ranks, self._state)
+        self._mailbox = mailbox = actor.remote(given.ranks, self._state)
+
+        class Introduction(ControllerCallback):  # type: ignore[misc]
+            def after_controller_start(self, _: object) -> None:
+                ray.get(mailbox.know.remote(ray.get_runtime_context().current_actor))
+
         TorchTrainer(
             be_rank,
             train_loop_config={"mailbox": self._mailbox, "work": self._work},
@@ -209,6 +230,7 @@ class Group(Generic[R]):
             run_config=RunConfig(
                 name="ranks",
                 storage_path=self._cluster.storage,
+                callbacks=[Introduction()],
                 failure_config=FailureConfig(max_failures=STARTS_AGAIN, controller_failure_limit=STARTS_AGAIN),
             ),
         ).fit()

@@ -30,6 +30,7 @@ class News(Generic[R]):
     attempt: how often they have begun
     silent: for how many seconds nothing was heard of each rank since they began last
     ended: by rank, what those that have done their part hand in
+    controller: the actor that starts the ranks, None before it is there
     """
 
     told: tuple[Any, ...]
@@ -38,6 +39,7 @@ class News(Generic[R]):
     times: Mapping[int, RankTimes]
     ended: Mapping[int, R]
     error: ShardlineError | None
+    controller: Any = None
 
 
 @dataclass
@@ -52,6 +54,11 @@ class Mailbox(Generic[R]):
     times: dict[int, RankTimes] = field(default_factory=dict)
     ended: dict[int, R] = field(default_factory=dict)
     error: ShardlineError | None = None
+    controller: Any = None
+
+    def know(self, controller: Any) -> None:
+        """Take in which actor starts the ranks."""
+        self.controller = controller
 
     def begin(self) -> tuple[int, Any]:
         """Return the number of this attempt and the state after all that was told, recorded or not; asked by rank 0."""
@@ -93,4 +100,5 @@ class Mailbox(Generic[R]):
             times=dict(self.times),
             ended=dict(self.ended),
             error=self.error,
+            controller=self.controller,
         )
