@@ -86,7 +86,7 @@ def train(**parameters: Any) -> State[str]:
     if unchanged := compare_with_last_success(given.experiment, untracked(tags), skip=given.skip_unchanged):
         return Completed(name="Unchanged", message=unchanged, data=unchanged)
     if given.solver == "gradient":
-        begin_importing()  # while the preview waits for its shards
+        begin_importing(given.optimizer)  # while the preview waits for its shards
     given = given.sized(data.train.rows)
     recorded = settings | {"batch_size": given.batch_size}
     preview = preview_batch(data, untracked(sources), given)

@@ -1,7 +1,10 @@
 """Step sizes that fall, penalties and the optimisers' constants: against torch's autograd, resumed, and refused."""
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +13,12 @@ from pydantic import ValidationError
 from tasks.learning.batches import Prepared
 from tasks.learning.features import Features
 from tasks.learning.loop import Settings, Trainer
-from tasks.learning.optimizers import make_optimizer, share_of_step
+from tasks.learning.optimizers import SGD, make_optimizer, share_of_step
 from tasks.learning.scaling import Scaling
 from tasks.learning.scoring import Moments
 from tasks.parameters import CONSTANTS, TrainingParameters
 
+ROOT = Path(__file__).parents[1]
 ITERATIONS = 12
 FEATURES = Features.choose(["y", "a", "b", "c"])
 OPTIONS = {
@@ -53,6 +57,12 @@ def begin(settings):
     return Trainer(FEATURES, Scaling.none(3), settings, torch.device("cpu"))
 
 
+def torchs(weights, settings):
+    options = dict(settings.options)
+    betas = {"betas": (options.pop("beta1"), options.pop("beta2", 0.999))} if "beta1" in options else {}
+    return getattr(torch.optim, settings.optimizer)(weights, lr=settings.learning_rate, **betas, **options)
+
+
 def fall(schedule, iteration):
     return {
         "constant": 1.0,
@@ -65,7 +75,7 @@ def fall(schedule, iteration):
 def test_a_training_is_that_of_torchs_autograd(settings, batches):
     trainer = begin(settings)
     w, b = (weights.clone().requires_grad_() for weights in (trainer.w, trainer.b))
-    optimizer = make_optimizer([w, b], settings.optimizer, settings.learning_rate, settings.options)
+    optimizer = torchs([w, b], settings)
     for iteration, batch in enumerate(batches):
         mse = torch.nn.functional.mse_loss(batch.x @ w + b, batch.y)
         optimizer.zero_grad()
@@ -75,6 +85,48 @@ def test_a_training_is_that_of_torchs_autograd(settings, batches):
         optimizer.step()
         assert trainer.step(batch).item() == pytest.approx(mse.item(), rel=1e-12)
     assert torch.allclose(trainer.w, w, rtol=1e-11)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_steps_of_sgd_and_what_it_remembers_are_torchs_to_the_last_bit(momentum):
+    generator = torch.Generator().manual_seed(0)
+    pairs = []
+    for make in (SGD, torch.optim.SGD):
+        weights = [torch.full((n, 1), 1 / 3, dtype=torch.float64, requires_grad=True) for n in (37, 1)]
+        pairs.append((weights, make(weights, lr=0.3, momentum=momentum)))
+    for iteration in range(20):
+        gradients = [torch.randn(n, 1, dtype=torch.float64, generator=generator) for n in (37, 1)]
+        for weights, optimizer in pairs:
+            optimizer.param_groups[0]["lr"] = 0.3 / (iteration + 1)
+            for tensor, gradient in zip(weights, gradients, strict=True):
+                tensor.grad = gradient.clone()
+            optimizer.step()
+    (ours, own), (theirs, known) = pairs
+    assert all(a.equal(b) for a, b in zip(ours, theirs, strict=True))
+    state, expected = own.state_dict()["state"], known.state_dict()["state"]
+    assert {(k, name) for k, kept in state.items() for name in kept} == {
+        (k, name) for k, kept in expected.items() for name, value in kept.items() if value is not None
+    }
+    assert all(kept["momentum_buffer"].equal(expected[k]["momentum_buffer"]) for k, kept in state.items())
+
+
+def test_a_training_by_sgd_does_not_import_torchs_compiler():
+    program = """
+import sys
+import torch
+from tests.test_optimizers import FEATURES
+from tasks.learning.batches import Prepared
+from tasks.learning.loop import Settings, Trainer
+from tasks.learning.scaling import Scaling
+settings = Settings(iterations=2, learning_rate=None, gradient_norm=1.0, seed=0, l2=0.1, schedule="cosine")
+trainer = Trainer(FEATURES, Scaling.none(3), settings, torch.device("cpu"))
+for _ in range(2):
+    trainer.step(Prepared(torch.randn(9, 3, dtype=torch.float64), torch.randn(9, 1, dtype=torch.float64)))
+trainer.restore(trainer.state())
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @EACH

@@ -1,4 +1,4 @@
-"""Torch, and its compiler, which its first optimiser imports: seconds that waiting for the first shards fills."""
+"""Torch, and its compiler for all optimisers but SGD, imported while the first shards are waited for: seconds."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from functools import cache
 
 
 @cache
-def begin_importing() -> threading.Thread:
-    """Import them on a thread, once in a process; whoever needs an optimiser waits for its end."""
-    thread = threading.Thread(target=_import_all, name="importing torch", daemon=True)
-    thread.start()
-    return thread
+def begin_importing(optimizer: str) -> None:
+    """Import what an optimiser of that name needs on a thread, once in a process; who needs it waits for the import."""
+    threading.Thread(target=_import_all, args=(optimizer,), name="importing torch", daemon=True).start()
 
 
-def _import_all() -> None:
+def _import_all(optimizer: str) -> None:
     import torch
 
-    torch.optim.SGD([torch.zeros(1)])
+    from tasks.learning.optimizers import make_optimizer
+
+    make_optimizer([torch.zeros(1)], optimizer, None, {})
