@@ -6,8 +6,11 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -29,6 +32,7 @@ from tasks.tracking.nested import NUMBER
 from tasks.training.following import follow_ranks
 from tasks.training.matrices import follow_ranks as follow_ranks_of_search
 from tasks.training.measuring import Progress, measure_batches
+from tasks.training.member import train as train_as_rank
 from tasks.training.space import choose_all_features
 from tasks.training.start import follow_trainer, start_trainer
 from tests.rays import ROOT, finish, kill_tree, name, ranks_of, read_until, start_cluster, stop
@@ -314,3 +318,75 @@ def test_a_node_of_a_cluster_that_is_lost_is_done_without(start, place, alone):
         printed += finish(process)
     assert "2 ranks have started, attempt 2\n" in printed
     assert_is_as_alone(place, "lost node", alone)
+
+
+@pytest.mark.long
+def test_a_run_that_is_stopped_leaves_no_rank_on_any_node(start, place):
+    with start_cluster(0, 1, 1) as (nodes, variables):
+        process = start("stopped on a cluster", "--ranks", "2", **variables)
+        read_until(process, "Iteration: 001")
+        assert len(ranks_of(nodes)) == 2
+        seconds, left = stop(process, signal.SIGTERM)
+        assert seconds < 10
+        assert left == []
+        assert wait_until(lambda: ranks_of(nodes) == [], 10)
+    assert in_mlflow(place, "stopped on a cluster")[1].info.status == "KILLED"
+
+
+@pytest.mark.long
+def test_a_head_that_is_lost_is_named_and_the_same_command_goes_on_without_the_cluster(start, place, alone):
+    with start_cluster(0, 1, 1) as (nodes, variables):
+        process = start("lost head", "--ranks", "2", "--rank-timeout", "10", **variables)
+        printed = read_until(process, "Iteration: 004")
+        (head,) = (each for each in psutil.Process(nodes.pid).children(recursive=True) if "gcs_server" in name(each))
+        head.kill()
+        printed += process.communicate(timeout=300)[0]
+        assert process.returncode == 1, printed
+    assert "the Ray cluster is lost" in printed, printed
+    assert "Going on at iteration" in finish(start("lost head", "--ranks", "1"))
+    assert_is_as_alone(place, "lost head", alone)
+
+
+WITHOUT_TOKEN = """
+import sys, ray
+try:
+    ray.init(address=sys.argv[1], log_to_driver=False)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.long
+def test_a_cluster_of_our_own_is_on_loopback_asks_for_a_token_and_is_told_no_secret(command, standin):
+    secret = standin.environment["AWS_SECRET_ACCESS_KEY"].encode()
+    with tempfile.TemporaryDirectory() as folder:  # Ray's sockets want a short one
+        words = ("--experiment", "safe", "--ranks", "2", "--batch-size", "4000", "--iterations", "3000")
+        process = command("flows.training", *words, **standin.environment, TMPDIR=folder)
+        try:
+            read_until(process, "Iteration: 001")
+            kin = psutil.Process(process.pid).children(recursive=True)
+            open_to = {
+                at.laddr.ip for each in kin for at in each.net_connections("inet") if at.status == psutil.CONN_LISTEN
+            }
+            address = next(found[1] for each in kin if (found := re.search(r"--gcs-address=(\S+)", name(each))))
+            stranger = subprocess.run(
+                [sys.executable, "-c", WITHOUT_TOKEN, address], capture_output=True, text=True, timeout=200
+            )
+            arguments = [name(each) for each in kin]
+            files = {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+        finally:
+            stop(process, signal.SIGTERM)
+    assert open_to == {"127.0.0.1"}
+    assert "oken" in stranger.stdout, stranger
+    assert any("raylet" in each for each in arguments) and any("shardline-ray" in str(path) for path in files)
+    assert [each for each in arguments if secret.decode() in each] == []
+    assert [path for path, content in files.items() if secret in content] == []
+
+
+def test_what_ranks_are_given_holds_no_secret(shards, aws):
+    import ray.cloudpickle
+
+    job = replace(make_job(shards, ranks=2), sources=resolve_sources(TrainingParameters()))
+    given = ray.cloudpickle.dumps(partial(train_as_rank, job=job))
+    values = [value for variable, value in aws.environment.items() if "SECRET" in variable or "TOKEN" in variable]
+    assert values and not [value for value in values if value.encode() in given]

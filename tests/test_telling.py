@@ -10,7 +10,7 @@ from tasks.tracking import client as record
 from tasks.tracking.outbox import Outbox
 from tasks.tracking.recovery import complete_outbox
 from tasks.tracking.sending import KEPT, read_histories, read_whole
-from tasks.training.telling import Telling
+from tasks.training.telling import TIMES, Telling
 from tests.flowruns import ended
 
 ITERATIONS, STOPPED_AT = 1200, 700
@@ -49,9 +49,13 @@ def begin():
 
 
 def tell(outbox, numbers, *, iterations=ITERATIONS, thin_mse=False, known=()):
-    telling = Telling(outbox, iterations, thin_mse=thin_mse, known=known)
+    series = {name: dict.fromkeys(known, -1.0) for name in ("mse", *TIMES)}
+    telling = Telling(outbox, iterations, thin_mse=thin_mse, series=series)
     for number in numbers:
         telling.tell(make_iteration(number))
+    told = [number for number in numbers if number not in known]
+    assert series["mse"] == dict.fromkeys(known, -1.0) | {number: make_iteration(number).mse for number in told}
+    assert all(list(values) == list(series["mse"]) for values in series.values())
 
 
 def steps(client, run_id, key):

@@ -15,6 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import orjson
+
 from tasks.errors import TrackingError
 from tasks.files import write_whole
 from tasks.redaction import redact_all, redact_text
@@ -48,28 +50,24 @@ class Outbox:
     folder outlives the process, so that a run whose server went away, or that was killed, can be completed later. All
     files but `metrics.jsonl`, which lines are appended to, are there whole or not at all.
 
-    rows: the metrics that MLflow gets one by one
-    only_kept: those that it gets in the file KEPT (`.sending`) alone
+    rows: the metrics that MLflow gets one by one; what it gets in the file KEPT (`.sending`) alone is in the lines
     """
 
     def __init__(self, run_id: str) -> None:
         self.run_id, self.path = run_id, outboxes() / run_id
         with keeping(self.path):
             (self.path / "artifacts").mkdir(parents=True, exist_ok=True)
-        self.rows, self.only_kept = read_metrics(self.path), read_metrics(self.path, part="kept")
+        self.rows = read_metrics(self.path)
 
-    def log(self, step: int, metrics: Mapping[str, float], kept: Mapping[str, float] | None = None) -> None:
-        """Keep one step's metrics, and those that MLflow gets in a file alone."""
+    def log(self, step: int, metrics: dict[str, float], kept: dict[str, float] | None = None) -> None:
+        """Keep one step's metrics, and those that MLflow gets in a file alone; all are finite."""
         timestamp = time.time_ns() // 1_000_000
-        entry = {"step": step, "timestamp": timestamp, "metrics": dict(metrics)} | (
-            {"kept": dict(kept)} if kept else {}
-        )
-        line = json.dumps(entry).encode() + b"\n"
+        entry = {"step": step, "timestamp": timestamp, "metrics": metrics} | ({"kept": kept} if kept else {})
+        line = orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE)  # a tenth of what json takes, in every iteration
         with keeping(self.path):
             if os.write(self._metrics, line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self.rows.extend(MetricRow(key, float(value), timestamp, step) for key, value in metrics.items())
-        self.only_kept.extend(MetricRow(key, float(value), timestamp, step) for key, value in (kept or {}).items())
+        self.rows.extend([MetricRow(key, float(value), timestamp, step) for key, value in metrics.items()])
 
     @cached_property
     def _metrics(self) -> int:
@@ -184,7 +182,7 @@ def read_metrics(outbox: Path, part: str = "metrics") -> list[MetricRow]:
     entries = [entry for entry in map(_read_line, lines) if entry]
     if len(entries) < len(lines):
         set_aside(path)
-        write_part(outbox, METRICS, "".join(f"{json.dumps(entry)}\n" for entry in entries))
+        write_part(outbox, METRICS, "".join(orjson.dumps(entry).decode() + "\n" for entry in entries))
     return [
         MetricRow(key, float(value), entry["timestamp"], entry["step"])
         for entry in entries
@@ -194,7 +192,7 @@ def read_metrics(outbox: Path, part: str = "metrics") -> list[MetricRow]:
 
 def _read_line(line: bytes) -> dict[str, Any] | None:
     try:
-        entry = json.loads(line)
+        entry = orjson.loads(line)
     except ValueError:
         return None
     return entry if isinstance(entry, dict) and {"step", "timestamp", "metrics"} <= entry.keys() else None

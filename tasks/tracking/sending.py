@@ -86,7 +86,7 @@ def read_histories(client: Client, outbox: Outbox, keys: Sequence[str]) -> dict[
         for key in keys:
             stored[key] = {metric.step: metric.value for metric in client.get_metric_history(outbox.run_id, key)}
         whole = read_whole(client, outbox.run_id)
-    for row in (*whole, *outbox.rows, *outbox.only_kept):
+    for row in (*whole, *outbox.rows, *read_metrics(outbox.path, part="kept")):
         if row.key in stored:
             stored[row.key][row.step] = row.value
     return {key: dict(sorted(values.items())) for key, values in stored.items()}

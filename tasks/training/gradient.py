@@ -49,15 +49,15 @@ def train_model(job: TrainingJob) -> Fit:
     client = connect()
     outbox = Outbox(job.run_id)
     checkpoints = Checkpoints(checkpoint_folder(job.parameters.checkpoint_url), job.run_id)
-    earlier = read_histories(client, outbox, ["mse", *TIMES])
-    recorded = next(number for number in itertools.count() if number not in earlier["mse"])
+    series = read_histories(client, outbox, ["mse", *TIMES])
+    recorded = next(number for number in itertools.count() if number not in series["mse"])
     kept = checkpoints.latest(at_most=recorded)  # after a later one, the record would have a gap
     started = follow_trainer(job, kept) if job.parameters.ranks > 1 else start_trainer(job, kept)
     if kept:
         get_run_logger().info("Going on at iteration %d, from a checkpoint", kept.iteration)
     saver = Saver(checkpoints, job, started)
     total = started.trainer.settings.iterations
-    telling = Telling(outbox, total, thin_mse=job.parameters.thin_mse, known=earlier["mse"])
+    telling = Telling(outbox, total, thin_mse=job.parameters.thin_mse, series=series)
     progress = ProgressArtifact(total)
     began = time.perf_counter()
     with (
@@ -71,7 +71,7 @@ def train_model(job: TrainingJob) -> Fit:
             saver.save(iteration.iteration)
             progress.show(iteration.iteration + 1)
     keep_model(outbox, started)
-    return conclude(started, earlier, outbox, time.perf_counter() - began)
+    return conclude(started, series, job.run_id, time.perf_counter() - began)
 
 
 def start_loop(job: TrainingJob, started: Started, saver: Saver) -> Generator[Iteration, None, None]:
@@ -83,20 +83,16 @@ def start_loop(job: TrainingJob, started: Started, saver: Saver) -> Generator[It
     return train(started.trainer, started.batches, saver.keep)
 
 
-def conclude(started: Started, earlier: Mapping[str, Mapping[int, float]], outbox: Outbox, seconds: float) -> Fit:
-    """Return the fitted model, with the whole record's curve and times.
+def conclude(started: Started, series: Mapping[str, Mapping[int, float]], run_id: str, seconds: float) -> Fit:
+    """Return the fitted model, with the curve and the times of the whole record.
 
     Raises TrackingError where an iteration is not in the record.
     """
-    series = {name: dict(values) for name, values in earlier.items()}
-    for row in (*outbox.rows, *outbox.only_kept):
-        if row.key in series:
-            series[row.key][row.step] = row.value
     trainer = started.trainer
     curve = series["mse"]
     missing = sorted(set(range(trainer.settings.iterations)) - set(curve))
     if missing:
-        raise TrackingError(f"record incomplete: iterations {missing[:5]} of run {outbox.run_id} have no mse")
+        raise TrackingError(f"record incomplete: iterations {missing[:5]} of run {run_id} have no mse")
     return make_fit(
         trainer.model(),
         started.dataset,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Container
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from prefect.logging import get_run_logger
@@ -24,10 +24,14 @@ class Telling:
     All that is known of each iteration stays in the record. Beyond MOST_TOLD iterations, MLflow gets the times of every
     n-th and of the last one by themselves, and the `mse` of all, or with `thin_mse` of those alone; the rest is in the
     file that `tasks.tracking.sending.keep_whole` makes. The log then has the first, the last and one every ten seconds.
+
+    series: the `mse` and the TIMES by iteration, those of the record first, and what is told
     """
 
-    def __init__(self, outbox: Outbox, iterations: int, *, thin_mse: bool, known: Container[int]) -> None:
-        self.outbox, self.iterations, self.thin_mse, self.known = outbox, iterations, thin_mse, known
+    def __init__(
+        self, outbox: Outbox, iterations: int, *, thin_mse: bool, series: Mapping[str, dict[int, float]]
+    ) -> None:
+        self.outbox, self.iterations, self.thin_mse, self.series = outbox, iterations, thin_mse, series
         self.every = math.ceil(iterations / MOST_TOLD)
         self.logged = -math.inf
 
@@ -38,12 +42,14 @@ class Telling:
         if self.every == 1 or is_last or time.monotonic() - self.logged >= LOG_EVERY_SECONDS:
             self.logged = time.monotonic()
             get_run_logger().info("%s", iteration)
-        if number in self.known:
+        if number in self.series["mse"]:
             return
         if number % self.every == 0 or is_last:
             self.outbox.log(number, metrics, metrics if self.every > 1 else None)
         else:
             self.outbox.log(number, {} if self.thin_mse else {"mse": iteration.mse}, metrics)
+        for name, values in self.series.items():
+            values[number] = metrics[name]
 
 
 def name_metrics(iteration: Iteration) -> dict[str, float]:
