@@ -3,6 +3,7 @@
 import errno
 import gc
 import json
+import math
 import os
 import time
 
@@ -54,6 +55,14 @@ def test_metrics_are_read_again_as_they_were_told(outbox):
     assert [(row.key, row.value, row.step) for row in kept] == [("seconds", 3.0, 7)]
     assert all(isinstance(row.value, float) for row in (*outbox.rows, *again.rows, *kept))
     assert all(began <= row.timestamp <= ended for row in (*outbox.rows, *kept))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.1, 1e-310, 2.0**60])
+def test_every_number_is_read_again_as_it_was_told(value, outbox):
+    outbox.log(0, {"mse": value}, kept={"rmse": value})
+    for part in ("metrics", "kept"):
+        (row,) = read_metrics(outbox.path, part=part)
+        assert row.value == value or (math.isnan(row.value) and math.isnan(value))
 
 
 def test_a_line_of_metrics_has_its_documented_form(outbox):

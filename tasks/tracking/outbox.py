@@ -60,10 +60,10 @@ class Outbox:
         self.rows = read_metrics(self.path)
 
     def log(self, step: int, metrics: dict[str, float], kept: dict[str, float] | None = None) -> None:
-        """Keep one step's metrics, and those that MLflow gets in a file alone; all are finite."""
+        """Keep one step's metrics, and those that MLflow gets in a file alone."""
         timestamp = time.time_ns() // 1_000_000
         entry = {"step": step, "timestamp": timestamp, "metrics": metrics} | ({"kept": kept} if kept else {})
-        line = orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE)  # a tenth of what json takes, in every iteration
+        line = _write_line(entry)
         with keeping(self.path):
             if os.write(self._metrics, line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -182,7 +182,7 @@ def read_metrics(outbox: Path, part: str = "metrics") -> list[MetricRow]:
     entries = [entry for entry in map(_read_line, lines) if entry]
     if len(entries) < len(lines):
         set_aside(path)
-        write_part(outbox, METRICS, "".join(orjson.dumps(entry).decode() + "\n" for entry in entries))
+        write_part(outbox, METRICS, b"".join(map(_write_line, entries)).decode())
     return [
         MetricRow(key, float(value), entry["timestamp"], entry["step"])
         for entry in entries
@@ -190,9 +190,17 @@ def read_metrics(outbox: Path, part: str = "metrics") -> list[MetricRow]:
     ]
 
 
+def _write_line(entry: dict[str, Any]) -> bytes:
+    """Return an entry as a line, by orjson: in every iteration it takes a tenth of what json does."""
+    line = orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
+    if b"null" in line:  # for what is not finite, which json writes and reads
+        return json.dumps(entry).encode() + b"\n"
+    return line
+
+
 def _read_line(line: bytes) -> dict[str, Any] | None:
     try:
-        entry = orjson.loads(line)
+        entry = json.loads(line) if b"N" in line or b"I" in line else orjson.loads(line)
     except ValueError:
         return None
     return entry if isinstance(entry, dict) and {"step", "timestamp", "metrics"} <= entry.keys() else None
