@@ -123,7 +123,7 @@ def predict_over_ranks(asked: ToPredict, model: ColumnModel) -> list[Written]:
         while True:
             news = group.take()
             written.update((each.place, each) for each in news.told)
-            if len(news.ended) == asked.given.ranks:
+            if news.is_over:
                 return [written[place] for place in sorted(written)]
 
 

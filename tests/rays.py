@@ -68,14 +68,18 @@ cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": int(head), "
 for cpus in others:
     cluster.add_node(num_cpus=int(cpus), **small)
 print(cluster.address, flush=True)
-sys.stdin.read()
+for cpus in sys.stdin:
+    cluster.add_node(num_cpus=int(cpus), **small)
 cluster.shutdown()
 """
 
 
 @contextmanager
 def start_cluster(*cpus):
-    """A process that has a cluster of so many nodes of so many CPUs, its head first; and what leads there."""
+    """A process that has a cluster of so many nodes of so many CPUs, its head first; and what leads there.
+
+    A number of CPUs that it is told in a line adds a node.
+    """
     with tempfile.TemporaryDirectory() as folder:  # Ray's sockets want a short one
         token = Path(folder) / "token"
         token.write_text(own_token())

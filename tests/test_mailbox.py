@@ -4,10 +4,12 @@ import importlib.util
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from tasks.errors import ConfigurationError, NonFiniteLossError
 from tasks.facts import RankTimes
 from tasks.learning.checkpoints import Checkpoint
+from tasks.parameters import TrainingParameters
 from tasks.ranks.cluster import check_ranks
 from tasks.ranks.group import STARTING_SECONDS, describe_silence
 from tasks.ranks.mailbox import Mailbox, News
@@ -40,13 +42,13 @@ def numbers(news):
 
 
 def test_ranks_begin_from_the_last_state_told_whether_it_was_taken_or_not():
-    mailbox: Mailbox[Reading] = Mailbox(2, None)
-    attempt, state = mailbox.begin()
+    mailbox: Mailbox[Reading] = Mailbox(None)
+    attempt, state = mailbox.begin(2)
     assert state is None
     mailbox.tell(attempt, told(0))
     assert numbers(mailbox.take()) == [0]
     mailbox.tell(attempt, told(1))
-    again, state = mailbox.begin()
+    again, state = mailbox.begin(2)
     assert state and state.iteration == 2
     mailbox.tell(attempt, told(2))  # by a rank that was killed: it was still on its way
     mailbox.tell(again, told(2))
@@ -55,8 +57,8 @@ def test_ranks_begin_from_the_last_state_told_whether_it_was_taken_or_not():
 
 
 def test_the_first_error_is_the_one_that_is_heard_and_who_has_ended_is_silent_no_more():
-    mailbox: Mailbox[Reading] = Mailbox(2, None)
-    attempt, _ = mailbox.begin()
+    mailbox: Mailbox[Reading] = Mailbox(None)
+    attempt, _ = mailbox.begin(2)
     mailbox.fail(NonFiniteLossError("first"))
     mailbox.fail(NonFiniteLossError("second"))
     assert str(mailbox.take().error) == "first"
@@ -65,9 +67,30 @@ def test_the_first_error_is_the_one_that_is_heard_and_who_has_ended_is_silent_no
     assert list(mailbox.take().ended) == [1]
 
 
+def test_all_have_ended_when_those_of_the_last_attempt_have_however_many_there_were_before():
+    mailbox: Mailbox[Reading] = Mailbox(None)
+    assert not mailbox.take().is_over
+    reading = Reading(device="cpu", stream=None, checks={}, damaged=())
+    attempt, _ = mailbox.begin(3)
+    mailbox.end(attempt, times(2), reading)
+    attempt, _ = mailbox.begin(2)
+    mailbox.beat(times(2))  # of the attempt before: it was still on its way
+    mailbox.end(attempt, times(0), reading)
+    assert not mailbox.take().is_over
+    mailbox.end(attempt, times(1), reading)
+    news = mailbox.take()
+    assert news.is_over and sorted(news.ended) == sorted(news.times) == [0, 1]
+
+
+def test_no_more_ranks_than_there_are_may_be_the_fewest():
+    with pytest.raises(ValidationError, match="fewest_ranks is 3, more than ranks, which is 2: give at most as many"):
+        TrainingParameters(ranks=2, fewest_ranks=3)
+    assert TrainingParameters(ranks=2, fewest_ranks=2).fewest_ranks == 2
+
+
 def silence(*seconds):
     by_rank = dict(enumerate(seconds))
-    return News(told=(), attempt=1, silent=by_rank, times={1: times(1)}, ended={}, error=None)
+    return News(told=(), attempt=1, size=len(by_rank), silent=by_rank, times={1: times(1)}, ended={}, error=None)
 
 
 @pytest.mark.parametrize(

@@ -7,34 +7,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-from contextlib import closing
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 from mlflow import MlflowClient
-from prefect.logging import disable_run_logger
 
 from deployments.generator import write_data
 from deployments.processes import wait_until
-from flows.training import choose_features
-from tasks.data import set_aside
-from tasks.facts import RankTimes, SearchJob, TrainingData, TrainingJob
-from tasks.learning.loop import train
-from tasks.parameters import SearchParameters, TrainingParameters
-from tasks.ranks.parts import Tally
-from tasks.sources import resolve_sources
-from tasks.streaming import locate
 from tasks.tracking.nested import NUMBER
-from tasks.training.following import follow_ranks
-from tasks.training.matrices import follow_ranks as follow_ranks_of_search
-from tasks.training.measuring import Progress, measure_batches
-from tasks.training.member import train as train_as_rank
-from tasks.training.space import choose_all_features
-from tasks.training.start import follow_trainer, start_trainer
 from tests.rays import ROOT, finish, kill_tree, name, ranks_of, read_until, start_cluster, stop
 from tests.shards import write_shards
 
@@ -165,78 +146,6 @@ def test_a_rank_that_hangs_is_named_and_the_next_attempt_goes_on(start, place, a
     assert "Going on at iteration" in printed
     assert not ranks[1].is_running()
     assert_is_as_alone(place, "hanging", alone)
-
-
-ITERATIONS_HERE, UNTIL = 400, 3  # as many as ranks cannot have told when so few are taken: they wait for the record
-
-
-def make_job(shards, ranks=1):
-    given = TrainingParameters(shards=shards, iterations=ITERATIONS_HERE, batch_size=3000, ranks=ranks)
-    data = TrainingData(train=locate(shards), test=None, rows_of="train", judged_on="the same rows", statistics={})
-    return TrainingJob(
-        parameters=given,
-        sources=resolve_sources(given),
-        data=data,
-        features=choose_features(data.train, given),
-        run_id="none",
-    )
-
-
-@pytest.mark.long  # 45 s where nothing runs beside it, minutes where something does
-def test_a_rank_that_is_killed_is_started_again_and_the_curve_is_that_of_one_process(shards, monkeypatch):
-    """On a cluster of two nodes with room for one rank each."""
-    alone = start_trainer(make_job(shards), None)
-    expected = [iteration.mse for iteration in train(alone.trainer, alone.batches)]
-    job = make_job(shards, ranks=2)
-    started, found = follow_trainer(job, None), []
-    with start_cluster(1, 1) as (nodes, variables), disable_run_logger():
-        for variable, value in variables.items():
-            monkeypatch.setenv(variable, value)
-        with closing(follow_ranks(job, started, lambda _: None)) as iterations:
-            for iteration in iterations:
-                found.append(iteration.mse)
-                if len(found) == UNTIL:
-                    ranks = ranks_of(nodes)
-                    assert len({rank.ppid() for rank in ranks}) == 2
-                    ranks[1].kill()
-        assert wait_until(lambda: ranks_of(nodes) == [], 30)
-    assert found == expected
-    assert started.trainer.w.equal(alone.trainer.w) and started.trainer.b.equal(alone.trainer.b)
-    assert not {rank.pid for rank in ranks} & {each.process for each in started.ranks}
-
-
-@pytest.mark.long
-def test_a_search_whose_rank_is_killed_goes_on_and_measures_what_one_process_does(shards):
-    given = SearchParameters(shards=shards, iterations=ITERATIONS_HERE, batch_size=3000, ranks=2, shuffle=True)
-    data = set_aside(make_job(shards).data, 0)
-    features = choose_all_features(data.train.columns, given)
-    sources = resolve_sources(given)
-    job = SearchJob(parameters=given, sources=sources, data=data, features=features, run_id="none")
-    times: list[RankTimes] = []
-    found = []
-    with disable_run_logger(), closing(follow_ranks_of_search(job, Progress(), times)) as telling:
-        for told in telling:
-            found.append(told)
-            if len(found) == UNTIL:
-                killed = ranks_of(psutil.Process())[1]
-                killed.kill()
-                killed.wait()
-    assert len(found) == 1 + ITERATIONS_HERE
-    assert found == list(measure_batches(job, Progress(), Tally(0)))
-    assert [each.rank for each in times] == [0, 1]
-    assert killed.pid not in {each.process for each in times}
-
-
-@pytest.mark.long
-def test_ranks_that_are_left_early_leave_no_process_and_nothing_that_waits_for_them(shards):
-    job = make_job(shards, ranks=2)
-    with disable_run_logger(), closing(follow_ranks(job, follow_trainer(job, None), lambda _: None)) as iterations:
-        next(iterations)
-        kin = psutil.Process().children(recursive=True)
-        assert "ranks" in {thread.name for thread in threading.enumerate()}
-    assert wait_until(lambda: "ranks" not in {thread.name for thread in threading.enumerate()}, 5)
-    _, left = psutil.wait_procs(kin, timeout=5)
-    assert not [name(each) for each in left]
 
 
 @pytest.mark.long
@@ -381,12 +290,3 @@ def test_a_cluster_of_our_own_is_on_loopback_asks_for_a_token_and_is_told_no_sec
     assert any("raylet" in each for each in arguments) and any("shardline-ray" in str(path) for path in files)
     assert [each for each in arguments if secret.decode() in each] == []
     assert [path for path, content in files.items() if secret in content] == []
-
-
-def test_what_ranks_are_given_holds_no_secret(shards, aws):
-    import ray.cloudpickle
-
-    job = replace(make_job(shards, ranks=2), sources=resolve_sources(TrainingParameters()))
-    given = ray.cloudpickle.dumps(partial(train_as_rank, job=job))
-    values = [value for variable, value in aws.environment.items() if "SECRET" in variable or "TOKEN" in variable]
-    assert values and not [value for value in values if value.encode() in given]

@@ -189,9 +189,23 @@ class Ranks(Parameters):
         description="Processes that work together, each on its part of the data: on the Ray cluster of RAY_ADDRESS, "
         "else on one started here for this run. What comes out is the same to the last bit.",
     )
+    fewest_ranks: Annotated[int | None, SPEED] = Field(
+        None,
+        ge=1,
+        description="With how many of the ranks the work goes on where a cluster has lost room for the others, until "
+        "it has room again; empty: with all of them alone.",
+    )
     rank_timeout: Annotated[int, SPEED] = Field(
         60, ge=5, description="Seconds after which a rank that nothing is heard of ends the attempt, named."
     )
+
+    @model_validator(mode="after")
+    def _check_ranks(self) -> Self:
+        if self.fewest_ranks and self.fewest_ranks > self.ranks:
+            raise ValueError(
+                f"fewest_ranks is {self.fewest_ranks}, more than ranks, which is {self.ranks}: give at most as many"
+            )
+        return self
 
 
 class Tracking(Parameters):

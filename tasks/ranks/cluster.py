@@ -30,6 +30,9 @@ PATIENT = {  # of both kinds of cluster
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+SHRINKING = {  # where fewer ranks are enough: those for whom there is no more room are not waited for as long
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+}
 OWN = {  # of our own
     "RAY_AUTH_MODE": "token",
     "RAY_worker_niceness": "0",  # of 15 ranks would wait for whatever else this machine does
@@ -58,7 +61,7 @@ def check_ranks(ranks: int) -> None:
 class Cluster:
     """A connection to the cluster of RAY_ADDRESS, else to one of this machine's own that has room for so many ranks."""
 
-    def __init__(self, ranks: int, *, gpus: int) -> None:
+    def __init__(self, ranks: int, *, gpus: int, shrinks: bool = False) -> None:
         self._ranks, self._gpus = ranks, gpus
         self._address = os.environ.get("RAY_ADDRESS")
         self._folder = Path(tempfile.mkdtemp(prefix="shardline-ray-"))  # short: Ray puts sockets into it
@@ -67,7 +70,7 @@ class Cluster:
             [sys.executable, "-I", str(WATCHDOG), str(self._folder)], stdin=subprocess.PIPE, start_new_session=True
         )
         self._before = dict(os.environ)
-        for name, value in PATIENT.items():
+        for name, value in (PATIENT | (SHRINKING if shrinks else {})).items():
             os.environ.setdefault(name, value)
         if not self._address:
             token = self._folder / "token"

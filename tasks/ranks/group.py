@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 GOES_ON = "another attempt, or the same command, goes on from the last checkpoint where there is one"
 POLL_SECONDS = 0.1
-STARTS_AGAIN = 3  # a group whose ranks are lost
+STARTS_AGAIN = 3  # a group whose ranks are lost; where it may shrink, so often for each of them
+RESIZING_SECONDS = 60.0  # after which a group that has fewer ranks than it may looks for room, and then begins again
 STOPPING_SECONDS = 10
 STARTING_SECONDS = 300  # that a group may take to start again, all its ranks being silent
 
@@ -124,7 +125,8 @@ class Group(Generic[R]):
         self._thread = threading.Thread(target=self._run, name="ranks", daemon=True)
 
     def __enter__(self) -> Self:
-        self._cluster = Cluster(self._given.ranks, gpus=self._given.ranks if self._on_gpus else 0)
+        given = self._given
+        self._cluster = Cluster(given.ranks, gpus=given.ranks if self._on_gpus else 0, shrinks=bool(given.fewest_ranks))
         self._thread.start()
         return self
 
@@ -150,11 +152,11 @@ class Group(Generic[R]):
         if news is None or not news.told:
             self._raise_end(news)
             self._thread.join(POLL_SECONDS)
-        return news or News(told=(), attempt=0, silent={}, times={}, ended={}, error=None)
+        return news or News(told=(), attempt=0, size=0, silent={}, times={}, ended={}, error=None)
 
     def await_end(self) -> News[R]:
         """Return what is known when every rank has ended."""
-        while len((news := self.take()).ended) < self._given.ranks:
+        while not (news := self.take()).is_over:
             pass
         return news
 
@@ -173,7 +175,9 @@ class Group(Generic[R]):
         if news.attempt > self._attempt:
             self._attempt = news.attempt
             get_run_logger().info(
-                "%d ranks have started%s", self._given.ranks, "" if news.attempt == 1 else f", attempt {news.attempt}"
+                "%s started%s",
+                "1 rank has" if news.size == 1 else f"{news.size} ranks have",
+                "" if news.attempt == 1 else f", attempt {news.attempt}",
             )
         return news
 
@@ -184,7 +188,7 @@ class Group(Generic[R]):
         if news and (silence := describe_silence(news, self._given.rank_timeout)):
             raise RankError(f"{silence}; {GOES_ON}")
         if self._error or not self._thread.is_alive():
-            if news and len(news.ended) == self._given.ranks:
+            if news and news.is_over:
                 return
             raise RankError(f"the ranks were lost: {_first_line(self._error)}; {GOES_ON}") from self._error
 
@@ -206,9 +210,11 @@ class Group(Generic[R]):
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         given = self._given
+        fewest = given.fewest_ranks or given.ranks
+        again = STARTS_AGAIN if fewest == given.ranks else STARTS_AGAIN * given.ranks
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox)
-        self._mailbox = mailbox = actor.remote(given.ranks, self._state)
+        self._mailbox = mailbox = actor.remote(self._state)
 
         class Introduction(ControllerCallback):  # type: ignore[misc]
             def after_controller_start(self, _: object) -> None:
@@ -222,7 +228,8 @@ class Group(Generic[R]):
                 timeout_s=2 * given.rank_timeout + STARTING_SECONDS,
             ),
             scaling_config=ScalingConfig(
-                num_workers=given.ranks,
+                num_workers=given.ranks if fewest == given.ranks else (fewest, given.ranks),
+                elastic_resize_monitor_interval_s=RESIZING_SECONDS,
                 use_gpu=self._on_gpus,
                 resources_per_worker={"CPU": 1, **({"GPU": 1} if self._on_gpus else {})},
                 placement_strategy="SPREAD",
@@ -231,7 +238,7 @@ class Group(Generic[R]):
                 name="ranks",
                 storage_path=self._cluster.storage,
                 callbacks=[Introduction()],
-                failure_config=FailureConfig(max_failures=STARTS_AGAIN, controller_failure_limit=STARTS_AGAIN),
+                failure_config=FailureConfig(max_failures=again, controller_failure_limit=again),
             ),
         ).fit()
 

@@ -28,6 +28,7 @@ class News(Generic[R]):
     """What has come in since it was last asked for, and how the ranks are.
 
     attempt: how often they have begun
+    size: how many they are in this attempt
     silent: for how many seconds nothing was heard of each rank since they began last
     ended: by rank, what those that have done their part hand in
     controller: the actor that starts the ranks, None before it is there
@@ -35,19 +36,25 @@ class News(Generic[R]):
 
     told: tuple[Any, ...]
     attempt: int
+    size: int
     silent: Mapping[int, float]
     times: Mapping[int, RankTimes]
     ended: Mapping[int, R]
     error: ShardlineError | None
     controller: Any = None
 
+    @property
+    def is_over(self) -> bool:
+        """Return whether every rank has done its part."""
+        return self.attempt > 0 and len(self.ended) == self.size
+
 
 @dataclass
 class Mailbox(Generic[R]):
-    """Keeps what `size` ranks tell until it is taken, and the state after it, from which they begin again."""
+    """Keeps what ranks tell until it is taken, and the state after it, from which they begin again."""
 
-    size: int
     state: Any
+    size: int = 0
     attempt: int = 0
     told: list[Told] = field(default_factory=list)
     heard: dict[int, float] = field(default_factory=dict)
@@ -60,10 +67,14 @@ class Mailbox(Generic[R]):
         """Take in which actor starts the ranks."""
         self.controller = controller
 
-    def begin(self) -> tuple[int, Any]:
-        """Return the number of this attempt and the state after all that was told, recorded or not; asked by rank 0."""
-        self.attempt += 1
-        self.heard = dict.fromkeys(range(self.size), time.monotonic())
+    def begin(self, size: int) -> tuple[int, Any]:
+        """Return the number of this attempt and the state after all that was told, recorded or not.
+
+        Asked by rank 0 of `size`, which may be other than before.
+        """
+        self.attempt, self.size = self.attempt + 1, size
+        self.heard = dict.fromkeys(range(size), time.monotonic())
+        self.times = {rank: times for rank, times in self.times.items() if rank < size}
         self.ended = {}
         return self.attempt, self.state
 
@@ -76,6 +87,8 @@ class Mailbox(Generic[R]):
 
     def beat(self, times: RankTimes) -> None:
         """Take in that a rank lives, and where its time went."""
+        if self.attempt and times.rank >= self.size:
+            return  # of a rank that is none any more
         self.heard[times.rank] = time.monotonic()
         self.times[times.rank] = times
 
@@ -96,6 +109,7 @@ class Mailbox(Generic[R]):
         return News(
             told=told,
             attempt=self.attempt,
+            size=self.size,
             silent={rank: now - heard for rank, heard in self.heard.items() if rank not in self.ended},
             times=dict(self.times),
             ended=dict(self.ended),

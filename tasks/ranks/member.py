@@ -71,7 +71,7 @@ class Member:
 
         answer: list[tuple[int, Any]] = [(0, None)]
         if self.rank == 0:
-            answer[0] = ray.get(self.mailbox.begin.remote())
+            answer[0] = ray.get(self.mailbox.begin.remote(torch.distributed.get_world_size()))
         torch.distributed.broadcast_object_list(answer)
         self.attempt, state = answer[0]
         return state

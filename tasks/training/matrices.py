@@ -74,7 +74,7 @@ def follow_ranks(job: SearchJob, progress: Progress, times: list[RankTimes]) -> 
             news = group.take()
             times[:] = [news.times[rank] for rank in sorted(news.times)]
             yield from news.told
-            if len(news.ended) == job.parameters.ranks:
+            if news.is_over:
                 return
 
 
