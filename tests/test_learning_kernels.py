@@ -1,6 +1,7 @@
 """Triton's kernels beside torch's own sums: in its interpreter where there is no CUDA device, and built for one."""
 
 import importlib.util
+import itertools
 import os
 import subprocess
 import sys
@@ -8,13 +9,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from tasks.errors import NonFiniteLossError
 from tasks.learning import kernels
+from tasks.learning.batches import Preparation
+from tasks.learning.features import Features
 from tasks.learning.kernels import sum_slices
+from tasks.learning.loop import Settings, Trainer, train
 from tasks.learning.loss import curve_along, differentiate
 from tasks.learning.reduction import ALONE, slice_rows
+from tasks.learning.residency import stay_resident
+from tasks.learning.scaling import Scaling
 
 ROOT = Path(__file__).parents[1]
+FEATURES = Features.choose(["y", *"abcdefgh"])
 SIZES = (1, 63, 64, 2048, 2049, 5000)  # rows of a batch: in one slice, and in several
 
 
@@ -112,6 +121,83 @@ def test_loss_gradient_and_curvature_are_those_of_torchs_closed_form(device, siz
         assert torch.allclose(ours, torchs, rtol=1e-12, atol=1e-13)
 
 
+STEPS = [
+    {"learning_rate": 0.1},
+    {"learning_rate": 0.1, "gradient_norm": 0.5, "l2": 0.2, "schedule": "linear"},
+    {"learning_rate": None, "l2": 0.2, "schedule": "cosine"},
+    {"learning_rate": None, "gradient_norm": 0.5, "seed": None},
+    {"learning_rate": None, "dtype": torch.float32},
+]
+
+
+def begin(device, usable, monkeypatch, rows=900, size=256, iterations=30, **given):
+    """A trainer that takes its steps by kernels, eight in a block, or by torch; its batches; how many rows."""
+    monkeypatch.setattr("tasks.learning.loop.MOST", 8)
+    monkeypatch.setattr(kernels, "are_usable", lambda x: usable)
+    usual = {"iterations": iterations, "learning_rate": None, "gradient_norm": 0.0, "seed": 3}
+    settings = Settings(**(usual | given))
+    generator = torch.Generator().manual_seed(1)
+    table = torch.randn(rows, 9, dtype=torch.float64, generator=generator) * 3
+    table[:, 0] += table[:, 1:].sum(dim=1)
+    trainer = Trainer(FEATURES, Scaling.none(8), settings, torch.device(device))
+    assert (trainer.steps is not None) == usable
+    preparation = Preparation(
+        features=FEATURES, scaling=Scaling.none(8), dtype=settings.dtype, device=torch.device(device)
+    )
+    stream = (table[torch.arange(at, at + size) % rows] for at in itertools.count(0, size))
+    return trainer, preparation.stream(stream), rows
+
+
+@pytest.mark.parametrize("given", STEPS)
+def test_steps_by_kernels_are_torchs(device, given, monkeypatch):
+    found = []
+    for usable in (False, True):
+        trainer, batches, _ = begin(device, usable, monkeypatch, iterations=6, **given)
+        curve = torch.tensor([each.mse for each in train(trainer, batches)])
+        found.append(torch.cat([curve, trainer.w.view(-1), trainer.b.view(-1)]).double())
+    rel = 1e-5 if given.get("dtype") else 1e-12
+    assert torch.allclose(found[0], found[1], rtol=rel, atol=rel)
+
+
+@pytest.mark.parametrize("given", STEPS[1:3])
+@pytest.mark.parametrize(("rows", "size"), [(900, 256), (1024, 256), (300, 1000)])
+def test_blocks_of_iterations_are_the_steps_one_by_one_to_the_last_bit(device, given, rows, size, monkeypatch):
+    one, batches, _ = begin(device, True, monkeypatch, rows, size, **given)
+    expected = [each.mse for each in train(one, batches)]
+    trainer, batches, _ = begin(device, True, monkeypatch, rows, size, **given)
+    seen: list[tuple[int, Tensor]] = []
+
+    def keep(trainer):
+        seen.append((trainer.iteration, trainer.state().tensors["w"]))
+
+    resident = stay_resident(batches, rows, 2**40)
+    told = list(train(trainer, resident, keep, lambda iteration: 10 - iteration % 10))
+    assert [each.iteration for each in told] == list(range(30))
+    assert [each.mse for each in told] == expected
+    assert {each.rows for each in told} == {size} and min(each.compute_seconds for each in told) > 0
+    passed = -(-rows // size)
+    ends = {*range(1, passed + 1), *range(passed, 10, 8), 10, 18, 20, 28, 30}
+    assert [at for at, _ in seen] == sorted(ends)
+    assert seen[-1][1].equal(one.w) and trainer.b.equal(one.b)
+
+
+def test_a_loss_that_is_not_finite_is_named_by_its_iteration_amid_a_block(device, monkeypatch):
+    trainer, batches, rows = begin(device, True, monkeypatch, learning_rate=1e30)
+    found: list[object] = []
+    with pytest.raises(NonFiniteLossError, match=r"of iteration (\d+) .* the step size 1e\+30 is too large") as caught:
+        found.extend(train(trainer, stay_resident(batches, rows, 2**40)))
+    assert f"iteration {len(found)} " in str(caught.value) and len(found) > 4
+
+
+def test_momentum_and_other_optimisers_take_torchs_steps(monkeypatch):
+    monkeypatch.setattr(kernels, "are_usable", lambda x: True)
+    for optimizer, options in (("SGD", {"momentum": 0.9}), ("Adam", {})):
+        settings = Settings(
+            iterations=1, learning_rate=0.1, gradient_norm=0.0, seed=0, optimizer=optimizer, options=options
+        )
+        assert Trainer(FEATURES, Scaling.none(8), settings, torch.device("cpu")).steps is None
+
+
 def test_on_the_cpu_torch_sums(monkeypatch):
     assert not kernels.are_usable(torch.zeros(1))
 
@@ -136,10 +222,25 @@ for number, features in (("fp64", 8), ("fp32", 11)):
         assert built.asm["cubin"]
         assert bool(re.search(r"rem\\.[su]64", built.asm["ptx"])) != wraps_once
         assert "st.local" not in built.asm["ptx"]
+
+for number, features in (("fp64", 8), ("fp32", 60)):
+    names = dict.fromkeys(("sums", "theta", "direction"), f"*{number}")
+    names |= dict.fromkeys(("settings", "losses", "inverse", "gradient", "step"), "*fp64")
+    names |= dict.fromkeys(("number", "slices", "size"), "i32")
+    sizes = dict(features=features, columns=triton.next_power_of_2(features + 2), block=kernels.SLICES)
+    for kernel, constants in (
+        (kernels._descend, sizes | dict(block_rows=kernels.ROWS, is_turned=False)),
+        (kernels._descend, sizes | dict(block_rows=kernels.ROWS, is_turned=True)),
+        (kernels._go_along, sizes),
+    ):
+        signature = {name: names.get(name, "constexpr") for name in kernel.arg_names}
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+        built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": kernels.WARPS})
+        assert built.asm["cubin"]
 """
 
 
-def test_the_kernel_builds_for_compute_capability_9(request):
+def test_the_kernels_build_for_compute_capability_9(request):
     require_triton(request.config)
     environment = os.environ | {"TRITON_INTERPRET": "0"}
     done = subprocess.run([sys.executable, "-c", BUILD], cwd=ROOT, env=environment, capture_output=True, text=True)

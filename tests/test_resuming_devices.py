@@ -1,5 +1,6 @@
 """The device that a stopped run goes on on, and one that gives no state any more; stand-ins take the place of a GPU."""
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,8 @@ from tasks.learning.loop import Settings, Trainer
 from tasks.learning.scaling import Scaling
 from tasks.training.gradient import Saver
 from tasks.training.start import find_device
+
+TRAIN = SimpleNamespace(etags={}, fingerprint="f")
 
 
 @pytest.mark.parametrize(
@@ -50,8 +53,7 @@ def test_a_device_that_gives_no_state_any_more_hides_nothing_of_what_stopped_the
 
     trainer = SimpleNamespace(iteration=0, is_whole=True, state=fail, device=torch.device("cuda"))
     given = SimpleNamespace(resume="never", checkpoint_every="1", seed=0, model_dump=lambda mode: {})
-    train = SimpleNamespace(etags={}, fingerprint="f")
-    job: Any = SimpleNamespace(run_id="run", parameters=given, data=SimpleNamespace(train=train))
+    job: Any = SimpleNamespace(run_id="run", parameters=given, data=SimpleNamespace(train=TRAIN))
     started: Any = SimpleNamespace(trainer=trainer, first_pass=None)
     checkpoints = Checkpoints(str(tmp_path / "kept"), "run")
 
@@ -64,3 +66,26 @@ def test_a_device_that_gives_no_state_any_more_hides_nothing_of_what_stopped_the
     with pytest.raises(ZeroDivisionError):
         stop()
     assert checkpoints.latest() is None
+
+
+@pytest.mark.parametrize(
+    ("every", "written", "due"), [("1", {1, 2, 3, 4}, 1), ("2", {1, 2, 4}, 1), ("50s", {1}, sys.maxsize)]
+)
+def test_states_that_wait_for_facts_that_come_late_are_all_written(every, written, due, tmp_path):
+    settings = Settings(iterations=9, learning_rate=0.01, gradient_norm=0, seed=0)
+    trainer = Trainer(Features.choose(["y", "a"]), Scaling.none(1), settings, torch.device("cpu"))
+    given = SimpleNamespace(resume="never", checkpoint_every=every, seed=0, model_dump=lambda mode: {})
+    job: Any = SimpleNamespace(run_id="run", parameters=given, data=SimpleNamespace(train=TRAIN))
+    started: Any = SimpleNamespace(trainer=trainer, first_pass=None)
+    checkpoints, seen = Checkpoints(str(tmp_path / "kept"), "run"), []
+    saver = Saver(checkpoints, job, started)
+    for iteration in range(4):  # all are launched before the first one's loss is known
+        trainer.iteration = iteration + 1
+        saver.keep(trainer)
+    for iteration in range(4):
+        saver.save(iteration)
+        kept = checkpoints.latest()
+        assert kept
+        seen.append(kept.iteration)
+    assert set(seen) == written
+    assert saver.due(49) == due

@@ -16,7 +16,7 @@ from torch import Tensor
 from tasks.learning.features import Features
 from tasks.learning.first_pass import FirstPass
 from tasks.learning.scaling import Scaling
-from tasks.learning.tables import ALIGNMENT
+from tasks.learning.tables import ALIGNMENT, Table
 
 
 def never() -> bool:
@@ -52,6 +52,7 @@ class Prepared:
 
     earlier_seconds: how many of the `wait_seconds` had passed before the batch was asked for
     next_is_ready: whether the batch after it can be had without waiting
+    table: what it is a part of, where that has all batches to come
     """
 
     x: Tensor
@@ -61,6 +62,7 @@ class Prepared:
     earlier_seconds: float = 0.0
     next_is_ready: bool = False
     copy: Copy | None = None
+    table: Table | None = None
 
     def await_copy(self) -> None:
         """Let what is launched on the GPU from here on wait for the copy; the CPU does not."""

@@ -8,6 +8,7 @@ beginning: nothing is copied together. Without Triton, or without a C compiler f
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -22,6 +23,8 @@ except ImportError:  # torch for CPUs comes without it
     triton = None
 
 BLOCK = 64  # rows that a program has in hand at a time
+SLICES = 32  # whose sums the program that adds them up has in hand at a time
+ROWS = 16  # of a matrix, that it has in hand at a time
 WARPS = 4
 
 if triton is not None:
@@ -72,6 +75,87 @@ if triton is not None:
         tl.store(to + column, tl.sum(along, axis=0), mask=used)
         tl.store(to + features, tl.sum(plain, axis=0))
         tl.store(to + features + 1, tl.sum(squared, axis=0))
+
+    @triton.jit(do_not_specialize=["number", "slices", "size"])  # type: ignore[untyped-decorator]
+    def _descend(  # type: ignore[no-untyped-def]
+        sums,
+        theta,
+        settings,
+        losses,
+        inverse,
+        gradient,
+        step,
+        direction,
+        number,
+        slices,
+        size,
+        features: tl.constexpr,
+        columns: tl.constexpr,
+        block: tl.constexpr,
+        block_rows: tl.constexpr,
+        is_turned: tl.constexpr,
+    ):
+        """Write the loss; move theta against the gradient, or, where it is to be turned, write what it becomes."""
+        column = tl.arange(0, columns)
+        own, weight = column <= features, column < features
+        total = tl.zeros((columns,), dtype=tl.float64)
+        for start in range(0, slices, block):
+            row = start + tl.arange(0, block)
+            mask = (row < slices)[:, None] & (column < features + 2)[None, :]
+            part = tl.load(sums + row[:, None] * (features + 2) + column[None, :], mask=mask, other=0.0)
+            total += tl.sum(part.to(tl.float64), axis=0)
+        tl.store(losses + number, tl.sum(tl.where(column == features + 1, total, 0.0), axis=0) / size)
+        now = tl.load(theta + column, mask=own, other=0.0)
+        down = tl.where(own, 2 * (total / size), 0.0).to(now.dtype)
+        most, l2 = tl.load(settings), tl.load(settings + 1)
+        down += tl.where(weight, now * (2 * l2).to(now.dtype), 0.0)
+        norm = tl.sqrt(tl.sum(down.to(tl.float64) * down, axis=0))
+        down = (down * tl.where(most > 0, tl.minimum(most / (norm + 1e-6), 1.0), 1.0)).to(now.dtype)
+        if is_turned:
+            wide = down.to(tl.float64)
+            tl.store(gradient + column, wide, mask=own)
+            for start in range(0, features + 1, block_rows):
+                row = start + tl.arange(0, block_rows)
+                mask = (row <= features)[:, None] & own[None, :]
+                part = tl.load(inverse + row[:, None] * (features + 1) + column[None, :], mask=mask, other=0.0)
+                turned = tl.sum(part * wide[None, :], axis=1)
+                tl.store(step + row, turned, mask=row <= features)
+                tl.store(direction + row, turned.to(now.dtype), mask=row <= features)
+        else:
+            rate = tl.load(settings + 2 + number)
+            tl.store(theta + column, (now - rate * down).to(now.dtype), mask=own)
+
+    @triton.jit(do_not_specialize=["number", "slices", "size"])  # type: ignore[untyped-decorator]
+    def _go_along(  # type: ignore[no-untyped-def]
+        sums,
+        theta,
+        settings,
+        gradient,
+        step,
+        direction,
+        number,
+        slices,
+        size,
+        features: tl.constexpr,
+        columns: tl.constexpr,
+        block: tl.constexpr,
+    ):
+        """Move theta by a step, as far along it as the loss falls; `sums` are those of predictions along it."""
+        column = tl.arange(0, columns)
+        own, weight = column <= features, column < features
+        squares = tl.zeros((block,), dtype=tl.float64)
+        for start in range(0, slices, block):
+            row = start + tl.arange(0, block)
+            part = tl.load(sums + row * (features + 2) + features + 1, mask=row < slices, other=0.0)
+            squares += part.to(tl.float64)
+        along = tl.load(direction + column, mask=weight, other=0.0).to(tl.float64)
+        l2, rate = tl.load(settings + 1), tl.load(settings + 2 + number)
+        curvature = 2 * (tl.sum(squares, axis=0) / size) + 2 * l2 * tl.sum(along * along, axis=0)
+        turned = tl.load(step + column, mask=own, other=0.0)
+        slope = tl.sum(tl.load(gradient + column, mask=own, other=0.0) * turned, axis=0)
+        share = tl.where(curvature > 0, tl.minimum(tl.maximum(slope / curvature, 0.0), 1.0), 0.0)
+        now = tl.load(theta + column, mask=own, other=0.0)
+        tl.store(theta + column, (now - rate * (turned * share).to(now.dtype)).to(now.dtype), mask=own)
 
 
 def are_usable(x: Tensor) -> bool:
@@ -127,3 +211,80 @@ def sum_slices(
             num_warps=WARPS,
         )
     return sums
+
+
+def send(to: Tensor, values: Sequence[float]) -> None:
+    """Write the first values of a table of one column, on a GPU behind what was launched, without waiting for that."""
+    made = torch.tensor(values, dtype=to.dtype, pin_memory=to.is_cuda)
+    to[: len(values)].copy_(made, non_blocking=True)
+
+
+class Steps:
+    """Steps of plain gradient descent by kernels: two launches each, four where gradients are turned; nothing waits.
+
+    theta: weights and bias, [features + 1], which are moved in place
+    settings: largest norm of a gradient (0: none), l2, and the step sizes of the next iterations, in float64
+    losses: the mean squared errors of as many iterations, before their steps, in float64
+    """
+
+    def __init__(self, theta: Tensor, gradient_norm: float, l2: float, most: int) -> None:
+        self.theta, self.most = theta, most
+        self.settings = torch.zeros(2 + most, dtype=torch.float64, device=theta.device)
+        send(self.settings, [gradient_norm, l2])
+        self.losses = torch.zeros(most, dtype=torch.float64, device=theta.device)
+        self._gradient, self._step = torch.zeros(2, len(theta), dtype=torch.float64, device=theta.device)
+        self._direction = torch.zeros_like(theta)
+
+    def choose_sizes(self, sizes: Sequence[float]) -> None:
+        """Say how far the next iterations are to go."""
+        send(self.settings[2:], sizes)
+
+    def take(self, number: int, sum_batch: Callable[[Tensor, bool], Tensor], size: int, inverse: Tensor | None) -> None:
+        """Take iteration `number` of those in hand.
+
+        sum_batch: returns the sums of the batch's slices for a theta, with or without its target, see `sum_slices`
+        size: its rows
+        inverse: what turns gradients, [features + 1, features + 1] in float64
+        """
+        features = len(self.theta) - 1
+        columns = triton.next_power_of_2(features + 2)
+        sums = sum_batch(self.theta, True)
+        with torch.cuda.device(self.theta.get_device()):
+            _descend[(1,)](
+                sums,
+                self.theta,
+                self.settings,
+                self.losses,
+                self._gradient if inverse is None else inverse,
+                self._gradient,
+                self._step,
+                self._direction,
+                number,
+                len(sums),
+                size,
+                features=features,
+                columns=columns,
+                block=SLICES,
+                block_rows=ROWS,
+                is_turned=inverse is not None,
+                num_warps=WARPS,
+            )
+        if inverse is None:
+            return
+        sums = sum_batch(self._direction, False)
+        with torch.cuda.device(self.theta.get_device()):
+            _go_along[(1,)](
+                sums,
+                self.theta,
+                self.settings,
+                self._gradient,
+                self._step,
+                self._direction,
+                number,
+                len(sums),
+                size,
+                features=features,
+                columns=columns,
+                block=SLICES,
+                num_warps=WARPS,
+            )

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from tasks.errors import NonFiniteLossError, TrainingError
+from tasks.errors import TrainingError
+from tasks.learning import kernels
 from tasks.learning.batches import Prepared
+from tasks.learning.blocks import MOST, Blocks
 from tasks.learning.checkpoints import Checkpoint
 from tasks.learning.conditioning import Preconditioner
 from tasks.learning.features import Features
 from tasks.learning.linear import LinearModel, initial_weights
 from tasks.learning.loss import differentiate
 from tasks.learning.optimizers import make_optimizer, share_of_step
-from tasks.learning.reduction import ALONE, Reduction, by_slice, count_rows
+from tasks.learning.overflows import explain
+from tasks.learning.reduction import ALONE, Reduction, count_rows, slice_rows
 from tasks.learning.scaling import Scaling
+from tasks.learning.tables import Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +92,16 @@ class Trainer:
         self.features, self.scaling = features, scaling
         self.settings, self.device = settings, device
         self.reduction = reduction
-        self.w, self.b = w.to(device), b.to(device)
+        theta = torch.cat([w, b]).view(-1).to(device)
+        self.w, self.b = theta[:-1].view(-1, 1), theta[-1:].view(1, 1)
         self.learning_rate = settings.learning_rate
         self.preconditioner: Preconditioner | None = None
         self.iteration = 0
         self.is_whole = True
         self._optimizer = make_optimizer([self.w, self.b], settings.optimizer, settings.learning_rate, settings.options)
+        self.steps: kernels.Steps | None = None
+        if settings.optimizer == "SGD" and not settings.options.get("momentum") and kernels.are_usable(theta):
+            self.steps = kernels.Steps(theta, settings.gradient_norm, settings.l2, MOST)
         if settings.optimizer != "SGD":
             self.learning_rate = self._optimizer.param_groups[0]["lr"]
 
@@ -104,6 +112,9 @@ class Trainer:
             # CPU and GPU synchronise here, once
             self.preconditioner = Preconditioner.of(batch.x, self.reduction, self.settings.l2)
             self.learning_rate = 1.0
+        share = share_of_step(self.settings.schedule, self.iteration, self.settings.iterations)
+        if self.steps:
+            return self._step_by_kernels(self.steps, batch, self.learning_rate * share)
         mse, self.w.grad, self.b.grad = differentiate(self.w, self.b, batch.x, batch.y, self.reduction)
         if self.settings.l2:
             self.w.grad.add_(self.w, alpha=2 * self.settings.l2)
@@ -111,13 +122,26 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_([self.w, self.b], self.settings.gradient_norm)
         if self.preconditioner:
             self.preconditioner.turn(self.w, self.b, batch.x, self.reduction, self.settings.l2)
-        share = share_of_step(self.settings.schedule, self.iteration, self.settings.iterations)
         self._optimizer.param_groups[0]["lr"] = self.learning_rate * share
         self.is_whole = False  # what stops the process in the next two lines leaves no state to go on from
         self._optimizer.step()
         self.iteration += 1
         self.is_whole = True
         return mse
+
+    def _step_by_kernels(self, steps: kernels.Steps, batch: Prepared, size: float) -> Tensor:
+        rows = count_rows(batch.x, self.reduction)
+
+        def sum_batch(theta: Tensor, with_target: bool) -> Tensor:
+            slices = kernels.sum_slices(theta, batch.x, batch.y if with_target else None, slice_rows(rows))
+            return self.reduction.gather(slices)
+
+        self.is_whole = False
+        steps.choose_sizes([size])
+        steps.take(0, sum_batch, rows, self.preconditioner.inverse if self.preconditioner else None)
+        self.iteration += 1
+        self.is_whole = True
+        return steps.losses[0].clone()
 
     def state(self) -> Checkpoint:
         """Copy all that the next iteration depends on, beside the batches; taken without waiting for a GPU."""
@@ -161,13 +185,18 @@ class Trainer:
 
 
 def train(
-    trainer: Trainer, batches: Iterable[Prepared], keep: Callable[[Trainer], None] | None = None
+    trainer: Trainer,
+    batches: Iterable[Prepared],
+    keep: Callable[[Trainer], None] | None = None,
+    due: Callable[[int], int] = lambda _: MOST,
 ) -> Generator[Iteration, None, None]:
     """Run the iterations that are left, yielding each one's facts when its loss is known.
 
     `keep` is called after each step with the trainer, whose state is then the one after that step. On a GPU facts come
-    an iteration late while the next batch is at hand, never while one is waited for. Raises NonFiniteLossError at the
-    first loss that is not a finite number, and TrainingError where the batches end before the iterations do.
+    an iteration late while the next batch is at hand, never while one is waited for; over rows that stay there, up to
+    MOST iterations are one, and none goes beyond where `due` says, of an iteration, after how many more `keep` is to
+    see one. Raises NonFiniteLossError at the first loss that is not a finite number, and TrainingError where the
+    batches end before the iterations do.
     """
     stream = iter(batches)
     late: Launched | None = None
@@ -178,6 +207,11 @@ def train(
             raise TrainingError(
                 f"the stream ended before iteration {trainer.iteration} of {trainer.settings.iterations}"
             )
+        if batch.table and trainer.steps and trainer.reduction is ALONE:
+            if late:
+                yield late.facts()
+            yield from _train_in_blocks(trainer, batch, batch.table, keep, due)
+            return
         launched = Launched(trainer, batch, began)
         if keep:
             keep(trainer)
@@ -190,66 +224,98 @@ def train(
         yield late.facts()
 
 
+def _train_in_blocks(
+    trainer: Trainer,
+    first: Prepared,
+    table: Table,
+    keep: Callable[[Trainer], None] | None,
+    due: Callable[[int], int],
+) -> Generator[Iteration, None, None]:
+    """Run the iterations that are left, over a table of their rows; a block's are told while the next one runs."""
+    blocks = Blocks(trainer, table, first.x.size(0))
+    late: LaunchedBlock | None = None
+    while (left := trainer.settings.iterations - trainer.iteration) > 0:
+        launched = LaunchedBlock(blocks, min(left, MOST, due(trainer.iteration)))
+        if keep:
+            keep(trainer)
+        if late:
+            yield from late.facts()
+        late = launched
+    if late:
+        yield from late.facts()
+
+
+class LaunchedBlock:
+    """Iterations that were started together, and whose losses are fetched together."""
+
+    def __init__(self, blocks: Blocks, count: int) -> None:
+        self.blocks, self.first = blocks, blocks.trainer.iteration
+        began = time.perf_counter()
+        self.fetched = Fetched(blocks.launch(count), blocks.trainer.device)
+        self.seconds = time.perf_counter() - began
+
+    def facts(self) -> Iterator[Iteration]:
+        """Yield what is known when all have ended; waits for that."""
+        asked = time.perf_counter()
+        losses: list[float] = self.fetched.wait().tolist()
+        seconds = (self.seconds + time.perf_counter() - asked) / len(losses)
+        trainer, table = self.blocks.trainer, self.blocks.table
+        for number, mse in enumerate(losses, self.first):
+            if not math.isfinite(mse):
+                x, y = table.take(number)
+                raise explain(mse, number, Prepared(x, y), trainer)
+            yield Iteration(
+                iteration=number,
+                mse=mse,
+                rows=self.blocks.size,
+                wait_seconds=0.0,
+                copy_seconds=0.0,
+                compute_seconds=seconds,
+            )
+
+
+class Fetched:
+    """Losses on their way from a GPU, behind the steps that make them; on the CPU they are there."""
+
+    def __init__(self, losses: Tensor, device: torch.device) -> None:
+        self._losses, self._event = losses, None
+        if device.type == "cuda":
+            self._losses = torch.empty(losses.shape, dtype=losses.dtype, pin_memory=True)
+            self._losses.copy_(losses, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record(torch.cuda.current_stream(device))  # the device's need not be the current one's
+
+    def wait(self) -> Tensor:
+        """Return them when they are there; CPU and GPU synchronise here, and the GPU may run the next step already."""
+        if self._event:
+            self._event.synchronize()
+        return self._losses
+
+
 class Launched:
     """An iteration whose step was started; on a GPU its loss may be fetched while the next one runs."""
 
     def __init__(self, trainer: Trainer, batch: Prepared, began: float) -> None:
         self.trainer, self.batch = trainer, batch
         self.iteration = trainer.iteration
-        self.fetched: torch.cuda.Event | None = None
         batch.await_copy()
-        self.loss = trainer.step(batch)
-        if trainer.device.type == "cuda":
-            self._fetch(torch.cuda.current_stream(trainer.device))
+        self.fetched = Fetched(trainer.step(batch), trainer.device)
         self.seconds = time.perf_counter() - began + batch.earlier_seconds
-
-    def _fetch(self, stream: torch.cuda.Stream) -> None:
-        """Send the loss on its way to the CPU, behind the step; the device's stream need not be the current one's."""
-        self.loss = torch.empty((), dtype=self.loss.dtype, pin_memory=True).copy_(self.loss, non_blocking=True)
-        self.fetched = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self.fetched.record(stream)
 
     def facts(self) -> Iteration:
         """Return what is known when the step has ended; waits for that."""
         batch, asked = self.batch, time.perf_counter()
-        if self.fetched:
-            self.fetched.synchronize()  # CPU and GPU synchronise here: the GPU may run the next step already
-        mse = self.loss.item()
+        mse = self.fetched.wait().item()
+        if not math.isfinite(mse):
+            raise explain(mse, self.iteration, batch, self.trainer)
         waited = time.perf_counter() - asked
         copying = batch.copy_seconds + (min(waited, batch.copy.seconds()) if batch.copy else 0.0)
         computing = self.seconds + waited - batch.wait_seconds - copying
         return Iteration(
             iteration=self.iteration,
-            mse=_finite(mse, self.iteration, batch, self.trainer),
+            mse=mse,
             rows=count_rows(batch.x, self.trainer.reduction),
             wait_seconds=batch.wait_seconds,
             copy_seconds=copying,
             compute_seconds=computing,
         )
-
-
-def _finite(mse: float, iteration: int, batch: Prepared, trainer: Trainer) -> float:
-    """Return the loss; raise NonFiniteLossError, on every rank alike, where it is none."""
-    if math.isfinite(mse):
-        return mse
-    rows = count_rows(batch.x, trainer.reduction)
-    first, place = iteration * rows, f"the mean squared error of iteration {iteration}"
-    columns = (*trainer.features.names, trainer.features.target)
-    largest = by_slice(_find_largest, batch.x, batch.y, reduction=trainer.reduction).amax(dim=0)
-    value, at = largest.max(dim=0)
-    overflows = float(value) > math.sqrt(torch.finfo(batch.x.dtype).max / rows)
-    raise NonFiniteLossError(
-        f"{place} (rows {first} to {first + rows - 1} of the endless stream) is {mse}: "
-        + (
-            f"column {columns[int(at)]!r} reaches {float(value):g} there, whose squares do not fit this dtype; divide "
-            "it by a power of ten, or leave it out"
-            if overflows
-            else f"the step size {trainer.learning_rate:g} is too large for these features; try a smaller "
-            "learning_rate, standardise=true, or a gradient_norm"
-        )
-    )
-
-
-def _find_largest(x: Tensor, y: Tensor) -> Tensor:
-    """Return the largest magnitude in each column of slices: [slices, features + 1]."""
-    return torch.cat([x.abs().amax(dim=1), y.abs().amax(dim=1)], dim=1)

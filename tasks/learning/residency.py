@@ -54,7 +54,7 @@ def stay_resident(
     while True:
         began = time.perf_counter()
         x, y = table.take(iteration)
-        yield Prepared(x, y, copy_seconds=time.perf_counter() - began, next_is_ready=True)
+        yield Prepared(x, y, copy_seconds=time.perf_counter() - began, next_is_ready=True, table=table)
         iteration += 1
 
 

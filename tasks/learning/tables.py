@@ -31,6 +31,7 @@ class Table:
     first: what a batch consists of, [rows, columns] each, on one device
     pinned: whether it is page-locked memory of the host
     rows: of this table
+    parts: its memory, [rows, columns] each
     """
 
     def __init__(self, first: Sequence[Tensor], rows: int, batch_rows: int, *, pinned: bool = False) -> None:
@@ -40,6 +41,7 @@ class Table:
         self._apart = self._size <= self._between
         self.rows = rows // self._between * self._size if self._apart else rows
         self._streamed = 0
+        self.parts: list[Tensor] = []
 
     @property
     def bytes(self) -> int:
@@ -50,7 +52,7 @@ class Table:
     def allocate(self) -> bool:
         """Take the memory, and return whether it was to be had; where it was not, a warning says so."""
         try:
-            self._parts = [
+            self.parts = [
                 torch.empty(self.rows, part.shape[1], dtype=part.dtype, device=part.device, pin_memory=self._pinned)
                 for part in self._like
             ]
@@ -73,17 +75,18 @@ class Table:
     def keep(self, iteration: int, batch: Sequence[Tensor]) -> None:
         """Put a batch in; iterations count from the first one that was streamed."""
         self._streamed = iteration + 1
-        start = self._start_of(iteration)
-        for part, values in zip(self._parts, batch, strict=True):
+        start = self.start_of(iteration)
+        for part, values in zip(self.parts, batch, strict=True):
             _put(part, start, values)
         _put(self._seen, start, torch.ones(self._size, 1, dtype=torch.bool))
 
     def take(self, iteration: int) -> list[Tensor]:
         """Return a batch; what is not for a copy to another device begins at a multiple of ALIGNMENT."""
-        start = self._start_of(iteration)
-        return [_wrapped(part, start, self._size, aligned=not self._pinned) for part in self._parts]
+        start = self.start_of(iteration)
+        return [_wrapped(part, start, self._size, aligned=not self._pinned) for part in self.parts]
 
-    def _start_of(self, iteration: int) -> int:
+    def start_of(self, iteration: int) -> int:
+        """Return the row at which a batch begins."""
         at = iteration * self._batch_rows % self._of
         return at // self._between * self._size if self._apart else at
 

@@ -7,7 +7,9 @@ Where the loop starts is in `tasks.training.start`; which run is gone on with, a
 from __future__ import annotations
 
 import itertools
+import sys
 import time
+from collections import deque
 from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -80,7 +82,7 @@ def start_loop(job: TrainingJob, started: Started, saver: Saver) -> Generator[It
 
     if job.parameters.ranks > 1:
         return follow_ranks(job, started, saver.keep)
-    return train(started.trainer, started.batches, saver.keep)
+    return train(started.trainer, started.batches, saver.keep, saver.due)
 
 
 def conclude(started: Started, series: Mapping[str, Mapping[int, float]], run_id: str, seconds: float) -> Fit:
@@ -151,11 +153,12 @@ class Saver:
             if job.parameters.resume == "never"
             else "The same command goes on from there."
         )
-        self.every = job.parameters.checkpoint_every
+        every = job.parameters.checkpoint_every
+        self.every, self.in_seconds = int(every.removesuffix("s")), every.endswith("s")
         self.started, self.trainer = started, started.trainer
         self.began = started.trainer.iteration
         self.told: int | None = None
-        self.kept: Checkpoint | None = None
+        self.kept: deque[Checkpoint] = deque()  # of iterations that are not in the record yet
         self.kept_at = 0.0
         self.warned = False
         self.written = 0
@@ -177,17 +180,24 @@ class Saver:
 
     def keep(self, trainer: Trainer) -> None:
         """Copy the state after a step where it is time to: after the first one, always."""
-        number, unit = int(self.every.removesuffix("s")), self.every[-1:]
         since = time.monotonic() - self.kept_at
-        if not self.kept_at or self.stop.asked or (since >= number if unit == "s" else trainer.iteration % number == 0):
-            self.kept, self.kept_at = copy_state(self.started), time.monotonic()
+        is_time = since >= self.every if self.in_seconds else trainer.iteration % self.every == 0
+        if not self.kept_at or self.stop.asked or is_time:
+            self.kept.append(copy_state(self.started))
+            self.kept_at = time.monotonic()
+
+    def due(self, iteration: int) -> int:
+        """Return after how many more iterations `keep` is to see the state, where it does not go by the clock."""
+        return sys.maxsize if self.in_seconds else self.every - iteration % self.every
 
     def save(self, iteration: int) -> None:
-        """Write the state that was kept after an iteration, if any; the iteration is in the record now."""
+        """Write the last state that was kept up to an iteration, if any; the iteration is in the record now."""
         self.told = iteration + 1
-        if self.kept and self.kept.iteration <= self.told:
-            self._write(self.kept)
-            self.kept = None
+        state = None
+        while self.kept and self.kept[0].iteration <= self.told:
+            state = self.kept.popleft()
+        if state:
+            self._write(state)
         if self.stop.asked and (self.has_recorded_all() or self.written == self.told or self.warned):
             self.stop.obey()
 
