@@ -1,5 +1,6 @@
 """Flows over ranks as processes, the ranks of a process, and clusters of several nodes on this machine."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -35,8 +36,14 @@ def ranks_of(process):
 
 
 def kill_tree(process):
-    for each in (*process.children(recursive=True), process):
-        each.kill()
+    kill_kin(process)
+    process.kill()
+
+
+def kill_kin(process):
+    for each in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
 
 
 def name(process):

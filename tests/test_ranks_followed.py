@@ -16,6 +16,7 @@ from tasks.data import set_aside
 from tasks.facts import RankTimes, SearchJob, TrainingData, TrainingJob
 from tasks.learning.loop import train
 from tasks.parameters import SearchParameters, TrainingParameters
+from tasks.ranks.cluster import SHRINKING
 from tasks.ranks.parts import Tally
 from tasks.sources import resolve_sources
 from tasks.streaming import locate
@@ -61,8 +62,8 @@ def train_alone(job):
 def joined(monkeypatch, *cpus):
     """A cluster of so many nodes, which this process's ranks run on."""
     with start_cluster(*cpus) as (nodes, variables), disable_run_logger():
-        for variable, value in variables.items():
-            monkeypatch.setenv(variable, value)
+        for variable in variables.keys() - SHRINKING.keys():
+            monkeypatch.setenv(variable, variables[variable])
         yield nodes
 
 

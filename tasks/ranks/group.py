@@ -6,7 +6,9 @@ goes on from the state after all that was told, and Ray keeps none.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -14,6 +16,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self
 
+import psutil
 from prefect.logging import get_run_logger
 
 from tasks.errors import RankError
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from tasks.streaming import ObjectStorageDataset
 
 GOES_ON = "another attempt, or the same command, goes on from the last checkpoint where there is one"
+CONTROLLER = "TrainController"  # in the name of Ray Train's process that starts the ranks
 POLL_SECONDS = 0.1
 STARTS_AGAIN = 3  # a group whose ranks are lost; where it may shrink, so often for each of them
 RESIZING_SECONDS = 60.0  # after which a group that has fewer ranks than it may looks for room, and then begins again
@@ -119,7 +123,7 @@ class Group(Generic[R]):
         self._given, self._work, self._state, self._on_gpus = given, work, state, on_gpus
         self._error: BaseException | None = None
         self._mailbox: Any = None
-        self._controller: Any = None
+        self._controller: int | None = None
         self._fitted, self._left = threading.Event(), threading.Event()
         self._attempt = 0
         self._thread = threading.Thread(target=self._run, name="ranks", daemon=True)
@@ -138,12 +142,16 @@ class Group(Generic[R]):
         self._left.set()
 
     def _stop(self) -> None:
-        """End the ranks, and the wait for them: one that outlived the connection would keep a core busy for ever."""
-        import ray
+        """End the ranks, and the wait for them: if the connection ended first, it would take a core, or the process.
 
+        Ray's own ways of ending an actor need its head, which may be what was lost.
+        """
         if self._controller is None:
             return
-        ray.kill(self._controller)
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(self._controller)
+            if CONTROLLER in process.cmdline()[0]:
+                process.kill()
         self._fitted.wait(STOPPING_SECONDS)
 
     def take(self) -> News[R]:
@@ -169,7 +177,6 @@ class Group(Generic[R]):
         try:
             news: News[R] = ray.get(self._mailbox.take.remote(), timeout=self._given.rank_timeout)
         except ray.exceptions.RayError as error:
-            self._controller = None
             raise RankError(f"the Ray cluster is lost ({_first_line(error)}); {GOES_ON}") from error
         self._controller = news.controller
         if news.attempt > self._attempt:
@@ -218,7 +225,7 @@ class Group(Generic[R]):
 
         class Introduction(ControllerCallback):  # type: ignore[misc]
             def after_controller_start(self, _: object) -> None:
-                ray.get(mailbox.know.remote(ray.get_runtime_context().current_actor))
+                ray.get(mailbox.know.remote(os.getpid()))
 
         TorchTrainer(
             be_rank,

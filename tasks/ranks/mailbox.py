@@ -31,7 +31,7 @@ class News(Generic[R]):
     size: how many they are in this attempt
     silent: for how many seconds nothing was heard of each rank since they began last
     ended: by rank, what those that have done their part hand in
-    controller: the actor that starts the ranks, None before it is there
+    controller: the process that starts the ranks, on the driver's machine; None before it is there
     """
 
     told: tuple[Any, ...]
@@ -41,7 +41,7 @@ class News(Generic[R]):
     times: Mapping[int, RankTimes]
     ended: Mapping[int, R]
     error: ShardlineError | None
-    controller: Any = None
+    controller: int | None = None
 
     @property
     def is_over(self) -> bool:
@@ -61,10 +61,10 @@ class Mailbox(Generic[R]):
     times: dict[int, RankTimes] = field(default_factory=dict)
     ended: dict[int, R] = field(default_factory=dict)
     error: ShardlineError | None = None
-    controller: Any = None
+    controller: int | None = None
 
-    def know(self, controller: Any) -> None:
-        """Take in which actor starts the ranks."""
+    def know(self, controller: int) -> None:
+        """Take in which process starts the ranks."""
         self.controller = controller
 
     def begin(self, size: int) -> tuple[int, Any]:
