@@ -1,16 +1,17 @@
 """What ranks tell whoever started them: nothing lost, nothing twice, and who is silent is named."""
 
 import importlib.util
+import socket
 
 import pytest
 import torch
 from pydantic import ValidationError
 
-from tasks.errors import ConfigurationError, NonFiniteLossError
+from tasks.errors import ConfigurationError, NonFiniteLossError, RankError
 from tasks.facts import RankTimes
 from tasks.learning.checkpoints import Checkpoint
 from tasks.parameters import TrainingParameters
-from tasks.ranks.cluster import check_ranks
+from tasks.ranks.cluster import check_ranks, require_head
 from tasks.ranks.group import STARTING_SECONDS, describe_silence
 from tasks.ranks.mailbox import Mailbox, News
 from tasks.ranks.passing import Reading
@@ -131,3 +132,12 @@ def test_ranks_without_ray_or_by_its_client_are_refused_before_anything_is_start
     ):
         check_ranks(2)
     check_ranks(1)
+
+
+def test_a_cluster_that_is_not_there_is_named_at_once():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = "{}:{}".format(*server.getsockname())
+        require_head(address)
+    with pytest.raises(RankError, match=f"no Ray cluster answers at {address} .Connection refused.: start it, or"):
+        require_head(address)
+    require_head("auto")

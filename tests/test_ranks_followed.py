@@ -67,7 +67,6 @@ def joined(monkeypatch, *cpus):
         yield nodes
 
 
-@pytest.mark.long  # 45 s where nothing runs beside it, minutes where something does
 def test_a_rank_that_is_killed_is_started_again_and_the_curve_is_that_of_one_process(shards, monkeypatch):
     """On a cluster of two nodes with room for one rank each."""
     alone, expected = train_alone(make_job(shards))

@@ -16,7 +16,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from tasks.errors import ConfigurationError
+from tasks.errors import ConfigurationError, RankError
 
 PATIENT = {  # of both kinds of cluster
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # or ranks would look for the cache, and for relative paths, elsewhere
@@ -39,6 +39,7 @@ OWN = {  # of our own
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # or 127.0.0.1 is replaced by the address that others reach
 }
 STORE_BYTES = 80 * 2**20  # Ray takes no less; batches never pass through it
+HEAD_SECONDS = 10  # that a cluster's head may take to answer; Ray itself tries for minutes
 WATCHDOG = Path(__file__).with_name("watching.py")
 
 
@@ -88,6 +89,7 @@ class Cluster:
 
         logging.getLogger("ray").setLevel(logging.ERROR)  # that it sets no handlers outside the main thread is wanted
         if self._address:
+            require_head(self._address)
             ray.init(address=self._address, log_to_driver=False, configure_logging=False)
             return
         ray.init(
@@ -116,6 +118,19 @@ class Cluster:
                 os.environ.pop(name, None)
                 if name in self._before:
                     os.environ[name] = self._before[name]
+
+
+def require_head(address: str) -> None:
+    """Raise RankError where nobody answers at host:port; what `auto` leads to is Ray's to find, or to refuse."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), HEAD_SECONDS).close()
+    except OSError as error:
+        raise RankError(
+            f"no Ray cluster answers at {address} ({error.strerror or error}): start it, or correct RAY_ADDRESS"
+        ) from error
 
 
 @cache

@@ -33,6 +33,7 @@ from tasks.devices.measurement import measure as measure_jobs
 from tasks.devices.planning import PLANS, plan_jobs
 from tasks.devices.wording import write_figures, write_unit
 from tasks.learning.batches import Preparation, Prepared, pin_pages
+from tasks.learning.blocks import MOST
 from tasks.learning.features import Features
 from tasks.learning.loop import Settings, Trainer, train
 from tasks.learning.residency import stay_resident
@@ -144,12 +145,12 @@ def _measure_memory(setting: Setting, rates: dict[str, float]) -> Iterator[Besid
 def _time_loop(
     setting: Setting, kept: Callable[[Iterator[Prepared]], Iterator[Prepared]], batches: Iterable[Tensor]
 ) -> float:
-    """Return the median seconds of an iteration over rounds of them, after two passes."""
+    """Return the median seconds of an iteration over rounds of whole blocks, after two passes and two blocks."""
     trainer, preparation = _start(setting, FEATURES, Scaling.none(len(FEATURES.names)))
     loop = train(trainer, kept(preparation.stream(iter(batches), is_ready=lambda: True)))
-    for _ in range(2 * setting.batches):
+    for _ in range(2 * setting.batches + 2 * MOST):  # the second block is captured
         next(loop)
-    count = max(1, setting.iterations // ROUNDS)
+    count = -(-setting.iterations // (ROUNDS * MOST)) * MOST
     rounds = []
     for _ in range(ROUNDS):
         began = time.perf_counter()
