@@ -198,6 +198,19 @@ def test_momentum_and_other_optimisers_take_torchs_steps(monkeypatch):
         assert Trainer(FEATURES, Scaling.none(8), settings, torch.device("cpu")).steps is None
 
 
+def test_all_that_a_training_launches_is_tried_out_before_it_is_relied_on(device, monkeypatch):
+    tried: list[bool] = []
+    take = kernels.Steps.take
+
+    def note(*given):
+        tried.append(given[-1] is None)
+        take(*given)
+
+    monkeypatch.setattr(kernels.Steps, "take", note)
+    kernels.try_out(torch.device(device))
+    assert tried == [True, False]
+
+
 def test_on_the_cpu_torch_sums(monkeypatch):
     assert not kernels.are_usable(torch.zeros(1))
 

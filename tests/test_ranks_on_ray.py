@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 
 from deployments.generator import write_data
 from deployments.processes import wait_until
+from tasks.ranks.cluster import OWN
 from tasks.tracking.nested import NUMBER
 from tests.rays import ROOT, finish, kill_kin, kill_tree, name, ranks_of, read_until, start_cluster, stop
 from tests.shards import write_shards
@@ -255,13 +256,25 @@ def test_a_cluster_that_is_lost_is_named_and_the_same_command_goes_on_without_it
     assert_is_as_alone(place, "lost cluster", alone)
 
 
-WITHOUT_TOKEN = """
+JOIN = """
 import sys, ray
-try:
-    ray.init(address=sys.argv[1], log_to_driver=False)
-except Exception as error:
-    print(type(error).__name__, error)
+ray.init(address=sys.argv[1], log_to_driver=False)
+print("joined", flush=True)
 """
+
+
+def can_join(address, **variables):
+    """Whether a process of its own gets into a cluster."""
+    others = {name: value for name, value in OWN.items() if name != "RAY_AUTH_MODE"}
+    environment = {**os.environ, **others, "RAY_gcs_server_port_wait_time_s": "2", **variables}
+    command = [sys.executable, "-c", JOIN, address]
+    process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        return "joined" in process.communicate(timeout=60)[0]
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        process.kill()
 
 
 @pytest.mark.long
@@ -273,19 +286,22 @@ def test_a_cluster_of_our_own_is_on_loopback_asks_for_a_token_and_is_told_no_sec
         try:
             read_until(process, "Iteration: 000")
             kin = psutil.Process(process.pid).children(recursive=True)
-            open_to = {
-                at.laddr.ip for each in kin for at in each.net_connections("inet") if at.status == psutil.CONN_LISTEN
-            }
-            address = next(found[1] for each in kin if (found := re.search(r"--gcs-address=(\S+)", name(each))))
-            stranger = subprocess.run(
-                [sys.executable, "-c", WITHOUT_TOKEN, address], capture_output=True, text=True, timeout=200
-            )
+            listening = [
+                (at.laddr.ip, name(each))
+                for each in kin
+                for at in each.net_connections("inet")
+                if at.status == psutil.CONN_LISTEN
+            ]
             arguments = [name(each) for each in kin]
+            address = next(found[1] for text in arguments if (found := re.search(r"--gcs-address=(\S+)", text)))
+            (token,) = Path(folder).glob("shardline-ray-*/token")
+            joined = can_join(address), can_join(address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
             files = {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
         finally:
             stop(process, signal.SIGTERM)
-    assert open_to == {"127.0.0.1"}
-    assert "oken" in stranger.stdout, stranger
+    elsewhere = [each for at, each in listening if at not in ("127.0.0.1", "::ffff:127.0.0.1")]
+    assert len(listening) > 5 and len(elsewhere) == 1 and "RayTrainWorker" in elsewhere[0]  # torch's meeting point
+    assert joined == (False, True)
     assert any("raylet" in each for each in arguments) and any("shardline-ray" in str(path) for path in files)
     assert [each for each in arguments if secret.decode() in each] == []
     assert [path for path, content in files.items() if secret in content] == []

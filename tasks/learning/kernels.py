@@ -168,13 +168,20 @@ def can_build() -> bool:
     """Return whether a kernel can be built and run; where Triton is there and cannot, a warning says why, once."""
     if triton is None:
         return False
-    one = torch.zeros(1, 1, dtype=torch.float64, device="cuda")
     try:
-        sum_slices(torch.zeros(2, dtype=torch.float64, device="cuda"), one, one, 1)
+        try_out(torch.device("cuda"))
     except Exception as error:  # Triton's errors have no class in common, and a compiler may be missing
         logger.warning("Triton cannot build kernels here, and torch takes a batch's sums, slower: %s", error)
         return False
     return True
+
+
+def try_out(device: torch.device) -> None:
+    """Take a step of each kind over one row there; raises what Triton raises where it cannot."""
+    one, two = (torch.eye(size, dtype=torch.float64, device=device) for size in (1, 2))
+    steps = Steps(torch.zeros_like(two[0]), gradient_norm=0.0, l2=0.0, most=1)
+    for inverse in (None, two):
+        steps.take(0, lambda theta, with_target: sum_slices(theta, one, one if with_target else None, 1), 1, inverse)
 
 
 def sum_slices(
