@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from tasks.learning import kernels
-from tasks.learning.optimizers import share_of_step
 from tasks.learning.reduction import slice_rows
 
 if TYPE_CHECKING:
@@ -38,12 +37,10 @@ class Blocks:
 
     def launch(self, count: int) -> Tensor:
         """Launch so many iterations; return their losses, [count], perhaps not computed yet."""
-        trainer, settings = self.trainer, self.trainer.settings
-        assert trainer.learning_rate is not None
+        trainer = self.trainer
         numbers = range(trainer.iteration, trainer.iteration + count)
-        shares = [share_of_step(settings.schedule, number, settings.iterations) for number in numbers]
         trainer.is_whole = False
-        self.steps.choose_sizes([trainer.learning_rate * share for share in shares])
+        self.steps.choose_sizes([trainer.size_of_step(number) for number in numbers])
         kernels.send(self._firsts, [self.table.start_of(number) for number in numbers])
         if trainer.device.type == "cuda" and count in self._launched:
             self._replay(count)
@@ -55,11 +52,8 @@ class Blocks:
         return self.steps.losses[:count].clone()
 
     def _take(self, count: int) -> None:
-        preconditioner = self.trainer.preconditioner
         for number in range(count):
-            self.steps.take(
-                number, partial(self._sum, number), self.size, preconditioner.inverse if preconditioner else None
-            )
+            self.steps.take(number, partial(self._sum, number), self.size, self.trainer.inverse)
 
     def _sum(self, number: int, theta: Tensor, with_target: bool) -> Tensor:
         x, y = self.table.parts

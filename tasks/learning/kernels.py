@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -235,7 +236,7 @@ class Steps:
     """
 
     def __init__(self, theta: Tensor, gradient_norm: float, l2: float, most: int) -> None:
-        self.theta, self.most = theta, most
+        self.theta = theta
         self.settings = torch.zeros(2 + most, dtype=torch.float64, device=theta.device)
         send(self.settings, [gradient_norm, l2])
         self.losses = torch.zeros(most, dtype=torch.float64, device=theta.device)
@@ -253,45 +254,35 @@ class Steps:
         size: its rows
         inverse: what turns gradients, [features + 1, features + 1] in float64
         """
-        features = len(self.theta) - 1
-        columns = triton.next_power_of_2(features + 2)
-        sums = sum_batch(self.theta, True)
-        with torch.cuda.device(self.theta.get_device()):
-            _descend[(1,)](
+        self._launch(
+            _descend,
+            sum_batch(self.theta, True),
+            (self.losses, self._gradient if inverse is None else inverse, self._gradient, self._step, self._direction),
+            (number, size),
+            block_rows=ROWS,
+            is_turned=inverse is not None,
+        )
+        if inverse is not None:
+            sums = sum_batch(self._direction, False)
+            self._launch(_go_along, sums, (self._gradient, self._step, self._direction), (number, size))
+
+    def _launch(
+        self, kernel: Any, sums: Tensor, tensors: Sequence[Tensor], numbers: tuple[int, int], **constants: int
+    ) -> None:
+        """Launch a kernel that adds up slices' sums in one program, and has these parameters behind those of all."""
+        features, (number, size) = len(self.theta) - 1, numbers
+        with torch.cuda.device(self.theta.get_device()):  # as in `sum_slices`
+            kernel[(1,)](
                 sums,
                 self.theta,
                 self.settings,
-                self.losses,
-                self._gradient if inverse is None else inverse,
-                self._gradient,
-                self._step,
-                self._direction,
+                *tensors,
                 number,
                 len(sums),
                 size,
                 features=features,
-                columns=columns,
-                block=SLICES,
-                block_rows=ROWS,
-                is_turned=inverse is not None,
-                num_warps=WARPS,
-            )
-        if inverse is None:
-            return
-        sums = sum_batch(self._direction, False)
-        with torch.cuda.device(self.theta.get_device()):
-            _go_along[(1,)](
-                sums,
-                self.theta,
-                self.settings,
-                self._gradient,
-                self._step,
-                self._direction,
-                number,
-                len(sums),
-                size,
-                features=features,
-                columns=columns,
+                columns=triton.next_power_of_2(features + 2),
                 block=SLICES,
                 num_warps=WARPS,
+                **constants,
             )

@@ -22,10 +22,10 @@ from tasks.learning.checkpoints import Checkpoint
 from tasks.learning.conditioning import Preconditioner
 from tasks.learning.features import Features
 from tasks.learning.linear import LinearModel, initial_weights
-from tasks.learning.loss import differentiate
+from tasks.learning.loss import differentiate, gather_slices
 from tasks.learning.optimizers import make_optimizer, share_of_step
 from tasks.learning.overflows import explain
-from tasks.learning.reduction import ALONE, Reduction, count_rows, slice_rows
+from tasks.learning.reduction import ALONE, Reduction, count_rows
 from tasks.learning.scaling import Scaling
 from tasks.learning.tables import Table
 
@@ -112,9 +112,8 @@ class Trainer:
             # CPU and GPU synchronise here, once
             self.preconditioner = Preconditioner.of(batch.x, self.reduction, self.settings.l2)
             self.learning_rate = 1.0
-        share = share_of_step(self.settings.schedule, self.iteration, self.settings.iterations)
         if self.steps:
-            return self._step_by_kernels(self.steps, batch, self.learning_rate * share)
+            return self._step_by_kernels(self.steps, batch)
         mse, self.w.grad, self.b.grad = differentiate(self.w, self.b, batch.x, batch.y, self.reduction)
         if self.settings.l2:
             self.w.grad.add_(self.w, alpha=2 * self.settings.l2)
@@ -122,26 +121,33 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_([self.w, self.b], self.settings.gradient_norm)
         if self.preconditioner:
             self.preconditioner.turn(self.w, self.b, batch.x, self.reduction, self.settings.l2)
-        self._optimizer.param_groups[0]["lr"] = self.learning_rate * share
+        self._optimizer.param_groups[0]["lr"] = self.size_of_step(self.iteration)
         self.is_whole = False  # what stops the process in the next two lines leaves no state to go on from
         self._optimizer.step()
         self.iteration += 1
         self.is_whole = True
         return mse
 
-    def _step_by_kernels(self, steps: kernels.Steps, batch: Prepared, size: float) -> Tensor:
-        rows = count_rows(batch.x, self.reduction)
-
+    def _step_by_kernels(self, steps: kernels.Steps, batch: Prepared) -> Tensor:
         def sum_batch(theta: Tensor, with_target: bool) -> Tensor:
-            slices = kernels.sum_slices(theta, batch.x, batch.y if with_target else None, slice_rows(rows))
-            return self.reduction.gather(slices)
+            return gather_slices(theta, batch.x, batch.y if with_target else None, self.reduction)
 
         self.is_whole = False
-        steps.choose_sizes([size])
-        steps.take(0, sum_batch, rows, self.preconditioner.inverse if self.preconditioner else None)
+        steps.choose_sizes([self.size_of_step(self.iteration)])
+        steps.take(0, sum_batch, count_rows(batch.x, self.reduction), self.inverse)
         self.iteration += 1
         self.is_whole = True
         return steps.losses[0].clone()
+
+    def size_of_step(self, iteration: int) -> float:
+        """Return how far along the gradient an iteration goes, once the learning rate is known."""
+        assert self.learning_rate is not None
+        return self.learning_rate * share_of_step(self.settings.schedule, iteration, self.settings.iterations)
+
+    @property
+    def inverse(self) -> Tensor | None:
+        """What turns gradients into steps, where they are preconditioned."""
+        return self.preconditioner.inverse if self.preconditioner else None
 
     def state(self) -> Checkpoint:
         """Copy all that the next iteration depends on, beside the batches; taken without waiting for a GPU."""

@@ -35,8 +35,12 @@ def _sum_errors(w: Tensor, b: Tensor, x: Tensor, y: Tensor, reduction: Reduction
 
 def _add_up_by_kernel(w: Tensor, b: Tensor, x: Tensor, y: Tensor | None, reduction: Reduction) -> Tensor:
     """Return the same from one read of x and y; without y, of predictions instead of errors."""
-    slices = kernels.sum_slices(torch.cat([w, b]).view(-1), x, y, slice_rows(count_rows(x, reduction)))
-    return reduction.gather(slices).double().sum(dim=0)
+    return gather_slices(torch.cat([w, b]).view(-1), x, y, reduction).double().sum(dim=0)
+
+
+def gather_slices(theta: Tensor, x: Tensor, y: Tensor | None, reduction: Reduction) -> Tensor:
+    """Return what `kernels.sum_slices` makes of each slice of a batch, on every rank: [slices, features + 2]."""
+    return reduction.gather(kernels.sum_slices(theta, x, y, slice_rows(count_rows(x, reduction))))
 
 
 def curve_along(w: Tensor, b: Tensor, x: Tensor, reduction: Reduction) -> Tensor:
