@@ -38,6 +38,7 @@ OWN = {  # of our own
     "RAY_worker_niceness": "0",  # of 15 ranks would wait for whatever else this machine does
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # or 127.0.0.1 is replaced by the address that others reach
 }
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # that ranks pass sums over
 STORE_BYTES = 80 * 2**20  # Ray takes no less; batches never pass through it
 HEAD_SECONDS = 10  # that a cluster's head may take to answer; Ray itself tries for minutes
 WATCHDOG = Path(__file__).with_name("watching.py")
@@ -77,7 +78,7 @@ class Cluster:
             token = self._folder / "token"
             token.touch(mode=0o600)
             token.write_text(own_token(), encoding="ascii")
-            os.environ |= OWN | {"RAY_AUTH_TOKEN_PATH": str(token), "GLOO_SOCKET_IFNAME": _loopback()}
+            os.environ |= OWN | {"RAY_AUTH_TOKEN_PATH": str(token)} | dict.fromkeys(INTERFACES, _loopback())
 
     def connect(self) -> None:
         """Join or start the cluster.
@@ -114,7 +115,7 @@ class Cluster:
             assert self._watchdog.stdin is not None
             self._watchdog.stdin.close()
             self._watchdog.wait()
-            for name in (*PATIENT, *OWN, "RAY_AUTH_TOKEN_PATH", "GLOO_SOCKET_IFNAME"):
+            for name in (*PATIENT, *OWN, *INTERFACES, "RAY_AUTH_TOKEN_PATH"):
                 os.environ.pop(name, None)
                 if name in self._before:
                     os.environ[name] = self._before[name]

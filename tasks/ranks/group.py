@@ -212,9 +212,11 @@ class Group(Generic[R]):
     def _fit(self) -> None:
         import ray
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchTrainer
         from ray.train.v2._internal.execution.callback import ControllerCallback
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        from tasks.ranks.meeting import MeetingConfig
 
         given = self._given
         fewest = given.fewest_ranks or given.ranks
@@ -230,7 +232,7 @@ class Group(Generic[R]):
         TorchTrainer(
             be_rank,
             train_loop_config={"mailbox": self._mailbox, "work": self._work},
-            torch_config=TorchConfig(
+            torch_config=MeetingConfig(
                 backend="cpu:gloo,cuda:nccl" if self._on_gpus else "gloo",
                 timeout_s=2 * given.rank_timeout + STARTING_SECONDS,
             ),
