@@ -182,6 +182,8 @@ class Pass:
         """End the pass midway: its threads and processes are gone afterwards."""
         if hasattr(self.batches, "close"):
             self.batches.close()
+        else:  # of a DataLoader, which ends its workers when nobody holds it: the frames of an error may
+            self.batches._shutdown_workers()  # type: ignore[attr-defined]
         del self.batches
 
 

@@ -1,6 +1,7 @@
 """The training flow on the real engine: the notebook's figures, the record it leaves, the errors it ends with."""
 
 import json
+import multiprocessing
 import re
 import shutil
 from operator import attrgetter
@@ -17,12 +18,15 @@ from safetensors.numpy import load_file
 
 from deployments.generator import write_data
 from flows.training import train
+from tasks.errors import RowError
 from tasks.learning.profiles import DataProfile
+from tasks.ranks.parts import StageClock, stream_batches
 from tasks.runs.profiles import load_profile
+from tasks.streaming import ObjectStorageDataset
 from tasks.tracking import client as record
 from tests.flowruns import ended
 from tests.notebook import train_as_the_notebook
-from tests.shards import DCTAXI
+from tests.shards import DCTAXI, write_shards
 
 # MSE by iteration of the notebook's own loop over kaen 1.0.1.31, on the three files of ../shared/data/dctaxi
 REFERENCE = {
@@ -356,3 +360,16 @@ def test_worker_processes_change_nothing_of_the_curve(aws):
     state, _, helped = run_flow(batch_size=512, iterations=12, num_workers=2)
     assert state.is_completed(), state.message
     assert curve(client, helped) == curve(client, alone)
+
+
+@pytest.mark.long
+def test_worker_processes_end_with_the_pass_that_one_of_them_has_failed(tmp_path):
+    """While the error is still held, as it is between two attempts; a spawned worker's error names its place alone."""
+    write_shards(tmp_path, [1000, 1000])
+    dataset = ObjectStorageDataset(f"{tmp_path}/part*.csv", batch_size=100, epochs=1)
+    spoilt = tmp_path / "part-00001.csv"
+    spoilt.write_bytes(spoilt.read_bytes().rstrip()[:-1] + b"x\n")
+    with pytest.raises(RowError, match=r"^file://.*part-00001.csv, line 1001: ") as raised:
+        list(stream_batches(dataset, 2, StageClock()))
+    assert multiprocessing.active_children() == []
+    assert raised.value.__cause__ is not None

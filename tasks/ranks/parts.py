@@ -60,6 +60,7 @@ def stream_batches(dataset: ObjectStorageDataset, workers: int, clock: StageCloc
     try:
         yield from loader
     except ShardlineError as error:  # torch puts the worker's traceback before the message
+        error.__traceback__ = None  # of frames that hold torch's iterator, and with it the worker processes
         raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
     finally:
         requests, received = counted.sum(dim=0).tolist()
