@@ -45,11 +45,12 @@ hooks:  ## let every commit call `make check` first
 
 # The stream's tests fork worker processes: they run in a process in which no Prefect engine has run before. Once one has, a
 # forked child ends with exit code 1 (an assertion in Prefect's services at exit, which its own fork handler has reset).
+# Without the long ones they wait for servers more than they compute: four processes on however few cores.
 STREAM := tests/test_stream_*.py
 OTHERS := --ignore-glob='tests/test_stream_*.py'
 
 test: check  ## check, then the tests (some minutes)
-	$(RUN) pytest $(STREAM) $(ARGS)
+	$(RUN) pytest -n 4 $(STREAM) $(ARGS)
 	$(RUN) pytest $(OTHERS) $(ARGS)
 
 test-all: check .venv/.installed-kernels  ## check, then every test, the long ones too
@@ -82,7 +83,8 @@ KERNELS := tasks/streaming/formats/kernel.c tasks/learning/tally.c
 
 comma := ,
 
-# $(1): the extras to install. One line for what is missing, one when it is done.
+# $(1): the extras to install. One line for what is missing, one when it is done. Nothing is compiled ahead: of what is
+# installed a run imports a small part.
 define install
 	set -e; began=$$(date +%s); \
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -94,7 +96,7 @@ define install
 			"then again: make $(MAKECMDGOALS)" >&2; exit 1; }; \
 	echo "Setting up .venv with the versions of constraints.txt; some minutes the first time." >&2; \
 	$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv; \
-	$(RUN) pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(1)]'; \
+	$(RUN) pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[$(1)]'; \
 	touch $@; \
 	decoder=$$($(BIN)/python -c 'from tasks.streaming.formats import native; print(native.describe_decoder())'); \
 	echo "Set up in $$(( $$(date +%s) - began )) s. CSV will be decoded by $$decoder." >&2

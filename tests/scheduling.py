@@ -1,4 +1,7 @@
-"""Which worker runs which tests: a file's go to one, and those of all files that use `site` to the same one."""
+"""Which worker runs which tests: a file's go to one, and those of all files that use `site` to the same one.
+
+Those of the stream's faults wait most of the time, so that each kind of server has its own group.
+"""
 
 import re
 from functools import cache
@@ -7,6 +10,7 @@ from pathlib import Path
 from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parents[1]
+SERVER = re.compile(r"test_stream_\w+\.py::\w+\[(moto|rclone|https?)-")
 
 
 class ByFile(LoadScopeScheduling):  # type: ignore[misc]
@@ -17,7 +21,10 @@ class ByFile(LoadScopeScheduling):  # type: ignore[misc]
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "site" if uses_site(file) else file
+        if uses_site(file):
+            return "site"
+        server = SERVER.search(nodeid)
+        return f"{file}, {server[1]}" if server else file
 
 
 @cache

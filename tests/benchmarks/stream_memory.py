@@ -20,7 +20,6 @@ from tests.benchmarks.stream_setting import HOME, ROOT, describe_machine, serve_
 
 MIB = 2**20
 ROW = 9 * 8  # bytes of a decoded row
-NOISE = 0.1  # by which two peaks may differ
 CASES = (
     {"batch_size": 2**18},
     {"batch_size": 2**20},
@@ -81,24 +80,22 @@ def bound(options: dict[str, Any]) -> float:
 def find_peaks(options: dict[str, Any], environment: dict[str, str]) -> tuple[float, float, float]:
     """MiB before a pass, at its peak over the data, and at its peak over ten times the data.
 
-    Of a single large shard the first is over as many as are loaded side by side. In a short pass the threads are not
-    always at their peaks at once: where the long one seems to take more, the short one is measured twice more.
+    Of a single large shard the first is over as many as are loaded side by side.
     """
-    short = LOADERS if options.get("large") else 1
-    _, ten = find_peak(10, options, environment)
-    base, one = find_peak(short, options, environment)
-    for _ in range(2):
-        if ten > (1 + NOISE) * one:
-            one = max(one, find_peak(short, options, environment)[1])
+    command = [sys.executable, "-m", "tests.benchmarks.stream_memory"]
+    found = [
+        subprocess.run(
+            [*command, str(times), repr(options)], cwd=ROOT, env=environment, check=True, capture_output=True, text=True
+        ).stdout.split()
+        for times in (LOADERS if options.get("large") else 1, 10)
+    ]
+    (base, one), (_, ten) = [(float(a), float(b)) for a, b in found]
     return base, one, ten
 
 
-def find_peak(times: int, options: dict[str, Any], environment: dict[str, str]) -> tuple[float, float]:
-    """MiB before a pass in a process of its own, and at its peak."""
-    command = [sys.executable, "-m", "tests.benchmarks.stream_memory", str(times), repr(options)]
-    found = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
-    base, peak = map(float, found.stdout.split())
-    return base, peak
+def are_alike(one: float, ten: float, options: dict[str, Any]) -> bool:
+    """Whether two peaks differ by no more than a tenth and a batch: how many are there at once is chance."""
+    return abs(ten - one) <= float(0.1 * one + options["batch_size"] * ROW / MIB)
 
 
 def main() -> None:
@@ -112,7 +109,7 @@ def main() -> None:
         for options in CASES:
             base, one, ten = find_peaks(options, environment)
             most = base + bound(options)
-            holds &= max(one, ten) <= most and abs(ten / one - 1) <= NOISE
+            holds &= max(one, ten) <= most and are_alike(one, ten, options)
             said = ", ".join(f"{name} {value}" for name, value in options.items())
             print(f"| {said} | {base:.0f} | {one:.0f} | {ten:.0f} | {ten / one:.2f} | {most:.0f} |", flush=True)
     print(f"\n{describe_machine()}")
