@@ -83,8 +83,7 @@ KERNELS := tasks/streaming/formats/kernel.c tasks/learning/tally.c
 
 comma := ,
 
-# $(1): the extras to install. One line for what is missing, one when it is done. Nothing is compiled ahead: of what is
-# installed a run imports a small part.
+# $(1): the extras to install. One line for what is missing, one when it is done.
 define install
 	set -e; began=$$(date +%s); \
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -96,7 +95,7 @@ define install
 			"then again: make $(MAKECMDGOALS)" >&2; exit 1; }; \
 	echo "Setting up .venv with the versions of constraints.txt; some minutes the first time." >&2; \
 	$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv; \
-	$(RUN) pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[$(1)]'; \
+	$(RUN) pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(1)]'; \
 	touch $@; \
 	decoder=$$($(BIN)/python -c 'from tasks.streaming.formats import native; print(native.describe_decoder())'); \
 	echo "Set up in $$(( $$(date +%s) - began )) s. CSV will be decoded by $$decoder." >&2
