@@ -204,7 +204,7 @@ def test_waiting_copying_and_computing_of_the_record_and_recording_make_up_the_t
     for name, key in (("data", "wait_seconds"), ("copying", "copy_seconds"), ("computing", "compute_seconds")):
         recorded = [metric.value for metric in client.get_metric_history(run.info.run_id, key)]
         assert told[name] == pytest.approx(sum(recorded), abs=0.0051)
-    assert told["recording"] >= 0  # seconds with two digits
+    assert told.keys() >= {"data", "copying", "computing", "recording"}
     stamps = [metric.timestamp / 1000 for metric in client.get_metric_history(run.info.run_id, "mse")]
     task = read_task(state, "train")
     assert max(stamps) - min(stamps) - 0.01 <= total <= task.total_run_time.total_seconds() + 0.01
