@@ -298,8 +298,9 @@ def draw_stages(stages: Mapping[str, Sequence[float]]) -> Draw:
         below = [0.0] * len(totals)
         for name, values in means.items():
             label = f"{name}: {sum(stages[name]):.3g} s in all"
-            axes.bar(starts, values, bottom=below, width=size, align="edge", color=STAGES[name], label=label)
-            below = [low + value for low, value in zip(below, values, strict=True)]
+            tops = [low + value for low, value in zip(below, values, strict=True)]
+            axes.stairs(tops, [*starts, starts[-1] + size], baseline=below, fill=True, color=STAGES[name], label=label)
+            below = tops
         if cut:
             axes.set_ylim(0, TALL * usual)
             where = ", ".join(f"{at}: {total:.3g} s" for at, total in cut[:3])
