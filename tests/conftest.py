@@ -1,15 +1,18 @@
 """Fixtures that several test modules share: real servers on loopback, in an environment that is the tests' alone.
 
 `standin` and `aws` are the stand-in for AWS, `prefect_api` a Prefect server, `site` all that `make up` starts, `dctaxi`
-298 rows, generated and real, `workplace` a working directory for a module. Servers are started when a test first asks
-for them, once a session, and imported no sooner: tests that need none run where none is installed.
+298 rows, generated and real, `workplace` a working directory for a module, `place` one for a test. Servers are started
+when a test first asks for them, once a session, and imported no sooner: tests that need none run where there is none.
 """
 
 import contextlib
+import fcntl
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deployments.processes import Children, quiet_environment
+from tasks.state import STATE
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -142,21 +146,74 @@ def aws(standin: "StandIn", monkeypatch: pytest.MonkeyPatch) -> "StandIn":
     return standin
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A working directory of the module's own, where the default MLflow store is made once."""
+def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A file for tests to copy, made by the first of xdist's workers that asks for it."""
+    folder = factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with (folder / f"{name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / name).exists():
+            make(folder / f"{name}.part")
+            (folder / f"{name}.part").rename(folder / name)
+    return folder / name
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store without runs: a new one goes through all of MLflow's migrations, which takes seconds."""
+    from mlflow import MlflowClient
+
+    def make(path: Path) -> object:
+        return MlflowClient(f"sqlite:///{path}").search_experiments(max_results=1)
+
+    return make_once(tmp_path_factory, "mlflow.db", make)
+
+
+@pytest.fixture(scope="session")
+def empty_api(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The database of a Prefect server without runs, for the same reason."""
+
+    def make(path: Path) -> object:
+        database = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{path}"}
+        command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
+        return subprocess.run(command, env=os.environ | database, check=True, capture_output=True)
+
+    return make_once(tmp_path_factory, "prefect.db", make)
+
+
+@contextlib.contextmanager
+def working_in(folder: Path, store: Path) -> Iterator[Path]:
+    """Work in a folder with a copy of this store as the default one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("workplace"))
+        patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield Path.cwd()
+        STATE.mkdir()
+        shutil.copy(store, STATE / "mlflow.db")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Path]:
+    """A working directory of the module's own, with a default MLflow store."""
+    with working_in(tmp_path_factory.mktemp("workplace"), empty_store) as folder:
+        yield folder
+
+
+@pytest.fixture
+def place(tmp_path: Path, empty_store: Path) -> Iterator[Path]:
+    """A working directory of the test's own, with a default MLflow store."""
+    with working_in(tmp_path, empty_store) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session", params=["generated", "real"])
 def dctaxi(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 298 rows in train.csv, valid.csv, test.csv: the generator's, and the real ones where they are."""
+    """A folder with 298 rows in train.csv, valid.csv, test.csv: the real ones, or generated; with `--long` both."""
     from tests.shards import DCTAXI, write_small_set
 
     if request.param == "generated":
+        if DCTAXI.is_dir() and not request.config.getoption("--long"):
+            pytest.skip("the 298 real rows are at hand; with --long the generator's too")
         return write_small_set(tmp_path_factory.mktemp("dctaxi"))
     if not DCTAXI.is_dir():
         pytest.skip("the 298 real rows (../shared/data/dctaxi) are not at hand; the generator's stand in for them")
@@ -194,7 +251,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Chrome]":
 
 
 @pytest.fixture(scope="session")
-def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def prefect_api(tmp_path_factory: pytest.TempPathFactory, empty_api: Path) -> Iterator[str]:
     """The API's URL of a real Prefect server on a database of its own, which flows called in tests use."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
@@ -203,6 +260,7 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from deployments.servers import start_prefect
 
     home = tmp_path_factory.mktemp("prefect")
+    shutil.copy(empty_api, home / "prefect.db")
     with Children() as children:
         url = start_prefect(children, home)
         with temporary_settings({PREFECT_API_URL: url}), pytest.MonkeyPatch.context() as patch:

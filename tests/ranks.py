@@ -11,6 +11,7 @@ from pathlib import Path
 
 import optuna
 import torch
+import torch._dynamo  # which Adam's first step would import in every rank, in seconds
 from torch.multiprocessing.spawn import start_processes
 
 from tasks.facts import SearchJob, TrainingJob
@@ -34,9 +35,7 @@ Jobs = Sequence[TrainingJob | SearchJob]
 
 def run_ranks(sizes: list[int], jobs: Jobs, folder: Path) -> dict[int, list[list[Result]]]:
     """Do the jobs alone and on 1, 2, … ranks; what each rank got from each job, by number of ranks (ALONE: none)."""
-    multiprocessing.set_forkserver_preload(
-        [__name__]
-    )  # torch and Prefect are imported once, by what the ranks fork from
+    multiprocessing.set_forkserver_preload([__name__])  # what ranks import is imported once, by what they fork from
     start_processes(work_as, (sizes, jobs, folder), nprocs=max(sizes), start_method="forkserver")
     return {
         size: [json.loads((folder / f"{size}-{rank}.json").read_text()) for rank in range(max(size, 1))]

@@ -46,14 +46,6 @@ def shards(standin):
         client.put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes())
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A working directory with an MLflow store of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return tmp_path
-
-
 def recreate(*folder):
     """A run that is in MLflow as it was left, by a process that is gone; its id, under which its files lie too."""
     client, held = record.connect(), read(*folder, "run.json")

@@ -23,16 +23,14 @@ examples, settings, st = hypothesis.given, hypothesis.settings, hypothesis.strat
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(place):
     """A working directory with an MLflow store of its own, and shards with a bad row each, one of them to judge by."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     random = np.random.default_rng(0)
     for name in ("dev-0", "dev-1", "dev-2", "test-0"):
         lines = ["price,area", *(f"{3 * area},{area}" for area in random.uniform(20, 200, 50).round(3))]
         lines[10] = "300,-1"
-        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
-    return tmp_path
+        (place / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    return place
 
 
 def run_training(place, **given):

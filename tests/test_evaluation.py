@@ -126,21 +126,18 @@ def test_rows_on_another_level_are_told_in_errors_and_not_as_a_negative_share_of
 
 
 @pytest.fixture(scope="module")
-def learn(prefect_api, tmp_path_factory):
+def learn(prefect_api, workplace):
     """A function that runs the flow in a working directory of its own; the MLflow run and its files."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("workplace"))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
-        def run(**given):
-            state = ended(train, **given)
-            assert state.is_completed(), state.message
-            client = MlflowClient(tracking_uri=record.tracking_uri())
-            found = f"tags.`prefect.flow_run_id` = '{state.state_details.flow_run_id}'"
-            run = client.search_runs([client.get_experiment_by_name("shardline").experiment_id], found)[0]
-            return client, run, Path(client.download_artifacts(run.info.run_id, ""))
+    def run(**given):
+        state = ended(train, **given)
+        assert state.is_completed(), state.message
+        client = MlflowClient(tracking_uri=record.tracking_uri())
+        found = f"tags.`prefect.flow_run_id` = '{state.state_details.flow_run_id}'"
+        run = client.search_runs([client.get_experiment_by_name("shardline").experiment_id], found)[0]
+        return client, run, Path(client.download_artifacts(run.info.run_id, ""))
 
-        yield run
+    return run
 
 
 @pytest.fixture(scope="module")

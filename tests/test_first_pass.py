@@ -189,11 +189,9 @@ def bucket(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def learn(bucket, prefect_api, tmp_path_factory):
+def learn(bucket, prefect_api, workplace):
     """A function that runs the flow without cache and room in memory; bytes of shards that came, and how it read."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("workplace"))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setenv("AWS_ACCESS_KEY_ID", "key")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")

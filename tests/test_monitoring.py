@@ -35,14 +35,10 @@ def write(folder, seed, *, columns=COLUMNS, moved=0.0):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def champion(prefect_api, tmp_path_factory):
+def champion(prefect_api, workplace):
     """A champion that predicts fare, in a folder of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("workplace"))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        state = ended(train, shards=write(Path("trained"), 1), solver="exact")
-        assert state.is_completed(), state.message
-        yield
+    state = ended(train, shards=write(Path("trained"), 1), solver="exact")
+    assert state.is_completed(), state.message
 
 
 def run_flow(flow, **given):

@@ -11,9 +11,8 @@ from tasks.tracking.recovery import complete_records
 
 
 @pytest.fixture
-def ended(tmp_path, monkeypatch):
+def ended(place):
     """A client, and the outboxes of two runs in this folder that have ended without a complete record."""
-    monkeypatch.chdir(tmp_path)
     client = record.connect()
     outboxes = []
     for name in ("first", "second"):

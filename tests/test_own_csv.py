@@ -17,14 +17,6 @@ from tests.flowruns import ended
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A working directory with an MLflow store of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return tmp_path
-
-
 def write_houses(folder, parts=4, rows=30):
     random = np.random.default_rng(1)
     for part in range(parts):

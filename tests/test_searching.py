@@ -31,29 +31,26 @@ def shards(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def searched(prefect_api, shards, tmp_path_factory):
+def searched(prefect_api, shards, workplace):
     """A finished search: its state, its MLflow run, its trials' runs by number, a client."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("workplace"))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        tried = [
-            "learning_rate",
-            "optimizer",
-            "optimizer_options",
-            "l2",
-            "schedule",
-            "features",
-            "derive",
-            "iterations=10..40",
-            "batch_size=2000|4000",
-        ]
-        state = ended(search, **GIVEN, shards=shards, search=tried)
-        assert state.is_completed(), state.message
-        client = MlflowClient(tracking_uri=record.tracking_uri())
-        experiment = client.get_experiment_by_name("shardline-searches").experiment_id
-        runs = client.search_runs([experiment])
-        (parent,) = [run for run in runs if PARENT not in run.data.tags]
-        yield state, parent, {int(run.data.tags[NUMBER]): run for run in runs if run is not parent}, client
+    tried = [
+        "learning_rate",
+        "optimizer",
+        "optimizer_options",
+        "l2",
+        "schedule",
+        "features",
+        "derive",
+        "iterations=10..40",
+        "batch_size=2000|4000",
+    ]
+    state = ended(search, **GIVEN, shards=shards, search=tried)
+    assert state.is_completed(), state.message
+    client = MlflowClient(tracking_uri=record.tracking_uri())
+    experiment = client.get_experiment_by_name("shardline-searches").experiment_id
+    runs = client.search_runs([experiment])
+    (parent,) = [run for run in runs if PARENT not in run.data.tags]
+    return state, parent, {int(run.data.tags[NUMBER]): run for run in runs if run is not parent}, client
 
 
 def curve(client, run_id, key="mse"):

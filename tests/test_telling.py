@@ -73,8 +73,7 @@ def assert_whole(client, run_id, count=ITERATIONS):
 
 
 @pytest.mark.parametrize("thin_mse", [False, True])
-def test_a_long_run_has_every_mse_some_of_the_times_and_all_in_a_file(thin_mse, log, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_long_run_has_every_mse_some_of_the_times_and_all_in_a_file(thin_mse, log, place):
     client, outbox = begin()
     tell(outbox, range(ITERATIONS), thin_mse=thin_mse)
     complete_outbox(client, outbox.path, "FINISHED")
@@ -86,8 +85,7 @@ def test_a_long_run_has_every_mse_some_of_the_times_and_all_in_a_file(thin_mse, 
     assert len(log) < 20
 
 
-def test_a_run_of_500_iterations_is_told_of_as_ever(log, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_run_of_500_iterations_is_told_of_as_ever(log, place):
     client, outbox = begin()
     tell(outbox, range(500), iterations=500, thin_mse=True)
     complete_outbox(client, outbox.path, "FINISHED")
@@ -96,8 +94,7 @@ def test_a_run_of_500_iterations_is_told_of_as_ever(log, tmp_path, monkeypatch):
     assert [file.path for file in client.list_artifacts(outbox.run_id)] == []
 
 
-def test_a_long_run_logs_by_time_too(log, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_long_run_logs_by_time_too(log, place, monkeypatch):
     monkeypatch.setattr("tasks.training.telling.LOG_EVERY_SECONDS", 0.0)
     _, outbox = begin()
     tell(outbox, range(600), iterations=ITERATIONS)
