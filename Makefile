@@ -7,6 +7,7 @@ RUN := $(BIN)/python -m
 ARGS ?=
 ROWS ?=
 PLATFORM ?=
+unexport PYTHONDONTWRITEBYTECODE  # each of many commands would compile all that it imports, again and again
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train ui up status down deploy check hooks test test-all gpu constraints clean
@@ -45,13 +46,13 @@ hooks:  ## let every commit call `make check` first
 
 # The stream's tests fork worker processes: they run in a process in which no Prefect engine has run before. Once one has, a
 # forked child ends with exit code 1 (an assertion in Prefect's services at exit, which its own fork handler has reset).
-# Without the long ones they wait for servers more than they compute: four processes on however few cores.
+# Without the long ones tests wait for servers, too: four processes take these on however few cores, three the others.
 STREAM := tests/test_stream_*.py
 OTHERS := --ignore-glob='tests/test_stream_*.py'
 
 test: check  ## check, then the tests (some minutes)
 	$(RUN) pytest -n 4 $(STREAM) $(ARGS)
-	$(RUN) pytest $(OTHERS) $(ARGS)
+	$(RUN) pytest -n 3 $(OTHERS) $(ARGS)
 
 test-all: check .venv/.installed-kernels  ## check, then every test, the long ones too
 	$(RUN) pytest --long $(STREAM) $(ARGS)
@@ -83,7 +84,8 @@ KERNELS := tasks/streaming/formats/kernel.c tasks/learning/tally.c
 
 comma := ,
 
-# $(1): the extras to install. One line for what is missing, one when it is done.
+# $(1): the extras to install. One line for what is missing, one when it is done. Compiled by all cores: pip takes one,
+# and some packages hold templates that are no Python yet.
 define install
 	set -e; began=$$(date +%s); \
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -95,7 +97,8 @@ define install
 			"then again: make $(MAKECMDGOALS)" >&2; exit 1; }; \
 	echo "Setting up .venv with the versions of constraints.txt; some minutes the first time." >&2; \
 	$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv; \
-	$(RUN) pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(1)]'; \
+	$(RUN) pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[$(1)]'; \
+	$(RUN) compileall -qq -j 0 .venv/lib || true; \
 	touch $@; \
 	decoder=$$($(BIN)/python -c 'from tasks.streaming.formats import native; print(native.describe_decoder())'); \
 	echo "Set up in $$(( $$(date +%s) - began )) s. CSV will be decoded by $$decoder." >&2

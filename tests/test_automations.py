@@ -1,17 +1,15 @@
-"""What Prefect does by itself: dead runs crashed after some silence, living and ended ones left alone; people told."""
+"""What Prefect does by itself: dead runs crashed after some silence, living and ended ones left alone."""
 
 import asyncio
 from datetime import timedelta
-from uuid import uuid4
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.events import Event, EventTrigger, RelatedResource, get_events_client
+from prefect.events import Event, EventTrigger, get_events_client
 from prefect.states import Completed, Running
 
 from deployments.automations import ENDS, HEARTBEAT, SILENCE, put_in_place, zombie
 from deployments.processes import wait_until
-from tasks.runs.events import DATA_CHANGED, DATA_DRIFTED
 from tests.sites import ask
 
 SHORT = timedelta(seconds=10)  # the least that Prefect takes
@@ -108,29 +106,3 @@ def test_an_automation_that_was_switched_off_stays_off(prefect_api, impatient):
             return there.id == again.id, again.enabled
 
     assert asyncio.run(switch_off_and_put_again()) == (True, False)
-
-
-@pytest.mark.parametrize(
-    ("name", "payload", "told"),
-    [
-        (DATA_CHANGED, {}, ["The data has changed"]),
-        (DATA_DRIFTED, {"verdict": 'one has: "fare" (PSI 1)'}, ["The data has drifted", 'one has: "fare" (PSI 1)']),
-    ],
-)
-def test_data_that_changed_or_drifted_is_told_of(name, payload, told, site, trained, receiver):
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    shards = f"s3://bucket-{uuid4().hex}/part*.csv"
-    event = Event(
-        event=name,
-        payload=payload,
-        resource={"prefect.resource.id": "shardline.data.0123", "prefect.resource.name": shards},
-        related=[
-            RelatedResource(
-                {"prefect.resource.id": f"prefect.flow-run.{trained['id']}", "prefect.resource.role": "flow-run"}
-            )
-        ],
-    )
-    with temporary_settings({PREFECT_API_URL: site.api}):
-        emit(event)
-    receiver.await_text(*told, shards, trained["id"])

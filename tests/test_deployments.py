@@ -5,16 +5,19 @@ import re
 import signal
 import time
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pandas as pd  # type: ignore[import-untyped]
 import psutil
 import pytest
+from prefect.events import Event, RelatedResource
 
 from deployments.automations import retraining
 from deployments.generator import write_data
 from deployments.processes import wait_until
+from tasks.runs.events import DATA_CHANGED, DATA_DRIFTED
 from tests.sites import ask
+from tests.test_automations import emit
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -74,6 +77,7 @@ def test_a_run_started_by_the_api_completes_with_its_mlflow_run(site, trained):
     assert {"identity", "training-shards", "preview", "report"} <= set(site.artifacts(trained["id"]))
 
 
+@pytest.mark.long
 def test_an_unchanged_run_is_skipped_and_links_to_the_success(site, trained):
     run = site.wait(site.start("training/nightly", iterations=12, batch_size=2048))
     assert (run["state_type"], run["state_name"]) == ("COMPLETED", "Unchanged")
@@ -158,6 +162,32 @@ def test_a_cancelled_run_over_ranks_leaves_no_process_of_ray(site):
     assert not left
     assert wait_until(lambda: site.in_mlflow(run_id)[0]["info"]["status"] == "KILLED", 60, 0.5)
     assert time.monotonic() - began < 30  # the worker looks for cancelled runs every ten seconds
+
+
+@pytest.mark.parametrize(
+    ("name", "payload", "told"),
+    [
+        (DATA_CHANGED, {}, ["The data has changed"]),
+        (DATA_DRIFTED, {"verdict": 'one has: "fare" (PSI 1)'}, ["The data has drifted", 'one has: "fare" (PSI 1)']),
+    ],
+)
+def test_data_that_changed_or_drifted_is_told_of(name, payload, told, site, trained, receiver):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    shards = f"s3://bucket-{uuid4().hex}/part*.csv"
+    event = Event(
+        event=name,
+        payload=payload,
+        resource={"prefect.resource.id": "shardline.data.0123", "prefect.resource.name": shards},
+        related=[
+            RelatedResource(
+                {"prefect.resource.id": f"prefect.flow-run.{trained['id']}", "prefect.resource.role": "flow-run"}
+            )
+        ],
+    )
+    with temporary_settings({PREFECT_API_URL: site.api}):
+        emit(event)
+    receiver.await_text(*told, shards, trained["id"])
 
 
 def test_a_failed_run_and_a_new_champion_are_told_of(site, trained, receiver):

@@ -57,7 +57,12 @@ def test_imports_only_go_down(path):
         assert not names(imports, "deployments")
 
 
-@pytest.mark.parametrize("flow", sorted(p.stem for p in (ROOT / "flows").glob("*ing.py")))
+FLOWS = sorted(path.stem for path in (ROOT / "flows").glob("*ing.py"))
+
+
+@pytest.mark.parametrize(
+    "flow", [flow if flow == "training" else pytest.param(flow, marks=pytest.mark.long) for flow in FLOWS]
+)
 def test_help_needs_neither_torch_nor_mlflow_nor_pyarrow(flow):
     script = f"""
 import runpy, sys

@@ -68,7 +68,13 @@ def line_of(process: "subprocess.Popen[str]") -> str:
     return process.stdout.readline().strip()
 
 
-@pytest.mark.parametrize(("program", "code"), [("raise SystemExit(7)", 7), ("pass", 0), ("1 / 0", 1)])
+@pytest.mark.parametrize(
+    ("program", "code"),
+    [
+        ("raise SystemExit(7)", 7),
+        *(pytest.param(*each, marks=pytest.mark.long) for each in (("pass", 0), ("1 / 0", 1))),
+    ],
+)
 def test_the_exit_code_is_the_commands(tmp_path, program, code):
     assert run(local(*python(program)), tmp_path, BUCKET_ID=BUCKET_ID).returncode == code
 
@@ -152,9 +158,10 @@ def test_looking_for_credentials_asks_no_metadata_service(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (
+        pytest.param(
             ["--bath-size", "3"],
             "flows.training: unrecognized arguments: --bath-size 3 (--help lists every parameter)\n",
+            marks=pytest.mark.long,
         ),
         (
             ["--batch-size", "0"],

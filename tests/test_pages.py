@@ -86,6 +86,7 @@ def test_prefect_shows_the_runs_tasks(browser, site, trained):
     look(browser, url, trained["name"], *steps, picture="prefect-run")
 
 
+@pytest.mark.long
 def test_prefect_shows_every_artifact_of_the_run(browser, site, trained):
     keys = site.artifacts(trained["id"])
     assert {"identity", "training-shards", "preview", "report"} <= set(keys)
@@ -95,8 +96,8 @@ def test_prefect_shows_every_artifact_of_the_run(browser, site, trained):
 @pytest.mark.parametrize(
     ("key", "texts"),
     [
-        ("identity", ["arn:aws:iam::123456789012:user/shardline"]),
-        ("training-shards", ["5,000 rows", "part-00000"]),
+        pytest.param("identity", ["arn:aws:iam::123456789012:user/shardline"], marks=pytest.mark.long),
+        pytest.param("training-shards", ["5,000 rows", "part-00000"], marks=pytest.mark.long),
         ("preview", ["fareamount_double", "hour_integer"]),
         ("report", ["MSE", "MLflow"]),
     ],
@@ -128,6 +129,7 @@ def odd_names() -> str:
     return "\n".join([sentence, "", "| column | code |", "|---|---|", *rows])
 
 
+@pytest.mark.long
 def test_prefect_shows_odd_names_letter_by_letter(browser, site, odd_names):
     artifact = ask(f"{site.api}/artifacts/", {"key": "odd", "type": "markdown", "data": odd_names})
     said = look(browser, f"{site.prefect}/artifacts/artifact/{artifact['id']}", *ODD, picture="prefect-odd-names")
@@ -146,6 +148,7 @@ def test_mlflow_shows_odd_names_letter_by_letter(browser, site, mlflow_run, odd_
     ask(f"{site.pages.mlflow}/api/2.0/mlflow/runs/delete", {"run_id": run})
 
 
+@pytest.mark.long
 def test_prefect_lists_the_deployments(browser, site):
     look(browser, f"{site.prefect}/deployments", "nightly", "notebook", "weekly", picture="prefect-deployments")
 
@@ -160,6 +163,7 @@ def test_prefects_form_groups_describes_and_bounds_the_parameters(browser, site)
     assert deployment["parameter_openapi_schema"]["properties"]["prefetch"]["maximum"] == 64
 
 
+@pytest.mark.long
 def test_mlflow_has_a_view_of_the_runs_scores(browser, site, mlflow_run):
     experiment = mlflow_run["info"]["experiment_id"]
     url = f"{site.pages.mlflow}/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey=scores"
@@ -234,6 +238,7 @@ def test_mlflow_draws_metrics_by_iteration(browser, site, mlflow_run, mlflow_pag
     assert [each.get("step", 0) for each in history] == list(range(ITERATIONS))
 
 
+@pytest.mark.long
 def test_mlflow_shows_the_artifacts(browser, mlflow_page):
     url = f"{mlflow_page}/artifacts?workflowType=machine_learning"
     look(browser, url, "weights", "manifest", "report.md", picture="mlflow-artifacts")

@@ -45,14 +45,11 @@ def shards(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def champion(prefect_api, shards, tmp_path_factory):
+def champion(prefect_api, shards, workplace):
     """The champion of the default experiment, which predicts fare from latitude and hour."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("workplace"))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        state = ended(train, shards=f"{shards}/part*.csv", solver="exact")
-        assert state.is_completed(), state.message
-        yield load_model(record.connect(), "models:/shardline@champion")
+    state = ended(train, shards=f"{shards}/part*.csv", solver="exact")
+    assert state.is_completed(), state.message
+    return load_model(record.connect(), "models:/shardline@champion")
 
 
 @pytest.fixture
@@ -72,7 +69,7 @@ def check(found, rows, champion):
     assert np.allclose(found["prediction"], expected, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("batch_size", [1, 64, 71, 2**20])
+@pytest.mark.parametrize("batch_size", [1, *(pytest.param(size, marks=pytest.mark.long) for size in (64, 71)), 2**20])
 def test_rows_come_out_as_they_went_in_whatever_the_batches(batch_size, shards, rows, champion, tmp_path):
     state = run_flow(shards=f"{shards}/part*.csv", output=str(tmp_path / "out"), batch_size=batch_size)
     assert state.is_completed(), state.message
@@ -186,6 +183,7 @@ runpy.run_module("flows.predicting", run_name="__main__")
 """
 
 
+@pytest.mark.long
 def test_temporary_folders_of_a_killed_run_are_removed_by_the_next_one(shards, champion, tmp_path, monkeypatch):
     temporary = tmp_path / "temporary"
     temporary.mkdir()

@@ -117,7 +117,7 @@ def test_a_fresh_process_predicts_from_raw_columns_by_name_in_any_order(uri, def
     assert np.allclose(json.loads(done.stdout), (x @ weights["w"] + weights["b"]).flatten(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("place", ["description", "README"])
+@pytest.mark.parametrize("place", [pytest.param("description", marks=pytest.mark.long), "README"])
 def test_the_lines_to_copy_of_the_models_description_and_of_the_readme_predict(
     place, default_run, client, workplace, test_rows
 ):

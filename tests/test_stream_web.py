@@ -51,7 +51,7 @@ def authority(authorities):
     return authorities[0]
 
 
-@pytest.fixture(scope="module", params=["http", "https"])
+@pytest.fixture(scope="module", params=["http", pytest.param("https", marks=pytest.mark.long)])
 def speaking(request, tmp_path_factory):
     """What a proxy serves with, and the options of a client that trusts it."""
     if request.param == "http":

@@ -222,7 +222,11 @@ def test_the_last_block_says_what_it_is_worth_and_what_to_do_next(ended):
     ("words", "message"),
     [
         (["--target", "nosuch"], "no column 'nosuch' in the shards: they have"),
-        (["--max-shards", "1", "--test-shards", "nowhere/*.csv"], "nowhere/*.csv matches nothing"),
+        pytest.param(
+            ["--max-shards", "1", "--test-shards", "nowhere/*.csv"],
+            "nowhere/*.csv matches nothing",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_an_error_is_said_once(tmp_path, shards, environment, words, message):
@@ -260,14 +264,3 @@ def test_the_links_of_make_train_open_the_pages_that_they_name_while_it_trains(b
         assert running.end() == 130
     assert running.lines[-3:-1] == [running.lines[-3], "The same command goes on from there."]
     assert running.lines[-3].startswith("Stopped after iteration ")
-
-
-@pytest.mark.long
-def test_a_flow_beside_make_up_finds_both_its_servers(site, shards):
-    given = {name: value for name, value in site.environment.items() if not name.startswith("MLFLOW_")}
-    command = training(shards, "--iterations", "3", "--experiment", "beside")
-    done = subprocess.run(command, cwd=site.folder, env=given, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert f"Prefect: the server of `make up`, {site.prefect}" in done.stderr
-    assert found(RUN_IN_PREFECT, done.stdout)[1] == site.prefect
-    assert found(RUN_IN_MLFLOW, done.stdout)[1] == site.pages.mlflow

@@ -20,14 +20,11 @@ pytestmark = pytest.mark.usefixtures("prefect_api")
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
+def workplace(workplace):
     """A working directory with shards, its own MLflow store, and a run that succeeded."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("workplace")
-        patch.chdir(folder)
-        write_data(folder / "data", 1_000)
-        assert run(folder).name == "Completed"
-        yield folder
+    write_data(workplace / "data", 1_000)
+    assert run(workplace).name == "Completed"
+    return workplace
 
 
 def run(folder, **given):
@@ -59,6 +56,7 @@ def test_other_parameters_make_it_run(workplace, given):
     assert run(workplace, **given).name == "Completed"
 
 
+@pytest.mark.long
 def test_a_run_with_an_empty_batch_size_is_the_same_work_when_it_is_repeated_by_its_id(workplace):
     first = run(workplace, batch_size=None)
     (recorded,) = [each for each in runs() if each.data.tags["prefect.flow_run_id"] == flow_run_of(first)]

@@ -15,6 +15,7 @@ from deployments.processes import Children, answers, find_port, wait_until
 from deployments.servers import Pages, announce, find_pages, read_published
 from tests.postgresql import MISSING, PASSWORD, find_initdb
 from tests.sites import ENVIRONMENT, serve
+from tests.test_terminal import RUN_IN_MLFLOW, RUN_IN_PREFECT, found, training
 
 pytestmark = pytest.mark.timeout(500)
 
@@ -70,6 +71,17 @@ def test_status_and_a_second_make_up_say_what_is_up(site):
     said = up(site.folder, "status").stderr
     assert site.prefect in said and site.pages.mlflow in said
     assert " scheduled\n" in said and f"process {site.pages.pid}" in said
+
+
+@pytest.mark.long
+def test_a_flow_beside_make_up_finds_both_its_servers(site, generated):
+    given = {name: value for name, value in site.environment.items() if not name.startswith("MLFLOW_")}
+    command = training(f"{generated}/csv/dev/part*.csv", "--iterations", "3", "--experiment", "beside")
+    done = subprocess.run(command, cwd=site.folder, env=given, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert f"Prefect: the server of `make up`, {site.prefect}" in done.stderr
+    assert found(RUN_IN_PREFECT, done.stdout)[1] == site.prefect
+    assert found(RUN_IN_MLFLOW, done.stdout)[1] == site.pages.mlflow
 
 
 def test_without_make_up_status_says_how_to_start_it(tmp_path):
