@@ -46,13 +46,13 @@ hooks:  ## let every commit call `make check` first
 
 # The stream's tests fork worker processes: they run in a process in which no Prefect engine has run before. Once one has, a
 # forked child ends with exit code 1 (an assertion in Prefect's services at exit, which its own fork handler has reset).
-# Without the long ones tests wait for servers, too: four processes take these on however few cores, three the others.
+# Without the long ones they wait for servers more than they compute: four processes on however few cores.
 STREAM := tests/test_stream_*.py
 OTHERS := --ignore-glob='tests/test_stream_*.py'
 
 test: check  ## check, then the tests (some minutes)
 	$(RUN) pytest -n 4 $(STREAM) $(ARGS)
-	$(RUN) pytest -n 3 $(OTHERS) $(ARGS)
+	$(RUN) pytest $(OTHERS) $(ARGS)
 
 test-all: check .venv/.installed-kernels  ## check, then every test, the long ones too
 	$(RUN) pytest --long $(STREAM) $(ARGS)

@@ -182,27 +182,38 @@ def empty_api(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def working_in(folder: Path, store: Path) -> Iterator[Path]:
-    """Work in a folder with a copy of this store as the default one."""
+def working_in(folder: Path) -> Iterator[Path]:
+    """Work in a folder, with the MLflow store that is the default one there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        STATE.mkdir()
-        shutil.copy(store, STATE / "mlflow.db")
         yield folder
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
+    """A folder for a module's commands to run in, with a default MLflow store."""
+    return add_store(tmp_path_factory.mktemp("stored"), empty_store)
+
+
+def add_store(folder: Path, store: Path) -> Path:
+    """Copy a store into a folder, as the default one there; the folder."""
+    (folder / STATE).mkdir()
+    shutil.copy(store, folder / STATE / "mlflow.db")
+    return folder
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Path]:
     """A working directory of the module's own, with a default MLflow store."""
-    with working_in(tmp_path_factory.mktemp("workplace"), empty_store) as folder:
+    with working_in(add_store(tmp_path_factory.mktemp("workplace"), empty_store)) as folder:
         yield folder
 
 
 @pytest.fixture
 def place(tmp_path: Path, empty_store: Path) -> Iterator[Path]:
     """A working directory of the test's own, with a default MLflow store."""
-    with working_in(tmp_path, empty_store) as folder:
+    with working_in(add_store(tmp_path, empty_store)) as folder:
         yield folder
 
 

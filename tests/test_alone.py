@@ -92,6 +92,7 @@ def test_a_training_from_file_shards_takes_the_same_curve_alone(others, shards):
     assert alone[-1] < alone[0]
 
 
+@pytest.mark.long
 def test_the_stream_and_the_loop_are_timed_alone(others, shards):
     seconds = json.loads(run_python("-c", MEASURE, shards, hidden=others))
 
@@ -99,6 +100,7 @@ def test_the_stream_and_the_loop_are_timed_alone(others, shards):
     assert all(value > 0 for value in seconds.values())
 
 
+@pytest.mark.long
 def test_the_loops_benchmark_is_imported_alone(others):
     run_python("-c", "import tests.alone, tests.benchmarks.loop", hidden=others)
 

@@ -19,7 +19,7 @@ import pytest
 from tests.faultydisk import ITERATIONS, KILL, OURS, WELL
 
 ROOT = Path(__file__).parents[1]
-SEEDED = 10  # of some 400 calls
+SEEDED = 5  # of some 400 calls
 ALL = 10_000
 
 pytestmark = pytest.mark.skipif(

@@ -228,7 +228,8 @@ def sizes(bucket, times):
         ({"iterations": 6}, (4, 3, 3, 1)),  # two epochs of three batches, the preview, and the first one's header line
         # training saw two batches of three: evaluation streams the third
         pytest.param({"iterations": 2}, (3, 2, 2, 1), marks=pytest.mark.long),
-        ({"iterations": 6, "cache": True}, (2, 1, 1, 1)),  # what the preview read is in the cache
+        # what the preview read is in the cache
+        pytest.param({"iterations": 6, "cache": True}, (2, 1, 1, 1), marks=pytest.mark.long),
         pytest.param({"solver": "exact"}, (3, 2, 2, 1), marks=pytest.mark.long),
     ],
 )

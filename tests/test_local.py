@@ -79,6 +79,7 @@ def test_the_exit_code_is_the_commands(tmp_path, program, code):
     assert run(local(*python(program)), tmp_path, BUCKET_ID=BUCKET_ID).returncode == code
 
 
+@pytest.mark.long
 def test_the_exit_code_of_a_killed_command_names_the_signal(tmp_path):
     done = run(local(*python("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")), tmp_path, BUCKET_ID=BUCKET_ID)
     assert done.returncode == 128 + signal.SIGKILL
@@ -184,7 +185,7 @@ def test_credentials_without_shards_are_one_line_and_nothing_is_started(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("words", [[], ["no-such-command"]])
+@pytest.mark.parametrize("words", [pytest.param([], marks=pytest.mark.long), ["no-such-command"]])
 def test_no_command_is_exit_code_2(tmp_path, words):
     done = run(local(*words), tmp_path)
     assert done.returncode == 2

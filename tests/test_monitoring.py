@@ -121,6 +121,7 @@ def test_a_column_that_is_gone_is_drift_and_the_others_are_compared(tmp_path):
     assert "; gone: hour." in state.message and "RMSE" not in state.message
 
 
+@pytest.mark.long
 def test_a_training_says_how_far_its_rows_are_from_the_champions(tmp_path):
     state = run_flow(train, shards=write(tmp_path, 6, moved=-0.7), solver="exact")
     assert state.is_completed(), state.message

@@ -180,6 +180,7 @@ def test_mlflows_view_draws_single_values_apart_from_curves(browser, site, mlflo
     look(browser, runs, "All runs by what their models are worth", picture="mlflow-described")
 
 
+@pytest.mark.long
 def test_mlflow_shows_a_figure(browser, mlflow_page):
     url = f"{mlflow_page}/artifacts/figures/above_exact.png?workflowType=machine_learning"
     look(browser, url, "above_exact.png", "predicted.png", picture="mlflow-figure")

@@ -107,6 +107,7 @@ def test_a_server_that_stops_for_a_while_loses_nothing(server):
     assert_whole(client, outbox.run_id)
 
 
+@pytest.mark.long
 def test_a_server_that_stays_away_leaves_all_in_the_outbox_for_later(server):
     client, outbox = begin()
     with sending_in_background(client, outbox):

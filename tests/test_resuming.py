@@ -189,8 +189,8 @@ def shards(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("place")
+def place(stored):
+    return stored
 
 
 @pytest.fixture(scope="module")

@@ -361,6 +361,7 @@ def test_a_model_that_won_against_a_champion_who_is_none_any_more_stays_challeng
     assert tags["shardline.gate"].startswith("The model stays challenger: version 1 became champion while")
 
 
+@pytest.mark.long
 def test_a_champion_that_cannot_be_loaded_stops_no_training(learn, client):
     client.create_registered_model("broken")
     client.create_model_version("broken", "/nowhere")

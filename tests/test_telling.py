@@ -1,6 +1,7 @@
 """What is told of a long run's iterations: few log lines, every `mse`, some of the times, and all of them in a file."""
 
 import logging
+import shutil
 
 import pytest
 
@@ -102,9 +103,12 @@ def test_a_long_run_logs_by_time_too(log, place, monkeypatch):
 
 
 @pytest.mark.parametrize("thin_mse", [False, True])
-def test_a_run_that_goes_on_elsewhere_reads_what_was_kept_and_keeps_it(thin_mse, log, tmp_path, monkeypatch):
+def test_a_run_that_goes_on_elsewhere_reads_what_was_kept_and_keeps_it(
+    thin_mse, log, empty_store, tmp_path, monkeypatch
+):
     (there := tmp_path / "there").mkdir()
     (here := tmp_path / "here").mkdir()
+    shutil.copy(empty_store, tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.chdir(there)
     client, outbox = begin()

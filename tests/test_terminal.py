@@ -100,7 +100,7 @@ def training(shards: str, *words: str) -> list[str]:
     return [sys.executable, "-m", "flows.training", "--shards", shards, *words]
 
 
-def test_ctrl_c_is_two_lines_and_a_second_one_ends_it_at_once(tmp_path, shards, environment, prefect_api):
+def test_ctrl_c_is_two_lines(tmp_path, shards, environment, prefect_api):
     running = Terminal(training(shards, *ENDLESS), tmp_path, environment)
     running.read_until("Iteration: ")
     before = running.press(CTRL_C)
@@ -113,11 +113,19 @@ def test_ctrl_c_is_two_lines_and_a_second_one_ends_it_at_once(tmp_path, shards, 
     ), running.raw
     state = ask(f"{prefect_api}/flow_runs/{flow_run[2]}")["state"]
     assert state["type"] == "CRASHED"
-    stopped_at = found(r"Stopped after iteration (\d+)", running.raw)
-    assert state["message"].startswith(stopped_at[0])
+    assert state["message"].startswith(found(r"Stopped after iteration \d+", running.raw)[0])
+
+
+@pytest.mark.long
+def test_the_same_command_goes_on_and_a_second_ctrl_c_ends_it_at_once(tmp_path, shards, environment):
+    running = Terminal(training(shards, *ENDLESS), tmp_path, environment)
+    running.read_until("Iteration: ")
+    running.press(CTRL_C)
+    assert running.end() == 130, running.raw
+    stopped_at = int(found(r"Stopped after iteration (\d+)", running.raw)[1])
 
     again = Terminal(training(shards, *ENDLESS), tmp_path, environment)
-    again.read_until(f"Going on at iteration {int(stopped_at[1]) + 1}")
+    again.read_until(f"Going on at iteration {stopped_at + 1}")
     again.read_until("Iteration: ")
     again.press(CTRL_C)
     time.sleep(0.5)  # as fast as a person presses twice

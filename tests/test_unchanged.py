@@ -49,9 +49,8 @@ def test_what_does_not_change_the_result_does_not_make_it_run(workplace):
     assert run(workplace, prefetch=3, verify_identity=False).name == "Unchanged"
 
 
-@pytest.mark.parametrize(
-    "given", [{"iterations": 3}, pytest.param({"skip_unchanged": False}, marks=pytest.mark.long)], ids=str
-)
+@pytest.mark.long
+@pytest.mark.parametrize("given", [{"iterations": 3}, {"skip_unchanged": False}], ids=str)
 def test_other_parameters_make_it_run(workplace, given):
     assert run(workplace, **given).name == "Completed"
 
