@@ -182,12 +182,12 @@ def empty_api(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def working_in(folder: Path) -> Iterator[Path]:
+def working_in(folder: Path) -> Iterator[None]:
     """Work in a folder, with the MLflow store that is the default one there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield folder
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -204,17 +204,17 @@ def add_store(folder: Path, store: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Path]:
-    """A working directory of the module's own, with a default MLflow store."""
-    with working_in(add_store(tmp_path_factory.mktemp("workplace"), empty_store)) as folder:
-        yield folder
+def workplace(stored: Path) -> Iterator[Path]:
+    """That folder as the working directory of this process too."""
+    with working_in(stored):
+        yield stored
 
 
 @pytest.fixture
 def place(tmp_path: Path, empty_store: Path) -> Iterator[Path]:
     """A working directory of the test's own, with a default MLflow store."""
-    with working_in(add_store(tmp_path, empty_store)) as folder:
-        yield folder
+    with working_in(add_store(tmp_path, empty_store)):
+        yield tmp_path
 
 
 @pytest.fixture(scope="session", params=["generated", "real"])

@@ -189,12 +189,7 @@ def shards(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def place(stored):
-    return stored
-
-
-@pytest.fixture(scope="module")
-def job(prefect_api, shards, place):
+def job(prefect_api, shards, stored):
     """A function that starts the flow as a command, with a new experiment's name."""
 
     def start(experiment, *words, script="import runpy; runpy.run_module('flows.training', run_name='__main__')"):
@@ -202,7 +197,7 @@ def job(prefect_api, shards, place):
         command += ["--batch-size", "3000", "--experiment", experiment, "--checkpoint-every", "10", *words]
         environment = {**os.environ, "PREFECT_API_URL": prefect_api, "PYTHONPATH": str(ROOT)}
         return subprocess.Popen(
-            command, cwd=place, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command, cwd=stored, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
 
     return start
@@ -227,9 +222,9 @@ def finish(process):
     return printed
 
 
-def recorded(place, experiment):
+def recorded(stored, experiment):
     """The only run of an experiment, its curve, the bytes of its weights and of its scores, the exact model's too."""
-    client = MlflowClient(tracking_uri=f"sqlite:///{place}/.shardline/mlflow.db")
+    client = MlflowClient(tracking_uri=f"sqlite:///{stored}/.shardline/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
     assert len(runs) == 1
     history = client.get_metric_history(runs[0].info.run_id, "mse")
@@ -240,13 +235,13 @@ def recorded(place, experiment):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(job, place):
+def undisturbed(job, stored):
     finish(job("undisturbed"))
-    return recorded(place, "undisturbed")
+    return recorded(stored, "undisturbed")
 
 
-def assert_went_on_as_undisturbed(place, experiment, undisturbed):
-    run, curve, weights, scores = recorded(place, experiment)
+def assert_went_on_as_undisturbed(stored, experiment, undisturbed):
+    run, curve, weights, scores = recorded(stored, experiment)
     assert run.info.status == "FINISHED"
     assert curve == undisturbed[1]
     assert weights == undisturbed[2]
@@ -263,13 +258,13 @@ def flow_state(printed):
     "iteration",
     [17, *(pytest.param(i, marks=pytest.mark.long) for i in random.Random(4).sample(range(ITERATIONS - 40), 20))],
 )
-def test_a_killed_run_goes_on_as_if_nothing_had_been(iteration, job, place, undisturbed):
+def test_a_killed_run_goes_on_as_if_nothing_had_been(iteration, job, stored, undisturbed):
     name = f"killed at {iteration}"
     stop_at(job(name), iteration, signal.SIGKILL)
     printed = finish(job(name))
     assert "Going on with run" in printed
     assert ", which was KILLED" in printed  # by the run that found it left RUNNING
-    assert_went_on_as_undisturbed(place, name, undisturbed)
+    assert_went_on_as_undisturbed(stored, name, undisturbed)
 
 
 DIES_AT_THE_END = """
@@ -281,12 +276,12 @@ runpy.run_module('flows.training', run_name='__main__')
 
 
 @pytest.mark.long
-def test_a_run_killed_after_its_last_iteration_ends_as_if_nothing_had_been(job, place, undisturbed):
+def test_a_run_killed_after_its_last_iteration_ends_as_if_nothing_had_been(job, stored, undisturbed):
     first = job("killed at the end", script=DIES_AT_THE_END)
     first.communicate()
     assert first.returncode == -signal.SIGKILL
     assert f"Going on at iteration {ITERATIONS}" in finish(job("killed at the end"))
-    assert_went_on_as_undisturbed(place, "killed at the end", undisturbed)
+    assert_went_on_as_undisturbed(stored, "killed at the end", undisturbed)
 
 
 DIES_WRITING = """
@@ -305,33 +300,33 @@ runpy.run_module('flows.training', run_name='__main__')
 
 @pytest.mark.long
 @pytest.mark.parametrize(("kind", "part"), [("safetensors", ""), ("json", ""), ("json", " + '.part'")])
-def test_a_run_killed_while_it_writes_a_checkpoint_goes_on(kind, part, job, place, undisturbed):
+def test_a_run_killed_while_it_writes_a_checkpoint_goes_on(kind, part, job, stored, undisturbed):
     name = f"killed writing {kind}{len(part)}"
     job(name, script=DIES_WRITING.format(kind=kind, part=part)).communicate()
     assert "Going on at iteration 40" in finish(job(name))
-    assert_went_on_as_undisturbed(place, name, undisturbed)
+    assert_went_on_as_undisturbed(stored, name, undisturbed)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_run_is_killed_in_mlflow_and_goes_on(number, job, place, undisturbed):
+def test_a_stopped_run_is_killed_in_mlflow_and_goes_on(number, job, stored, undisturbed):
     name = f"stopped by {number.name}"
     process = job(name)
     stop_at(process, 60, number)
     assert process.returncode != 0
-    client = MlflowClient(tracking_uri=f"sqlite:///{place}/.shardline/mlflow.db")
+    client = MlflowClient(tracking_uri=f"sqlite:///{stored}/.shardline/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name(name).experiment_id])
     assert run.info.status == "KILLED"
     assert flow_state(run.data.tags["prefect.flow_run_id"]).is_crashed()
     finish(job(name))
-    assert_went_on_as_undisturbed(place, name, undisturbed)
+    assert_went_on_as_undisturbed(stored, name, undisturbed)
 
 
 @pytest.mark.long
-def test_data_that_changed_is_refused_by_name_and_resume_never_starts_anew(job, place, shards):
+def test_data_that_changed_is_refused_by_name_and_resume_never_starts_anew(job, stored, shards):
     name = "changed"
     stop_at(job(name), 60, signal.SIGTERM)
-    client = MlflowClient(tracking_uri=f"sqlite:///{place}/.shardline/mlflow.db")
+    client = MlflowClient(tracking_uri=f"sqlite:///{stored}/.shardline/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name(name).experiment_id])
     first = min(path for path in shards.glob("part*.csv") if path.stat().st_size)
     kept = first.read_bytes()

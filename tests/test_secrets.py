@@ -55,9 +55,10 @@ def left(standin, session_keys, prefect_api, stored, tmp_path_factory, request):
     return printed, {str(path): path.read_bytes() for path in files}
 
 
-def test_the_runs_ended_as_they_were_meant_to(left):
+def test_the_runs_ended_as_they_were_meant_to(left, request):
     printed, files = left
-    assert [code for code, _ in printed] == [0, *[1] * (len(printed) - 1)], printed
+    expected = [0, 1, 1] if request.config.getoption("--long") else [0, 1]
+    assert [code for code, _ in printed] == expected, printed
     assert any(name.endswith("mlflow.db") for name in files)
     assert any(name.endswith("prefect.db") and b"flow_run" in data for name, data in files.items())
 
