@@ -54,9 +54,12 @@ def name(process):
 
 
 def stop(process, number):
-    """Send a signal; how long the process then took to end, and which of its descendants were there 5 s later."""
+    """Send a signal to a process and all of its group, as Prefect's worker does.
+
+    Returns how long the process then took to end, and which of its descendants were there 5 s later.
+    """
     kin = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     began = time.monotonic()
     process.communicate(timeout=60)
     seconds = time.monotonic() - began

@@ -50,6 +50,7 @@ def command(prefect_api, place):
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
 
     return command
@@ -121,6 +122,33 @@ def test_a_run_that_is_stopped_leaves_no_process_and_goes_on_with_another_number
     printed = finish(start("stopped", "--ranks", "3"))
     assert "Going on with run" in printed and "3 ranks have started\n" in printed
     assert_is_as_alone(place, "stopped", alone)
+
+
+def below(process, word):
+    return [each for each in psutil.Process(process.pid).children(recursive=True) if word in name(each)]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("there", ["gcs_server", "raylet", "ray::Mailbox", "TrainController", "RayTrainWorker"])
+def test_a_run_that_is_stopped_while_its_ranks_start_is_killed_in_the_record(there, start, place):
+    process = start(f"stopped at {there}", "--ranks", "2")
+    assert wait_until(lambda: bool(below(process, there)), 120, 0.02)
+    seconds, left = stop(process, signal.SIGTERM)
+    assert seconds < 10
+    assert left == []
+    assert in_mlflow(place, f"stopped at {there}")[1].info.status == "KILLED"
+
+
+@pytest.mark.long
+def test_a_run_that_waits_for_a_mailbox_hears_that_it_is_stopped(start, place):
+    process = start("stopped mailbox", "--ranks", "2")
+    read_until(process, "Iteration: 001")
+    (mailbox,) = below(process, "ray::Mailbox")
+    mailbox.suspend()
+    seconds, left = stop(process, signal.SIGTERM)
+    assert seconds < 10
+    assert left == []
+    assert in_mlflow(place, "stopped mailbox")[1].info.status == "KILLED"
 
 
 @pytest.mark.long

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from tasks.errors import ConfigurationError, RankError
+from tasks.ranks.watching import COMPLAINTS
 
 PATIENT = {  # of both kinds of cluster
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # or ranks would look for the cache, and for relative paths, elsewhere
@@ -37,11 +38,11 @@ OWN = {  # of our own
     "RAY_AUTH_MODE": "token",
     "RAY_worker_niceness": "0",  # of 15 ranks would wait for whatever else this machine does
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # or 127.0.0.1 is replaced by the address that others reach
+    "RAY_prestart_worker_first_driver": "0",  # the first driver is the head, which needs none
 }
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # that ranks pass sums over
-STORE_BYTES = 80 * 2**20  # Ray takes no less; batches never pass through it
 HEAD_SECONDS = 10  # that a cluster's head may take to answer; Ray itself tries for minutes
-WATCHDOG = Path(__file__).with_name("watching.py")
+HEAD, WATCHDOG = (Path(__file__).with_name(name) for name in ("head.py", "watching.py"))
 
 
 def check_ranks(ranks: int) -> None:
@@ -64,13 +65,9 @@ class Cluster:
     """A connection to the cluster of RAY_ADDRESS, else to one of this machine's own that has room for so many ranks."""
 
     def __init__(self, ranks: int, *, gpus: int, shrinks: bool = False) -> None:
-        self._ranks, self._gpus = ranks, gpus
         self._address = os.environ.get("RAY_ADDRESS")
         self._folder = Path(tempfile.mkdtemp(prefix="shardline-ray-"))  # short: Ray puts sockets into it
         self.storage = str(self._folder / "train")
-        self._watchdog = subprocess.Popen(
-            [sys.executable, "-I", str(WATCHDOG), str(self._folder)], stdin=subprocess.PIPE, start_new_session=True
-        )
         self._before = dict(os.environ)
         for name, value in (PATIENT | (SHRINKING if shrinks else {})).items():
             os.environ.setdefault(name, value)
@@ -79,31 +76,36 @@ class Cluster:
             token.touch(mode=0o600)
             token.write_text(own_token(), encoding="ascii")
             os.environ |= OWN | {"RAY_AUTH_TOKEN_PATH": str(token)} | dict.fromkeys(INTERFACES, _loopback())
+        head = [] if self._address else [sys.executable, "-I", str(HEAD), str(self._folder), str(ranks), str(gpus)]
+        self._watchdog = subprocess.Popen(
+            [sys.executable, "-I", str(WATCHDOG), str(self._folder), *head],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
 
     def connect(self) -> None:
-        """Join or start the cluster.
+        """Join the cluster.
 
-        In a thread that lives until `close` was called: Ray's processes end with the thread that started them. In the
-        main thread it would put its own handler in the place of that which ends a flow run.
+        In a thread: in the main thread Ray would put its own handler in the place of that which ends a flow run.
+
+        Raises RankError where there is none.
         """
         import ray
 
         logging.getLogger("ray").setLevel(logging.ERROR)  # that it sets no handlers outside the main thread is wanted
         if self._address:
             require_head(self._address)
-            ray.init(address=self._address, log_to_driver=False, configure_logging=False)
-            return
-        ray.init(
-            address="local",
-            num_cpus=self._ranks,
-            num_gpus=self._gpus,
-            include_dashboard=False,
-            object_store_memory=STORE_BYTES,
-            log_to_driver=False,
-            configure_logging=False,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=str(self._folder),
-        )
+        ray.init(address=self._address or self._await_head(), log_to_driver=False, configure_logging=False)
+
+    def _await_head(self) -> str:
+        """Return the address of the cluster of our own, once it is there."""
+        assert self._watchdog.stdout is not None
+        if address := self._watchdog.stdout.readline().strip():
+            return address
+        complaints = (self._folder / COMPLAINTS).read_text(encoding="utf-8", errors="replace").strip()
+        raise RankError(f"Ray did not start here: {complaints.splitlines()[-1] if complaints else 'it was killed'}")
 
     def close(self) -> None:
         """Leave the cluster; of our own, no process is left, and no file."""
@@ -112,9 +114,9 @@ class Cluster:
         try:
             ray.shutdown()
         finally:
-            assert self._watchdog.stdin is not None
-            self._watchdog.stdin.close()
-            self._watchdog.wait()
+            with self._watchdog as watchdog:
+                assert watchdog.stdin is not None
+                watchdog.stdin.close()
             for name in (*PATIENT, *OWN, *INTERFACES, "RAY_AUTH_TOKEN_PATH"):
                 os.environ.pop(name, None)
                 if name in self._before:

@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 GOES_ON = "another attempt, or the same command, goes on from the last checkpoint where there is one"
 CONTROLLER = "TrainController"  # in the name of Ray Train's process that starts the ranks
 POLL_SECONDS = 0.1
+CONNECTING_SECONDS = 0.01  # so short, for that long SIGTERM may be Ray's, see `keep_handler`
 STARTS_AGAIN = 3  # a group whose ranks are lost; where it may shrink, so often for each of them
 RESIZING_SECONDS = 60.0  # after which a group that has fewer ranks than it may looks for room, and then begins again
 STOPPING_SECONDS = 10
@@ -105,6 +107,14 @@ def keep_handler() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
+def kill_controller(process_id: int) -> None:
+    """Kill the process that starts the ranks, unless it is gone and its number another's."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(process_id)
+        if CONTROLLER in process.cmdline()[0]:
+            process.kill()
+
+
 class Group(Generic[R]):
     """Ranks that work while the `with` block is not left; at its end none is left, and no process of a cluster.
 
@@ -124,7 +134,7 @@ class Group(Generic[R]):
         self._error: BaseException | None = None
         self._mailbox: Any = None
         self._controller: int | None = None
-        self._fitted, self._left = threading.Event(), threading.Event()
+        self._fitted, self._leaving = threading.Event(), threading.Event()
         self._attempt = 0
         self._thread = threading.Thread(target=self._run, name="ranks", daemon=True)
 
@@ -139,27 +149,28 @@ class Group(Generic[R]):
     ) -> None:
         self._stop()
         self._cluster.close()
-        self._left.set()
 
     def _stop(self) -> None:
         """End the ranks, and the wait for them: if the connection ended first, it would take a core, or the process.
 
         Ray's own ways of ending an actor need its head, which may be what was lost.
         """
-        if self._controller is None:
-            return
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(self._controller)
-            if CONTROLLER in process.cmdline()[0]:
-                process.kill()
-        self._fitted.wait(STOPPING_SECONDS)
+        self._leaving.set()
+        deadline = time.monotonic() + STOPPING_SECONDS
+        while not self._fitted.wait(POLL_SECONDS) and time.monotonic() < deadline:
+            if self._controller is None and self._mailbox is not None:
+                with contextlib.suppress(RankError):
+                    self._ask(timeout=STOPPING_SECONDS / 2)
+            if self._controller is not None:
+                kill_controller(self._controller)
 
     def take(self) -> News[R]:
         """Return what the ranks told since, after a moment where it is nothing; raises why they cannot go on."""
-        news = self._ask()
+        has_ended = self._fitted.is_set()
+        news = self._ask(timeout=self._given.rank_timeout)
         if news is None or not news.told:
-            self._raise_end(news)
-            self._thread.join(POLL_SECONDS)
+            self._raise_end(news, has_ended)
+            self._fitted.wait(POLL_SECONDS if news else CONNECTING_SECONDS)
         return news or News(told=(), attempt=0, size=0, silent={}, times={}, ended={}, error=None)
 
     def await_end(self) -> News[R]:
@@ -168,16 +179,18 @@ class Group(Generic[R]):
             pass
         return news
 
-    def _ask(self) -> News[R] | None:
+    def _ask(self, *, timeout: float) -> News[R] | None:
         import ray
 
         keep_handler()
         if self._mailbox is None:
             return None
         try:
-            news: News[R] = ray.get(self._mailbox.take.remote(), timeout=self._given.rank_timeout)
-        except ray.exceptions.RayError as error:
-            raise RankError(f"the Ray cluster is lost ({_first_line(error)}); {GOES_ON}") from error
+            # not by ray.get: it hears a signal at its end only, and makes a SystemError of what the handler raises
+            news: News[R] = self._mailbox.take.remote().future().result(timeout)
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            reason = _first_line(error) if str(error) else f"no answer within {timeout:g} s"
+            raise RankError(f"the Ray cluster is lost ({reason}); {GOES_ON}") from error
         self._controller = news.controller
         if news.attempt > self._attempt:
             self._attempt = news.attempt
@@ -188,26 +201,26 @@ class Group(Generic[R]):
             )
         return news
 
-    def _raise_end(self, news: News[R] | None) -> None:
-        """Raise why no more will be told, if that is so."""
+    def _raise_end(self, news: News[R] | None, has_ended: bool) -> None:
+        """Raise why no more will be told, if that is so.
+
+        has_ended: whether all was over when the ranks were asked
+        """
         if news and news.error:
             raise news.error
         if news and (silence := describe_silence(news, self._given.rank_timeout)):
             raise RankError(f"{silence}; {GOES_ON}")
-        if self._error or not self._thread.is_alive():
-            if news and news.is_over:
-                return
+        if has_ended and not (news and news.is_over):
             raise RankError(f"the ranks were lost: {_first_line(self._error)}; {GOES_ON}") from self._error
 
     def _run(self) -> None:
-        """Work to the end, then wait until the block is left: Ray's processes end with this thread."""
         try:
             self._cluster.connect()
-            self._fit()
+            if not self._leaving.is_set():
+                self._fit()
         except BaseException as error:
             self._error = error
         self._fitted.set()
-        self._left.wait()
 
     def _fit(self) -> None:
         import ray
