@@ -42,13 +42,14 @@ def report_run(
     drift: Drift | None,
 ) -> str:
     """Write the report into Prefect (markdown artifact) and MLflow (description, figures, manifest); the report."""
-    from tasks.learning.figures import TITLES, render
+    from tasks.learning.figures import TITLES, render, shrink
     from tasks.tracking.outbox import Outbox
 
     outbox = Outbox(run.run_id)
-    drawings = dict(draw_figures(job.features.target, fit, evaluation))
-    for name, draw in drawings.items():
-        outbox.keep(f"figures/{name}.png", render(draw, TITLES[name]))
+    drawings = draw_figures(job.features.target, fit, evaluation)
+    figures = {name: render(draw, TITLES[name]) for name, draw in drawings}
+    for name, figure in figures.items():
+        outbox.keep(f"figures/{name}.png", figure)
     keep_excess(outbox, fit, evaluation)
     outbox.log(0, account.metrics)
     if cost := write_cost(account):
@@ -74,9 +75,9 @@ def report_run(
     outbox.tag({"shardline.gate": evaluation.promotion.verdict})
     outbox.keep("report.md", text)
     pictures = [
-        f"![{TITLES[name]}](data:image/png;base64,{base64.b64encode(render(drawings[name], small=True)).decode()})"
+        f"![{TITLES[name]}](data:image/png;base64,{base64.b64encode(shrink(figures[name])).decode()})"
         for name in IN_PREFECT
-        if name in drawings
+        if name in figures
     ]
     create_markdown_artifact(
         key="report",

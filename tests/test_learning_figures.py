@@ -65,7 +65,7 @@ def contrast(one, other):
 @cache
 def render(name, small):
     """A picture, drawn once for all grounds."""
-    return figures.render(DRAWINGS[name], small=small)
+    return figures.shrink(render(name, False)) if small else figures.render(DRAWINGS[name])
 
 
 def on(ground, png) -> Any:
@@ -86,7 +86,7 @@ def test_a_picture_has_no_ground_of_its_own_and_can_be_read_on_the_pages(name, g
     page.save(OUTPUT / f"figure-{name}-{ground}{'-small' if small else ''}.png")
     edge = {page.getpixel((x, y)) for x in (0, page.width - 1) for y in (0, page.height - 1)}
     assert edge == {GROUNDS[ground]}
-    assert page.width == (900 if small else 1600)
+    assert page.width == (1100 if small else 1600)
     counted = page.getcolors(2**24)
     ground_share = max(number for number, colour in counted if colour == GROUNDS[ground]) / (page.width * page.height)
     assert ground_share > 0.3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tasks.learning.drift import Drift, align
 from tasks.learning.figures import INK, plain, save
-from tasks.learning.multiples import LETTERS, add_caption, draw_column, lay_out, shorten
+from tasks.learning.multiples import LETTERS, WIDTH, add_caption, draw_column, lay_out, shorten
 from tasks.learning.profiles import DataProfile
 
 MOST_DRAWN = 6
@@ -12,16 +12,16 @@ MOST_BESIDE = 3  # histograms in a row
 HEAD = 0.45  # inches for a column's name and how far it has moved
 
 
-def render_drift(drift: Drift, reference: DataProfile, found: DataProfile, *, small: bool = False) -> bytes:
-    """Return a PNG of the columns that moved most and how far, 1,600 pixels wide; small: 900, and in few colours."""
+def render_drift(drift: Drift, reference: DataProfile, found: DataProfile) -> bytes:
+    """Return a PNG of the columns that moved most and how far, 1,600 pixels wide."""
     from matplotlib.figure import Figure
 
     before, now = ({each.name: each for each in profile.columns} for profile in (reference, found))
-    drawn, width = drift.columns[:MOST_DRAWN], 8.0 if small else 10.0
-    frames = lay_out(len(drawn), width, most=MOST_BESIDE, head=HEAD)
+    drawn = drift.columns[:MOST_DRAWN]
+    frames = lay_out(len(drawn), WIDTH, most=MOST_BESIDE, head=HEAD)
     height = frames[0].y + frames[0].height + HEAD
-    figure = Figure(figsize=(width, height))
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
+    figure = Figure(figsize=(WIDTH, height))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(0, height))
     axes.set_axis_off()
     for each, frame in zip(drawn, frames, strict=True):
         name = plain(shorten(each.name, int(LETTERS * frame.width)))
@@ -30,4 +30,4 @@ def render_drift(drift: Drift, reference: DataProfile, found: DataProfile, *, sm
         train, today = align(before[each.name], now[each.name])
         draw_column(axes, frame, {"train": train, "now": today})
     add_caption(axes, {"train": reference, "now": found}, [])
-    return save(figure, small=small)
+    return save(figure)

@@ -42,7 +42,7 @@ RESIDUAL_BARS = (1, 3, 9)  # bins of the residuals in a bar, odd so that no erro
 MOST_WEIGHTS = 25
 LEGEND_LETTERS = 100  # that fit beside each other in the small picture, where a label's mark takes six
 TALL = 1.6  # times the height below which nearly all bars are: taller ones are cut off, and said
-SMALL_COLOURS = 64
+SMALL_COLOURS, SMALL_WIDTH = 64, 1100  # so wide, its letters are as large as those of the page
 
 
 def plain(text: str) -> str:
@@ -50,27 +50,42 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def render(draw: Draw, title: str = "", *, small: bool = False) -> bytes:
-    """Return a PNG of what a function draws, 1,600 pixels wide; small: 900, and in few colours."""
+def render(draw: Draw, title: str = "") -> bytes:
+    """Return a PNG of what a function draws, 1,600 pixels wide."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 3.6) if small else (10, 4.8), layout="constrained")
+    figure = Figure(figsize=(10, 4.8), layout="constrained")
     axes = figure.add_subplot()
     draw(axes)
     style(axes)
     add_legend(figure, axes)
     figure.suptitle(title, color=INK, fontsize=12)
-    return save(figure, small=small)
+    return save(figure)
 
 
-def save(figure: Figure, *, small: bool) -> bytes:
-    """Return a PNG of a figure 10 inches wide, or 8 in few colours."""
+def save(figure: Figure) -> bytes:
+    """Return a PNG of a figure 10 inches wide, 1,600 pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    FigureCanvasAgg(figure)
+    figure.set_dpi(160)
+    figure.patch.set_alpha(0)
+    for axes in figure.axes:
+        axes.patch.set_alpha(0)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=112.5 if small else 160, transparent=True)
-    return reduce_colours(buffer.getvalue()) if small else buffer.getvalue()
+    FigureCanvasAgg(figure).print_png(buffer)  # type: ignore[no-untyped-call]  # savefig lays it out and draws it twice
+    return buffer.getvalue()
+
+
+def shrink(png: bytes) -> bytes:
+    """Return a picture for pages that carry it as text: 1,100 pixels wide, in few colours, a third of the bytes."""
+    from PIL import Image
+
+    whole = Image.open(io.BytesIO(png)).convert("RGBA")
+    size = (SMALL_WIDTH, round(whole.height * SMALL_WIDTH / whole.width))
+    buffer = io.BytesIO()
+    small = whole.resize(size, Image.Resampling.HAMMING).quantize(SMALL_COLOURS, method=Image.Quantize.FASTOCTREE)
+    small.save(buffer, format="png", optimize=True)
+    return buffer.getvalue()
 
 
 def style(axes: Axes) -> None:
@@ -93,16 +108,6 @@ def add_legend(figure: Figure, axes: Axes) -> None:
         figure.legend(
             handles, labels, fontsize=9, frameon=False, labelcolor=INK, loc="outside lower center", ncols=columns
         )
-
-
-def reduce_colours(png: bytes) -> bytes:
-    """Return the same picture in few colours, in a third of the bytes."""
-    from PIL import Image
-
-    image = Image.open(io.BytesIO(png)).convert("RGBA")
-    buffer = io.BytesIO()
-    image.quantize(SMALL_COLOURS, method=Image.Quantize.FASTOCTREE).save(buffer, format="png", optimize=True)
-    return buffer.getvalue()
 
 
 def draw_curve(mse: Sequence[float], reference: Mapping[str, float]) -> Draw:

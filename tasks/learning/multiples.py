@@ -23,6 +23,7 @@ LETTERS = 15  # of a column's name that an inch holds
 TARGET = " (target)"
 GAP, CAPTION = 0.12, 0.4  # inches between histograms, and for what stands below them
 HEAD, FOOT = 0.28, 0.24  # inches for a column's name, and for the numbers below its histogram
+WIDTH = 10.0  # inches
 APART, THICK = 0.02, 0.04  # of the width of the bins: where what is beyond them stands, and how wide that bar is
 NAMES = {"train": "training", "test": "test", "now": "now"}  # for people
 COLOURS = {"train": BLUE, "test": AMBER, "now": AMBER}
@@ -40,8 +41,8 @@ class Frame:
     height: float
 
 
-def render_profiles(profiles: Mapping[str, DataProfile], target: str, *, small: bool = False) -> bytes:
-    """Return a PNG of data sets, named train and test, 1,600 pixels wide; small: 900, and in few colours.
+def render_profiles(profiles: Mapping[str, DataProfile], target: str) -> bytes:
+    """Return a PNG of data sets, named train and test, 1,600 pixels wide.
 
     Columns and edges are those of the first; of very many columns the first ones are drawn, and that is said.
     """
@@ -50,8 +51,8 @@ def render_profiles(profiles: Mapping[str, DataProfile], target: str, *, small: 
     found = {label: {column.name: column for column in profile.columns} for label, profile in profiles.items()}
     names = list(next(iter(found.values())))
     drawn = names[:MOST_DRAWN]
-    frames = lay_out(len(drawn), 8.0 if small else 10.0)
-    figure = Figure(figsize=(8.0 if small else 10.0, frames[0].y + frames[0].height + HEAD))
+    frames = lay_out(len(drawn), WIDTH)
+    figure = Figure(figsize=(WIDTH, frames[0].y + frames[0].height + HEAD))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, figure.get_figwidth()), ylim=(0, figure.get_figheight()))
     axes.set_axis_off()
     for name, frame in zip(drawn, frames, strict=True):
@@ -60,7 +61,7 @@ def render_profiles(profiles: Mapping[str, DataProfile], target: str, *, small: 
         axes.text(frame.x, frame.y + frame.height + 0.06, plain(title), fontsize=8, color=INK)
         draw_column(axes, frame, {label: columns[name] for label, columns in found.items() if name in columns})
     add_caption(axes, profiles, [f"the first {len(drawn)} of {len(names)} columns"] * (len(drawn) < len(names)))
-    return save(figure, small=small)
+    return save(figure)
 
 
 def lay_out(count: int, width: float, *, most: int = MOST_BESIDE, head: float = HEAD) -> list[Frame]:

@@ -41,6 +41,7 @@ POLL_SECONDS = 0.1
 CONNECTING_SECONDS = 0.01  # so short, for that long SIGTERM may be Ray's, see `keep_handler`
 STARTS_AGAIN = 3  # a group whose ranks are lost; where it may shrink, so often for each of them
 RESIZING_SECONDS = 60.0  # after which a group that has fewer ranks than it may looks for room, and then begins again
+ENDING_SECONDS = 5.0  # for Ray to see that all ranks have done their part; it tells of a process that was killed
 STOPPING_SECONDS = 10
 STARTING_SECONDS = 300  # that a group may take to start again, all its ranks being silent
 
@@ -147,6 +148,9 @@ class Group(Generic[R]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._leaving.set()
+        if kind is None:
+            self._fitted.wait(ENDING_SECONDS)
         self._stop()
         self._cluster.close()
 
@@ -155,7 +159,6 @@ class Group(Generic[R]):
 
         Ray's own ways of ending an actor need its head, which may be what was lost.
         """
-        self._leaving.set()
         deadline = time.monotonic() + STOPPING_SECONDS
         while not self._fitted.wait(POLL_SECONDS) and time.monotonic() < deadline:
             if self._controller is None and self._mailbox is not None:

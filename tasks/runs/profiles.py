@@ -64,11 +64,13 @@ def show_profiles(outbox: Outbox, profiles: Mapping[str, DataProfile | None], ta
     known = {name: profile for name, profile in profiles.items() if profile}
     if not known:
         return
+    from tasks.learning.figures import shrink
     from tasks.learning.multiples import render_profiles
 
     outbox.keep(f"data/{PROFILE}", json.dumps({name: profile.to_dict() for name, profile in known.items()}))
-    outbox.keep("figures/profile.png", render_profiles(known, target))
-    picture = base64.b64encode(render_profiles(known, target, small=True)).decode()
+    figure = render_profiles(known, target)
+    outbox.keep("figures/profile.png", figure)
+    picture = base64.b64encode(shrink(figure)).decode()
     create_markdown_artifact(
         key="profile",
         description=TITLE,

@@ -28,6 +28,7 @@ LEGEND = (
 def report_drift(run: Run, reference: Reference, observed: Observed, drift: Drift) -> str:
     """Say what has drifted, and how far off the model is: markdown artifact, MLflow's metrics, description and tags."""
     from tasks.learning.driftpicture import render_drift
+    from tasks.learning.figures import shrink
     from tasks.tracking.outbox import Outbox
 
     outbox, verdict = Outbox(run.run_id), drift.verdict
@@ -38,7 +39,7 @@ def report_drift(run: Run, reference: Reference, observed: Observed, drift: Drif
     outbox.tag({"mlflow.note.content": text, "shardline.verdict": verdict, "shardline.model": reference.model})
     outbox.tag({"shardline.drifted": ", ".join(drift.drifted)})
     outbox.keep("report.md", text)
-    picture = base64.b64encode(render_drift(drift, reference.profile, observed.profile, small=True)).decode()
+    picture = base64.b64encode(shrink(render_drift(drift, reference.profile, observed.profile))).decode()
     create_markdown_artifact(
         key="drift",
         description="Whether data has drifted from what the model was trained on",
