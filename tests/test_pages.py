@@ -245,6 +245,7 @@ def test_mlflow_shows_the_artifacts(browser, mlflow_page):
     look(browser, url, "weights", "manifest", "report.md", picture="mlflow-artifacts")
 
 
+@pytest.mark.long
 def test_both_pages_show_that_nothing_has_drifted(browser, site, monitoring):
     run = site.wait(monitoring)
     assert run["state_name"] == "Completed"
