@@ -48,7 +48,7 @@ hooks:  ## let every commit call `make check` first
 # forked child ends with exit code 1 (an assertion in Prefect's services at exit, which its own fork handler has reset).
 # Without the long ones they wait for servers more than they compute: four processes on however few cores.
 STREAM := tests/test_stream_*.py
-OTHERS := --ignore-glob='tests/test_stream_*.py'
+OTHERS := --ignore-glob='tests/test_stream_*.py' --no-loadscope-reorder  # what takes longest first, not what has most tests
 
 test: check  ## check, then the tests (some minutes)
 	$(RUN) pytest -n 4 $(STREAM) $(ARGS)
@@ -98,7 +98,7 @@ define install
 	echo "Setting up .venv with the versions of constraints.txt; some minutes the first time." >&2; \
 	$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv; \
 	$(RUN) pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[$(1)]'; \
-	$(RUN) compileall -qq -j 0 .venv/lib || true; \
+	$(RUN) compileall -qq -j 0 -x /tests/ .venv/lib || true; \
 	touch $@; \
 	decoder=$$($(BIN)/python -c 'from tasks.streaming.formats import native; print(native.describe_decoder())'); \
 	echo "Set up in $$(( $$(date +%s) - began )) s. CSV will be decoded by $$decoder." >&2

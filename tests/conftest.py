@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 ROWS = 5_000  # of the development set in the stand-in; the test set has a tenth
 DECODING = ("test_stream_contract", "test_stream_decoding", "test_stream_quarantine")
+LONGEST = (  # by the seconds that they take; begun last, they would keep one worker while the others have ended
+    *("deployments", "ranks_on_ray", "resuming", "ranks_followed", "serving", "ranks", "terminal", "predicting"),
+    *("faultydisk", "local", "training", "record", "secrets", "own_csv", "benchmarking", "searching"),
+)
 FOREIGN_PREFIXES = ("AWS_", "PREFECT_", "MLFLOW_", "BUCKET_ID", "RANK", "WORLD_SIZE")
 
 BROWSER_SWITCHES = (
@@ -75,7 +79,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip the long tests without `--long`, and those for CUDA where torch finds no such device."""
+    """Put the longest files first; skip what is marked long without `--long`, and what is for CUDA without a device."""
+    items.sort(key=lambda item: (*LONGEST, name_file(item)).index(name_file(item)))
     reasons = {} if config.getoption("--long") else {"long": "long: run by `make test-all`, or with --long"}
     if any(item.get_closest_marker("cuda") for item in items):
         import torch
@@ -86,6 +91,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for mark, reason in reasons.items():
             if item.get_closest_marker(mark):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def name_file(item: pytest.Item) -> str:
+    """Return what a test's file is of."""
+    return item.path.stem.removeprefix("test_")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -266,7 +276,7 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory, empty_api: Path) -> It
     """The API's URL of a real Prefect server on a database of its own, which flows called in tests use."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     from deployments.servers import start_prefect
 
@@ -274,7 +284,9 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory, empty_api: Path) -> It
     shutil.copy(empty_api, home / "prefect.db")
     with Children() as children:
         url = start_prefect(children, home)
-        with temporary_settings({PREFECT_API_URL: url}), pytest.MonkeyPatch.context() as patch:
+        # Without heartbeats: at each flow's end the thread that sends them is waited for, up to a second.
+        settings = {PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+        with temporary_settings(settings), pytest.MonkeyPatch.context() as patch:
             patch.setenv("PREFECT_API_URL", url)
             yield url
             APILogWorker.instance().drain()  # what is sent after the server's end would be an error on the screen

@@ -149,10 +149,11 @@ class Group(Generic[R]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._leaving.set()
-        if kind is None:
-            self._fitted.wait(ENDING_SECONDS)
-        self._stop()
-        self._cluster.close()
+        with contextlib.ExitStack() as ending:  # to its end, though a signal comes amid it
+            ending.callback(self._cluster.close)
+            ending.callback(self._stop)
+            if kind is None:
+                self._fitted.wait(ENDING_SECONDS)
 
     def _stop(self) -> None:
         """End the ranks, and the wait for them: if the connection ended first, it would take a core, or the process.
