@@ -18,7 +18,7 @@ def render_drift(drift: Drift, reference: DataProfile, found: DataProfile) -> by
 
     before, now = ({each.name: each for each in profile.columns} for profile in (reference, found))
     drawn = drift.columns[:MOST_DRAWN]
-    frames = lay_out(len(drawn), WIDTH, most=MOST_BESIDE, head=HEAD)
+    frames = lay_out(len(drawn), most=MOST_BESIDE, head=HEAD)
     height = frames[0].y + frames[0].height + HEAD
     figure = Figure(figsize=(WIDTH, height))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(0, height))

@@ -40,7 +40,7 @@ MOST_BARS = 150
 MOST_SHADES = 8  # rows in a cell of the density: up to so many, each number has its own shade
 RESIDUAL_BARS = (1, 3, 9)  # bins of the residuals in a bar, odd so that no error at all stays in the middle of one
 MOST_WEIGHTS = 25
-LEGEND_LETTERS = 100  # that fit beside each other in the small picture, where a label's mark takes six
+LEGEND_LETTERS = 100  # that fit beside each other, where a label's mark takes six
 TALL = 1.6  # times the height below which nearly all bars are: taller ones are cut off, and said
 SMALL_COLOURS, SMALL_WIDTH = 64, 1100  # so wide, its letters are as large as those of the page
 

@@ -23,7 +23,7 @@ LETTERS = 15  # of a column's name that an inch holds
 TARGET = " (target)"
 GAP, CAPTION = 0.12, 0.4  # inches between histograms, and for what stands below them
 HEAD, FOOT = 0.28, 0.24  # inches for a column's name, and for the numbers below its histogram
-WIDTH = 10.0  # inches
+WIDTH = 10.0  # of the page, in inches
 APART, THICK = 0.02, 0.04  # of the width of the bins: where what is beyond them stands, and how wide that bar is
 NAMES = {"train": "training", "test": "test", "now": "now"}  # for people
 COLOURS = {"train": BLUE, "test": AMBER, "now": AMBER}
@@ -51,7 +51,7 @@ def render_profiles(profiles: Mapping[str, DataProfile], target: str) -> bytes:
     found = {label: {column.name: column for column in profile.columns} for label, profile in profiles.items()}
     names = list(next(iter(found.values())))
     drawn = names[:MOST_DRAWN]
-    frames = lay_out(len(drawn), WIDTH)
+    frames = lay_out(len(drawn))
     figure = Figure(figsize=(WIDTH, frames[0].y + frames[0].height + HEAD))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, figure.get_figwidth()), ylim=(0, figure.get_figheight()))
     axes.set_axis_off()
@@ -64,14 +64,14 @@ def render_profiles(profiles: Mapping[str, DataProfile], target: str) -> bytes:
     return save(figure)
 
 
-def lay_out(count: int, width: float, *, most: int = MOST_BESIDE, head: float = HEAD) -> list[Frame]:
+def lay_out(count: int, *, most: int = MOST_BESIDE, head: float = HEAD) -> list[Frame]:
     """Return where so many columns are drawn, row by row from above, `most` of them side by side.
 
-    width: of the page, in inches; head: inches above each for what is written there
+    head: inches above each for what is written there
     """
     rows = math.ceil(count / most)
     beside = math.ceil(count / rows)
-    each = (width - GAP) / beside - GAP
+    each = (WIDTH - GAP) / beside - GAP
     height = min(1.8, max(0.7, each / 2.6))
     return [
         Frame(
